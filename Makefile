@@ -1,0 +1,57 @@
+# Every target sets the checkout up first (scripts/bootstrap.py; instant once done).
+#   make test                 the tests, without the slow ones
+#   make test ARGS="-k home"  some of them
+#   make devnet               a market on this machine, each node its own process
+#   make bench NAME=gas       one benchmark; all of them without NAME
+
+SHELL := /bin/bash
+BIN := .venv/bin
+
+# The first Python that runs and is recent enough; PYTHON=... chooses another.
+ifndef PYTHON
+PYTHON := $(shell for candidate in python3.11 python3.12 python3.13 python3.14 python3; do \
+	"$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo "$$candidate" && break; done)
+endif
+
+.PHONY: help test test-slow test-all devnet lint format bench data setup clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+setup:
+	@$(if $(PYTHON),,$(error Python 3.11 or later is needed: apt-get install -y python3.11 python3.11-dev python3.11-venv))
+	@$(PYTHON) scripts/bootstrap.py
+
+test: setup
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-slow: setup
+	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-all: setup
+	@$(BIN)/python -m pytest -m "" $(ARGS)
+
+devnet: setup
+	@$(BIN)/pm-node devnet --processes $(ARGS)
+
+lint: setup
+	@status=0; \
+	$(BIN)/ruff check . || status=1; \
+	$(BIN)/ruff format --check . || status=1; \
+	$(BIN)/mypy || status=1; \
+	$(BIN)/lint-imports || status=1; \
+	$(BIN)/python scripts/compile_contracts.py --check || status=1; \
+	exit $$status
+
+format: setup
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench: setup
+	@$(BIN)/python scripts/bench.py $(or $(NAME),--all) $(ARGS)
+
+data: setup
+	@$(BIN)/python scripts/fetch_data.py
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""The broker: verify, align, evaluate, price."""

@@ -1,0 +1,143 @@
+"""Weight matching: which unit of one model plays the part of which unit of the other.
+
+Coordinate descent over the groups of a `PermutationSpec`; one group at a time is a linear
+assignment problem with an exact solution (Ainsworth, Hayase and Srinivasa 2022, §3.2 and
+Algorithm 1). The objective is Σ ⟨ours, permuted theirs⟩ over all tensors.
+
+The descent ends in a local optimum, so it is started twice: from the units as they are
+numbered, and from a pass in the direction of the data that matches every group by what
+enters it alone. The latter finds a permuted copy exactly, whatever the permutation: when
+what stands before is matched, the right assignment attains Cauchy-Schwarz. The better
+objective wins; the same seed gives the same answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from node.params.permutation import PermutationSpec, Role, Tensors
+
+STARTS=("as_numbered","forward_pass")
+MAX_SWEEPS: Final = 200
+RELATIVE_GAIN: Final = 1e-12
+"""A reassignment must raise a group's objective by this share of its magnitude to count."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matching:
+    """Permutations by group, and the objective that they attain."""
+
+    permutations: Mapping[str, tuple[int, ...]]
+    objective: float
+
+
+def assign(similarity_UV: torch.Tensor) -> torch.Tensor:
+    """Return `perm_U` that maximises Σ_u similarity[u, perm[u]]: a linear assignment.
+
+    Where the largest entries of the rows already stand in different columns they are the
+    optimum, and no assignment problem is solved.
+    """
+    best_U = similarity_UV.argmax(1)
+    if len(torch.unique(best_U)) == len(best_U):
+        return best_U.cpu()
+    _, columns = linear_sum_assignment(similarity_UV.cpu().numpy(), maximize=True)
+    return torch.from_numpy(np.asarray(columns, dtype=np.int64))
+
+
+class _Problem:
+    """Both models in float64, with one permutation of the second model for each group."""
+
+    def __init__(self, spec: PermutationSpec, ours: Tensors, theirs: Tensors) -> None:
+        self.spec = spec
+        self.ours = {name: tensor.double() for name, tensor in ours.items()}
+        self.theirs = {name: tensor.double() for name, tensor in theirs.items()}
+        self.uses: dict[str, list[tuple[str, int, Role]]] = {group: [] for group in spec.groups}
+        for name, axes in spec.axes.items():
+            for dimension, axis in enumerate(axes):
+                if axis is not None:
+                    self.uses[axis.group].append((name, dimension, axis.role))
+
+    def _theirs(
+        self, name: str, skip: int, permutations: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Return their tensor with every axis but `skip` permuted."""
+        tensor = self.theirs[name]
+        for dimension, axis in enumerate(self.spec.axes[name]):
+            if axis is not None and dimension != skip:
+                tensor = tensor.index_select(dimension, permutations[axis.group])
+        return tensor
+
+    def similarity(
+        self, group: str, permutations: Mapping[str, torch.Tensor], *, writes_only: bool = False
+    ) -> torch.Tensor:
+        """Return similarity_UV: the objective gained by giving our unit u their unit v."""
+        size = self.spec.groups[group].size
+        total_UV = torch.zeros(size, size, dtype=torch.float64)
+        for name, dimension, role in self.uses[group]:
+            if writes_only and role is not Role.WRITES:
+                continue
+            ours_UF = self.ours[name].movedim(dimension, 0).reshape(size, -1)
+            theirs = self._theirs(name, dimension, permutations)
+            theirs_VF = theirs.movedim(dimension, 0).reshape(size, -1)
+            total_UV += ours_UF @ theirs_VF.T
+        return total_UV
+
+    def objective(self, permutations: Mapping[str, torch.Tensor]) -> float:
+        return sum(
+            float((tensor * self._theirs(name, -1, permutations)).sum())
+            for name, tensor in self.ours.items()
+        )
+
+    def as_numbered(self) -> dict[str, torch.Tensor]:
+        return {name: torch.arange(group.size) for name, group in self.spec.groups.items()}
+
+    def forward_pass(self) -> dict[str, torch.Tensor]:
+        permutations = self.as_numbered()
+        for group in self.spec.groups:
+            permutations[group] = assign(self.similarity(group, permutations, writes_only=True))
+        return permutations
+
+    def descend(
+        self, permutations: dict[str, torch.Tensor], generator: np.random.Generator
+    ) -> dict[str, torch.Tensor]:
+        """Reassign group after group in random order until a whole sweep gains nothing."""
+        groups = list(self.spec.groups)
+        for _ in range(MAX_SWEEPS):
+            gained = False
+            for index in generator.permutation(len(groups)):
+                group = groups[index]
+                similarity_UV = self.similarity(group, permutations)
+                units_U = torch.arange(len(similarity_UV))
+                before = float(similarity_UV[units_U, permutations[group]].sum())
+                candidate_U = assign(similarity_UV)
+                after = float(similarity_UV[units_U, candidate_U].sum())
+                if after > before + RELATIVE_GAIN * abs(before):
+                    permutations[group] = candidate_U
+                    gained = True
+            if not gained:
+                break
+        return permutations
+
+
+@torch.inference_mode()
+def match_units(spec: PermutationSpec, ours: Tensors, theirs: Tensors, *, seed: int) -> Matching:
+    """Return the permutations of `theirs` that best line up with `ours`."""
+    problem = _Problem(spec, ours, theirs)
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
+    best: Matching | None = None
+    for start in [getattr(problem,n)() for n in STARTS]:
+        found = problem.descend(start, generator)
+        objective = problem.objective(found)
+        if best is None or objective > best.objective * (1 + RELATIVE_GAIN):
+            best = Matching(
+                permutations={group: tuple(found[group].tolist()) for group in spec.groups},
+                objective=objective,
+            )
+    assert best is not None
+    return best

@@ -1,0 +1,69 @@
+"""Weight matching between canonical gauges (the paper's alignment, made scale-proof).
+
+Both models are brought to a canonical gauge, their units are matched there, and the sold
+model is carried on into the buyer's own gauge: T = canon_b⁻¹ · P · canon_s. The buyer's
+parameters stay as they are, so the merge is the one that would be made in the canonical
+gauge, written in the buyer's.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+
+from broker_node.align.gauge import Gauge, incoming, without_dead_units
+from broker_node.align.matching import match_units
+from broker_node.align.preservation import require_same_architecture, require_same_function
+from broker_node.align.stages import Aligned, AlignmentError
+from broker_node.verify.stages import Verified
+from node.params.architecture import permutation_spec
+from node.params.permutation import rescale
+from node.params.recipe import MAX_SCALE, Recipe, pack_scales, transform
+from node.protocol.types import Millionths
+
+NAME: Final = "weight-matching"
+
+
+@torch.inference_mode()
+def weight_matching(
+    buyer: Verified, seller: Verified, *, seed: int, gauge: Gauge = incoming
+) -> Aligned:
+    """Return the pair with the seller's units matched and scaled to the buyer's.
+
+    Raises `ArchitectureMismatchError`, and `AlignmentError` if the result is not, to
+    rounding, the same function as the sold model.
+    """
+    require_same_architecture(buyer, seller)
+    spec = permutation_spec(buyer.architecture)
+    ours, theirs = (
+        without_dead_units(
+            spec, {name: tensor.cpu().double() for name, tensor in model.tensors.items()}
+        )
+        for model in (buyer, seller)
+    )
+    our_scales, their_scales = gauge(spec, ours), gauge(spec, theirs)
+    matching = match_units(
+        spec,
+        rescale(spec, ours, our_scales),
+        rescale(spec, theirs, their_scales),
+        seed=seed,
+    )
+    scales = {}
+    for group, ours_U in our_scales.items():
+        permutation_U = torch.tensor(matching.permutations[group], dtype=torch.long)
+        scales_U = their_scales[group][permutation_U] / ours_U
+        if not bool(((scales_U > 1 / MAX_SCALE) & (scales_U < MAX_SCALE)).all()):
+            raise AlignmentError(f"scales of {group} differ by more than {MAX_SCALE:g}")
+        scales[group] = pack_scales(scales_U)
+    recipe = Recipe(permutations=matching.permutations, scales=scales, alpha=Millionths(0))
+    transformed = transform(spec, seller.tensors, recipe)
+    require_same_function(buyer.architecture, seller.tensors, transformed)
+    return Aligned(
+        buyer=buyer,
+        seller=seller,
+        method=NAME,
+        recipe=recipe,
+        transformed=transformed,
+        seed=seed,
+    )

@@ -1,0 +1,199 @@
+"""One trial from two blobs: decode, verify, align, evaluate, in that order, in one thread.
+
+Pure compute: no network, no chain, no clock. `Appraiser` is what the service asks;
+`MarketAppraiser` measures on the broker's validation rows, `DrillAppraiser` deals in random
+tensors that compute nothing, for drills of the settlement.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from broker_node.align.registry import ALIGNERS
+from broker_node.evaluate.evaluation import evaluate
+from broker_node.evaluate.validation import ValidationSet
+from broker_node.verify.checks import verify
+from broker_node.verify.stages import Received, Verified
+from node.params.architecture import Architecture, layout, parse_architecture
+from node.params.encoding import decode_file, weights_root
+from node.params.families.shapes import Shapes
+from node.params.recipe import Recipe, apply_recipe
+from node.protocol.errors import LocalProtocolError, RemoteProtocolError
+from node.protocol.evaluation import Evaluation, trial_seed
+from node.protocol.offer import BrokerNotice, Offer
+from node.protocol.types import ONE, Digest, Millionths
+
+CODE_VERSION: Final = "pm-node/1"
+"""Of what a replay must agree with; changes with any change of the figures."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trial:
+    """A measured pair: what is signed, and what the buyer would apply."""
+
+    evaluation: Evaluation
+    recipe: bytes
+
+
+class Appraiser(Protocol):
+    """Verifies models and measures pairs; calls may take long, none awaits."""
+
+    @property
+    def validation_root(self) -> Digest:
+        """The commitment to the rows, published before any weights are seen."""
+
+    @property
+    def validation_rows(self) -> int:
+        """How many rows the commitment holds."""
+
+    def admit(self, path: Path, offer: Offer) -> Verified:
+        """Return the model in a blob. Raises `MarketError` unless it is what the offer says."""
+
+    def measure(
+        self, base: Verified, sold: Verified, *, task: str, notice: tuple[Digest, BrokerNotice]
+    ) -> Trial:
+        """Align the sold model with the base, choose α, score the gain."""
+
+
+def _admit(path: Path, offer: Offer) -> Verified:
+    architecture = parse_architecture(offer.architecture)
+    tensors = decode_file(path, layout(architecture))
+    return verify(
+        Received(weights_root=offer.weights_root, architecture=architecture, tensors=tensors)
+    )
+
+
+class MarketAppraiser:
+    """Measures on validation rows that were committed beforehand."""
+
+    def __init__(
+        self, validation: ValidationSet, *, classes: int, method: str = "weight-matching"
+    ) -> None:
+        if method not in ALIGNERS:
+            raise LocalProtocolError(f"no alignment {method!r}; there are {sorted(ALIGNERS)}")
+        self._validation = validation
+        self._method = method
+        self.validation_root: Digest = validation.root
+        self.validation_rows: int = len(validation)
+        self._ends = (int(validation.inputs_RF.shape[1]), classes)
+
+    def admit(self, path: Path, offer: Offer) -> Verified:
+        verified = _admit(path, offer)
+        if _ends(verified.architecture) != self._ends:
+            raise RemoteProtocolError("wrong-architecture", verified.architecture.text[:200])
+        return verified
+
+    def measure(
+        self, base: Verified, sold: Verified, *, task: str, notice: tuple[Digest, BrokerNotice]
+    ) -> Trial:
+        seed = trial_seed(notice[1].seed, base.weights_root, sold.weights_root)
+        align = ALIGNERS[self._method]
+        aligned = align(base, sold, seed=int.from_bytes(seed[:8], "big"))
+        found = evaluate(aligned, self._validation, seed=seed)
+        return Trial(
+            evaluation=Evaluation(
+                task=task,
+                architecture=found.architecture,
+                method=f"{found.method}+{found.search}",
+                base_root=found.base_root,
+                sold_root=found.sold_root,
+                merged_root=found.merged_root,
+                recipe_hash=found.recipe.hash,
+                alpha=found.alpha,
+                notice_digest=notice[0],
+                validation_root=found.validation_root,
+                seed=seed,
+                choice_rows=found.choice_rows,
+                score_rows=found.score_rows,
+                loss_before=found.loss_before,
+                loss_after=found.loss_after,
+                gain=found.gain,
+                bound=found.bound,
+                code_version=CODE_VERSION,
+            ),
+            recipe=found.recipe.encode(),
+        )
+
+
+def _ends(architecture: Architecture) -> tuple[object, object] | None:
+    """Return how many features go in and how many classes come out, if it computes at all."""
+    match architecture.config:
+        case {"widths": [inputs, *_, outputs]} | {"inputs": inputs, "outputs": outputs}:
+            return inputs, outputs
+        case _:
+            return None
+
+
+class DrillAppraiser:
+    """Deals in tensors without a function: every trial finds the same gain, bought outright.
+
+    For drills of the settlement only: a broker started with ``--dataset random``, and
+    nothing that computes anything is admitted.
+    """
+
+    GAIN: Final = Millionths(100_000)
+    validation_root: Digest = Digest(hashlib.sha256(b"pm-node drill: no rows").digest())
+    validation_rows: int = 0
+
+    def admit(self, path: Path, offer: Offer) -> Verified:
+        verified = _admit(path, offer)
+        if not isinstance(verified.architecture.model, Shapes):
+            raise RemoteProtocolError("drill-only", verified.architecture.text[:200])
+        return verified
+
+    def measure(
+        self, base: Verified, sold: Verified, *, task: str, notice: tuple[Digest, BrokerNotice]
+    ) -> Trial:
+        if base.architecture != sold.architecture:
+            raise RemoteProtocolError("architecture-mismatch", sold.architecture.text[:200])
+        recipe = Recipe(permutations={}, scales={}, alpha=Millionths(ONE))
+        merged = apply_recipe(base.architecture, base.tensors, sold.tensors, recipe)
+        return Trial(
+            evaluation=Evaluation(
+                task=task,
+                architecture=base.architecture.text,
+                method="drill",
+                base_root=base.weights_root,
+                sold_root=sold.weights_root,
+                merged_root=weights_root(merged),
+                recipe_hash=recipe.hash,
+                alpha=recipe.alpha,
+                notice_digest=notice[0],
+                validation_root=self.validation_root,
+                seed=trial_seed(notice[1].seed, base.weights_root, sold.weights_root),
+                choice_rows=0,
+                score_rows=0,
+                loss_before=1_000_000_000,
+                loss_after=900_000_000,
+                gain=self.GAIN,
+                bound=self.GAIN,
+                code_version=CODE_VERSION,
+            ),
+            recipe=recipe.encode(),
+        )
+
+
+class ModelShelf:
+    """Verified models by weights root, the latest used ones."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._models: OrderedDict[Digest, Verified] = OrderedDict()
+
+    def get(self, root: Digest) -> Verified | None:
+        """Return a model that was admitted, if it is still held."""
+        if root in self._models:
+            self._models.move_to_end(root)
+        return self._models.get(root)
+
+    def put(self, model: Verified) -> Digest | None:
+        """Hold a model; returns the root of one that had to go."""
+        self._models[model.weights_root] = model
+        self._models.move_to_end(model.weights_root)
+        if len(self._models) > self._capacity:
+            return self._models.popitem(last=False)[0]
+        return None

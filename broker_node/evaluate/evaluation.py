@@ -1,0 +1,157 @@
+"""The fourth stage: an aligned pair with its merge weight chosen and its gain measured.
+
+α is chosen on one half of the drawn rows and the gain scored on the other, so that the
+choice does not flatter the score. All of it is a function of the pair, the rows and the
+seed; `replay` computes the scored half again from a recipe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from broker_node.align.stages import Aligned
+from broker_node.evaluate.curve import LossCurve, row_losses
+from broker_node.evaluate.gain import Gain, paired_gain
+from broker_node.evaluate.search import SEARCHES
+from broker_node.evaluate.validation import ValidationSet, draw_rows
+from node.params.architecture import Architecture
+from node.params.encoding import weights_root
+from node.params.families.shapes import Shapes
+from node.params.permutation import Tensors
+from node.params.recipe import Recipe, apply_recipe, interpolate
+from node.protocol.errors import LocalProtocolError
+from node.protocol.types import Digest, Millionths
+
+DEFAULT_SEARCH: Final = "halving-brent"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """What one trial found; integers only, so that it can be signed."""
+
+    architecture: str
+    method: str
+    """The alignment method."""
+    search: str
+    """The α search."""
+    base_root: Digest
+    sold_root: Digest
+    merged_root: Digest
+    """Of what the buyer gets by applying `recipe`."""
+    recipe: Recipe
+    validation_root: Digest
+    seed: Digest
+    choice_rows: int
+    score_rows: int
+    loss_before: int
+    """Of the buyer's model on the scored rows, in billionths of a nat."""
+    loss_after: int
+    """Of the merged model on the same rows."""
+    gain: Millionths
+    bound: Millionths
+    z_score: Millionths
+    row_evaluations: int
+    """Forward passes of one row, choosing and scoring together."""
+
+    @property
+    def alpha(self) -> Millionths:
+        """The merge weight: 0 is no trade, one million buys outright."""
+        return self.recipe.alpha
+
+
+def _score(
+    architecture: Architecture,
+    base: Tensors,
+    merged: Tensors,
+    validation: ValidationSet,
+    rows: NDArray[np.int64],
+) -> Gain:
+    indices_R = torch.from_numpy(rows)
+    inputs_RF, labels_R = validation.inputs_RF[indices_R], validation.labels_R[indices_R]
+    before_R, after_R = (
+        row_losses(architecture, tensors, inputs_RF, labels_R) for tensors in (base, merged)
+    )
+    return paired_gain(before_R, after_R)
+
+
+def evaluate(
+    aligned: Aligned,
+    validation: ValidationSet,
+    *,
+    seed: Digest,
+    choice_rows: int | None = None,
+    score_rows: int | None = None,
+    search: str = DEFAULT_SEARCH,
+) -> Evaluated:
+    """Choose α and measure the gain; half of all rows each, unless told otherwise.
+
+    Raises `LocalProtocolError` if the rows do not suffice, the search is not registered, or
+    the architecture computes nothing, and `RemoteProtocolError("overflows")` if the
+    measured losses are no sane numbers.
+    """
+    architecture = aligned.buyer.architecture
+    if isinstance(architecture.model, Shapes):
+        raise LocalProtocolError("tensors of the family `random` cannot be evaluated")
+    if search not in SEARCHES:
+        raise LocalProtocolError(f"no search {search!r}; there are {sorted(SEARCHES)}")
+    choice_rows = len(validation) // 2 if choice_rows is None else choice_rows
+    score_rows = len(validation) - choice_rows if score_rows is None else score_rows
+    drawn = draw_rows(seed, len(validation), choice=choice_rows, score=score_rows)
+    indices_R = torch.from_numpy(drawn.choice)
+    base = aligned.buyer.tensors
+    curve = LossCurve(
+        architecture,
+        base,
+        aligned.transformed,
+        validation.inputs_RF[indices_R],
+        validation.labels_R[indices_R],
+    )
+    alpha = SEARCHES[search](curve)
+    recipe = aligned.recipe.with_alpha(alpha)
+    merged = interpolate(base, aligned.transformed, alpha)
+    score = _score(architecture, base, merged, validation, drawn.score)
+    return Evaluated(
+        architecture=architecture.text,
+        method=aligned.method,
+        search=search,
+        base_root=aligned.buyer.weights_root,
+        sold_root=aligned.seller.weights_root,
+        merged_root=weights_root(merged),
+        recipe=recipe,
+        validation_root=validation.root,
+        seed=seed,
+        choice_rows=choice_rows,
+        score_rows=score_rows,
+        loss_before=score.loss_before,
+        loss_after=score.loss_after,
+        gain=score.gain,
+        bound=score.bound,
+        z_score=score.z_score,
+        row_evaluations=curve.row_evaluations + 2 * score_rows,
+    )
+
+
+def replay(
+    architecture: Architecture,
+    base: Tensors,
+    sold: Tensors,
+    recipe: Recipe,
+    validation: ValidationSet,
+    *,
+    seed: Digest,
+    choice_rows: int,
+    score_rows: int,
+) -> tuple[Digest, Gain]:
+    """Return the merged root and the gain of a recipe, computed again by somebody else.
+
+    The root is equal on every machine; losses agree to the rounding of float32 sums.
+    Raises `RemoteProtocolError("bad-recipe")` if the recipe does not fit the architecture.
+    """
+    drawn = draw_rows(seed, len(validation), choice=choice_rows, score=score_rows)
+    merged = apply_recipe(architecture, base, sold, recipe)
+    return weights_root(merged), _score(architecture, base, merged, validation, drawn.score)

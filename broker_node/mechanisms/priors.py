@@ -1,0 +1,235 @@
+"""What a seller believes of a buyer's valuation: distributions with their tails in closed form.
+
+Every price needs only two functions of a prior: `tail(p)` = P(v >= p), and `tail_area(a, b)`
+= ∫ₐᵇ tail. The expected profit of an ask follows from both (`bayesian_ask`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+_SQRT_TAU = math.sqrt(2 * math.pi)
+
+
+class Prior(Protocol):
+    """A distribution over money."""
+
+    @property
+    def low(self) -> float:
+        """The least valuation possible; −inf for the normal."""
+
+    @property
+    def high(self) -> float:
+        """The greatest valuation possible; inf where there is none."""
+
+    def tail(self, price: float) -> float:
+        """Return P(v >= price)."""
+
+    def tail_area(self, start: float, end: float) -> float:
+        """Return ∫ P(v >= t) dt over start … end, inf where it diverges."""
+
+    def quantile(self, probability: float) -> float:
+        """Return the valuation that a share `probability` (over 0, under 1) is below."""
+
+
+def _normal_excess(price: float, mu: float, sigma: float) -> float:
+    """Return E[max(v − price, 0)] for a normal v."""
+    z = (price - mu) / sigma
+    return float(sigma * (math.exp(-z * z / 2) / _SQRT_TAU - z * ndtr(-z)))
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform:
+    """Equally likely anywhere in low … high."""
+
+    low: float
+    high: float
+
+    def tail(self, price: float) -> float:
+        return min(1.0, max(0.0, (self.high - price) / (self.high - self.low)))
+
+    def tail_area(self, start: float, end: float) -> float:
+        before = max(0.0, min(end, self.low) - start)
+        start, end = (min(max(edge, self.low), self.high) for edge in (start, end))
+        width = self.high - self.low
+        return before + ((self.high - start) ** 2 - (self.high - end) ** 2) / (2 * width)
+
+    def quantile(self, probability: float) -> float:
+        return self.low + probability * (self.high - self.low)
+
+
+@dataclass(frozen=True, slots=True)
+class Exponential:
+    """Density rate·exp(−rate·v) from 0."""
+
+    rate: float
+    low: float = 0.0
+    high: float = math.inf
+
+    def tail(self, price: float) -> float:
+        return math.exp(-self.rate * max(price, 0.0))
+
+    def tail_area(self, start: float, end: float) -> float:
+        before = max(0.0, min(end, 0.0) - start)
+        return before + (self.tail(start) - self.tail(end)) / self.rate
+
+    def quantile(self, probability: float) -> float:
+        return -math.log1p(-probability) / self.rate
+
+
+@dataclass(frozen=True, slots=True)
+class Pareto:
+    """P(v >= p) = (xm/p)^alpha from xm."""
+
+    xm: float
+    alpha: float
+    high: float = math.inf
+
+    @property
+    def low(self) -> float:
+        return self.xm
+
+    def tail(self, price: float) -> float:
+        return float((self.xm / max(price, self.xm)) ** self.alpha)
+
+    def tail_area(self, start: float, end: float) -> float:
+        before = max(0.0, min(end, self.xm) - start)
+        start, end = max(start, self.xm), max(end, self.xm)
+        if self.alpha == 1:
+            return before + self.xm * math.log(end / start)
+        if math.isinf(end):
+            if self.alpha < 1:
+                return math.inf
+            return before + self.tail(start) * start / (self.alpha - 1)
+        exponent = 1 - self.alpha
+        return float(before + self.xm**self.alpha * (end**exponent - start**exponent) / exponent)
+
+    def quantile(self, probability: float) -> float:
+        return float(self.xm * (1 - probability) ** (-1 / self.alpha))
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureNormal:
+    """A weighted mixture of normals: (weight, mu, sigma) each; weights add up to 1."""
+
+    components: tuple[tuple[float, float, float], ...]
+    low: float = -math.inf
+    high: float = math.inf
+
+    def tail(self, price: float) -> float:
+        return float(sum(w * ndtr((mu - price) / sigma) for w, mu, sigma in self.components))
+
+    def tail_area(self, start: float, end: float) -> float:
+        return sum(
+            weight
+            * (
+                _normal_excess(start, mu, sigma)
+                - (0.0 if math.isinf(end) else _normal_excess(end, mu, sigma))
+            )
+            for weight, mu, sigma in self.components
+        )
+
+    def quantile(self, probability: float) -> float:
+        low = min(mu + sigma * float(ndtri(probability)) for _, mu, sigma in self.components)
+        high = max(mu + sigma * float(ndtri(probability)) for _, mu, sigma in self.components)
+        for _ in range(200):
+            middle = (low + high) / 2
+            if 1 - self.tail(middle) < probability:
+                low = middle
+            else:
+                high = middle
+        return (low + high) / 2
+
+
+def normal(mu: float, sigma: float) -> MixtureNormal:
+    """Return the normal distribution."""
+    return MixtureNormal(((1.0, mu, sigma),))
+
+
+@dataclass(frozen=True, slots=True)
+class LogNormal:
+    """exp of a normal (mu, sigma)."""
+
+    mu: float
+    sigma: float
+    low: float = 0.0
+    high: float = math.inf
+
+    def tail(self, price: float) -> float:
+        if price <= 0:
+            return 1.0
+        return float(ndtr((self.mu - math.log(price)) / self.sigma))
+
+    def _excess(self, price: float) -> float:
+        """Return E[max(v − price, 0)], the Black-Scholes formula without its interest."""
+        if math.isinf(price):
+            return 0.0
+        mean = math.exp(self.mu + self.sigma**2 / 2)
+        if price <= 0:
+            return mean - price
+        distance = (self.mu - math.log(price)) / self.sigma
+        return float(mean * ndtr(distance + self.sigma) - price * ndtr(distance))
+
+    def tail_area(self, start: float, end: float) -> float:
+        return self._excess(start) - self._excess(end)
+
+    def quantile(self, probability: float) -> float:
+        return math.exp(self.mu + self.sigma * float(ndtri(probability)))
+
+
+class Empirical:
+    """Each of n observed valuations is equally likely."""
+
+    def __init__(self, samples: Sequence[float]) -> None:
+        self.samples = np.sort(np.asarray(samples, dtype=np.float64))
+        self.low = float(self.samples[0])
+        self.high = float(self.samples[-1])
+
+    def tail(self, price: float) -> float:
+        at_least = len(self.samples) - int(np.searchsorted(self.samples, price, side="left"))
+        return at_least / len(self.samples)
+
+    def tail_area(self, start: float, end: float) -> float:
+        clipped = np.clip(self.samples, start, max(start, end))
+        return float((clipped - start).mean())
+
+    def quantile(self, probability: float) -> float:
+        return float(self.samples[min(int(probability * len(self.samples)), len(self.samples) - 1)])
+
+
+class Truncated:
+    """A prior given that the valuation lies within low … high."""
+
+    def __init__(self, prior: Prior, low: float, high: float) -> None:
+        self.prior = prior
+        self.low = max(low, prior.low)
+        self.high = min(high, prior.high)
+        self._above = 0.0 if math.isinf(self.high) else prior.tail(math.nextafter(high, math.inf))
+        self.mass = prior.tail(self.low) - self._above
+
+    def tail(self, price: float) -> float:
+        if price > self.high:
+            return 0.0
+        inside = (self.prior.tail(max(price, self.low)) - self._above) / self.mass
+        return min(1.0, max(0.0, inside))
+
+    def tail_area(self, start: float, end: float) -> float:
+        before = max(0.0, min(end, self.low) - start)
+        start, end = (min(max(edge, self.low), self.high) for edge in (start, end))
+        if end <= start:
+            return before
+        area = self.prior.tail_area(start, end)
+        return before + (area - (self._above * (end - start) if self._above else 0.0)) / self.mass
+
+    def quantile(self, probability: float) -> float:
+        below = 1 - self.prior.tail(self.low)
+        shifted = below + probability * self.mass
+        return min(
+            max(self.prior.quantile(min(max(shifted, 1e-15), 1 - 1e-15)), self.low), self.high
+        )

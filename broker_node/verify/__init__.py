@@ -1,0 +1,1 @@
+"""From bytes that somebody sent to a model that may be computed with."""

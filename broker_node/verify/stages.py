@@ -1,0 +1,33 @@
+"""The first two stages of a model at the broker: Received, then Verified.
+
+Only `broker_node.verify.checks.verify` makes a `Verified`, and everything that computes
+takes `Verified`, so that unchecked tensors cannot reach it without a type error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from node.params.architecture import Architecture
+from node.protocol.types import Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Received:
+    """Tensors as they came, with what their sender says of them."""
+
+    weights_root: Digest
+    architecture: Architecture
+    tensors: Mapping[str, torch.Tensor] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Verified:
+    """Tensors that are exactly the architecture's, finite, and hash to `weights_root`."""
+
+    weights_root: Digest
+    architecture: Architecture
+    tensors: Mapping[str, torch.Tensor] = field(repr=False)

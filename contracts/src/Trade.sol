@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: MIT
+pragma solidity 0.8.37;
+
+import {IParameterEscrow} from "./IParameterEscrow.sol";
+
+/// @notice All that is kept of a trade, in one word: terms (26 bytes) ‖ since (5 bytes) ‖ state (1 byte).
+/// @dev A value type and not a struct, so that the compiler writes the slot once. Whoever would pass
+/// other terms off as those of a funded trade needs a second preimage of 208 bits; a broker and a
+/// buyer who look for two quotes of one digest need 2^104 tries.
+type Trade is uint256;
+
+using {termsOf, sinceOf, stateOf, moved} for Trade global;
+
+/// @notice A trade that enters `state` now.
+function newTrade(bytes26 terms, IParameterEscrow.State state) view returns (Trade) {
+    return Trade.wrap(uint256(bytes32(terms)) | (block.timestamp << 8) | uint256(state));
+}
+
+/// @notice The same trade, entering `state` now.
+function moved(Trade trade, IParameterEscrow.State state) view returns (Trade) {
+    return newTrade(termsOf(trade), state);
+}
+
+/// @notice The first 26 bytes of the digest of the quote that was funded.
+function termsOf(Trade trade) pure returns (bytes26) {
+    return bytes26(bytes32(Trade.unwrap(trade)));
+}
+
+/// @notice The Unix time at which the trade entered its state; 2^40 seconds are 34,000 years.
+function sinceOf(Trade trade) pure returns (uint64) {
+    return uint40(Trade.unwrap(trade) >> 8);
+}
+
+/// @notice Where the trade stands.
+function stateOf(Trade trade) pure returns (IParameterEscrow.State) {
+    return IParameterEscrow.State(uint8(Trade.unwrap(trade)));
+}

@@ -1,0 +1,1 @@
+"""pm-node: agents that trade the parameters they train."""

@@ -1,0 +1,248 @@
+"""The buying half of an agent: try, bid, check, fetch, decrypt, apply the recipe."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from node.agent.settings import AgentSettings
+from node.chronicle import NoDealReached, PeerFault, TrialDone
+from node.net.transfer import Source, fetch_blob, fetch_hashes
+from node.params.architecture import layout, parse_architecture
+from node.params.encoding import decode_file, encode_tensors
+from node.params.errors import BadGoodsError
+from node.params.recipe import Recipe, apply_recipe
+from node.protocol import delivery, merkle
+from node.protocol.bargain import Wanted, accept_deal
+from node.protocol.errors import LocalProtocolError, RemoteProtocolError
+from node.protocol.events import (
+    BadGoods,
+    Delivered,
+    GoodsRefused,
+    GoodsVerified,
+    PurchaseEvent,
+)
+from node.protocol.messages import (
+    GOODS_PROTOCOL,
+    PLAIN_HASHES,
+    Deal,
+    NoDeal,
+    QuoteRequest,
+    TrialRequest,
+    TrialResult,
+)
+from node.protocol.offer import BrokerNotice, Offer
+from node.protocol.purchase import FUND_MARGIN, Purchase, PurchaseRecord
+from node.protocol.types import Digest, PeerId
+from node.settlement.desk import Trade, TradeDesk
+from node.station.station import Station
+
+RETRY_SECONDS: Final = 0.5
+TRIAL_SECONDS: Final = 60.0
+QUOTE_SECONDS: Final = 60.0
+
+# what a better moment or another address can mend; everything else is the seller's word
+PASSING: Final = frozenset({"unreachable", "timeout", "truncated", "busy", "quota-exceeded"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """One trial: an offer, what it was tried on, and what the broker found."""
+
+    offer_digest: Digest
+    offer: Offer
+    base_digest: Digest
+    base_root: Digest
+    notice_digest: Digest
+    notice: BrokerNotice
+    result: TrialResult
+
+
+class Buyer:
+    """Buys for one agent; also the workshop of its trades."""
+
+    def __init__(self, station: Station, settings: AgentSettings) -> None:
+        self._station = station
+        self._settings = settings
+
+    # ── try before purchase ──
+
+    async def try_offer(
+        self,
+        *,
+        broker: PeerId,
+        base: tuple[Digest, Offer],
+        offered: tuple[Digest, Offer],
+    ) -> Tried:
+        """Have the broker try an offer on what we submitted. Raises `RemoteProtocolError`."""
+        found = self._station.notice_with_digest(broker)
+        if found is None:
+            raise RemoteProtocolError("no-notice", "the broker has not said its terms", peer=broker)
+        notice_digest, notice = found
+        begun = trio.current_time()
+        result = await self._station.ask(
+            broker,
+            TrialRequest(base_digest=base[0], offer_digest=offered[0]),
+            TrialResult,
+            seconds=TRIAL_SECONDS,
+        )
+        self._station.observer.emit(
+            TrialDone(
+                trial_id=result.trial_id,
+                task=offered[1].task,
+                gain=result.gain,
+                bound=result.bound,
+                alpha=result.alpha,
+                seconds=round(trio.current_time() - begun, 3),
+            )
+        )
+        return Tried(
+            offer_digest=offered[0],
+            offer=offered[1],
+            base_digest=base[0],
+            base_root=base[1].weights_root,
+            notice_digest=notice_digest,
+            notice=notice,
+            result=result,
+        )
+
+    async def buy(self, tried: Tried, desk: TradeDesk) -> Trade | None:
+        """Bid what the trial is worth to us; None if there is no price, with the reason told.
+
+        Raises `RemoteProtocolError` if broker or seller break the protocol; nothing has been
+        promised then.
+        """
+        private, nonce = Digest(secrets.token_bytes(32)), Digest(secrets.token_bytes(32))
+        valuation = self._settings.value_of(tried.result.gain)
+        broker = tried.notice.peer_id
+        answer = await self._station.ask_either(
+            broker,
+            QuoteRequest(
+                trial_id=tried.result.trial_id,
+                valuation=valuation,
+                buyer_nonce=nonce,
+                buyer_key=Digest(delivery.public_key(private)),
+            ),
+            Deal,
+            NoDeal,
+            seconds=QUOTE_SECONDS,
+        )
+        if isinstance(answer, NoDeal):
+            self._station.observer.emit(
+                NoDealReached(offer_digest=tried.offer_digest, reason=answer.reason)
+            )
+            return None
+        wanted = Wanted(
+            offer_digest=tried.offer_digest,
+            offer=tried.offer,
+            notice_digest=tried.notice_digest,
+            notice=tried.notice,
+            base_root=tried.base_root,
+            valuation=valuation,
+            buyer=self._station.account,
+            buyer_nonce=nonce,
+            private_key=private,
+        )
+        record = accept_deal(
+            self._station.domain, wanted, answer, self._settings.patience, self._station.clock()
+        )
+        _check_recipe(record)
+        measured, result = record.evaluation, tried.result
+        if (measured.gain, measured.bound, measured.alpha) != (
+            result.gain,
+            result.bound,
+            result.alpha,
+        ):
+            raise RemoteProtocolError("wrong-evaluation", "not what the trial said", peer=broker)
+        return desk.open(Purchase(record))
+
+    # ── the workshop: effects of a purchase ──
+
+    async def fetch_goods(self, purchase: PurchaseRecord) -> PurchaseEvent:
+        """Fetch leaf hashes and ciphertext, verified, until the time to fund has gone."""
+        quote = purchase.quote
+        while self._station.clock() <= quote.fund_by - FUND_MARGIN:
+            try:
+                await self._fetch(purchase)
+            except RemoteProtocolError as error:
+                self._station.observer.emit(
+                    PeerFault(
+                        peer=purchase.seller_peer,
+                        during="fetch-goods",
+                        reason=error.reason,
+                        detail=error.detail,
+                    )
+                )
+                if error.reason not in PASSING:
+                    return GoodsRefused(str(error))
+                await trio.sleep(RETRY_SECONDS)
+            else:
+                return GoodsVerified()
+        return GoodsRefused("the seller could not be reached in time")
+
+    async def _fetch(self, purchase: PurchaseRecord) -> None:
+        quote, blobs = purchase.quote, self._station.blobs
+        network = self._station.network
+        source = Source(
+            peer=purchase.seller_peer,
+            protocol=GOODS_PROTOCOL,
+            name=quote.trade_id,
+            addresses=(
+                *self._station.book.addresses_of(purchase.seller_peer),
+                *purchase.seller_addresses,
+            ),
+        )
+        size = quote.byte_length
+        plain = await fetch_hashes(
+            network, source, root=quote.offer_root, byte_length=size, part=PLAIN_HASHES
+        )
+        await trio.to_thread.run_sync(blobs.put_hashes, quote.offer_root, size, plain)
+        if not blobs.has(quote.goods_root):
+            await fetch_blob(
+                network,
+                source,
+                lambda hashes: blobs.writer(quote.goods_root, size, hashes),
+                root=quote.goods_root,
+                byte_length=size,
+            )
+
+    async def deliver(self, purchase: PurchaseRecord, secret: Digest) -> PurchaseEvent:
+        """Derive the key, decrypt, check, and apply the recipe."""
+        return await trio.to_thread.run_sync(self._decrypt, purchase, secret)
+
+    def _decrypt(self, purchase: PurchaseRecord, secret: Digest) -> PurchaseEvent:
+        quote, evaluation, blobs = purchase.quote, purchase.evaluation, self._station.blobs
+        dh = delivery.shared_secret(purchase.private_key, purchase.seller_key)
+        key = delivery.delivery_key(secret, dh, quote.trade_id)
+        try:
+            blobs.decrypt_to(quote.goods_root, key, quote.offer_root)
+        except BadGoodsError as error:
+            return BadGoods(error.index)
+        try:
+            architecture = parse_architecture(evaluation.architecture)
+            expected = layout(architecture)
+            base = decode_file(blobs.path(evaluation.base_root), expected)
+            sold = decode_file(blobs.path(quote.offer_root), expected)
+            merged = apply_recipe(architecture, base, sold, Recipe.decode(purchase.recipe))
+        except RemoteProtocolError as error:
+            return Delivered(f"the recipe does not apply: {error}")
+        ref = blobs.put_bytes(encode_tensors(merged))
+        if ref.root != evaluation.merged_root:
+            return Delivered("the recipe does not give the weights that were measured")
+        return Delivered()
+
+    async def publish_receipt(self, receipt: bytes) -> None:
+        """A buyer leaves that to the broker."""
+        raise LocalProtocolError("a buyer publishes no receipts")
+
+
+def _check_recipe(record: PurchaseRecord) -> None:
+    """Raise `RemoteProtocolError` unless the recipe is the one that was measured."""
+    recipe = Recipe.decode(record.recipe)
+    if recipe.hash != record.evaluation.recipe_hash or recipe.alpha != record.evaluation.alpha:
+        raise RemoteProtocolError("wrong-recipe", "not the one that was measured")
+    if record.quote.leaf_count != merkle.leaf_count(record.quote.byte_length):
+        raise RemoteProtocolError("wrong-size", f"{record.quote.leaf_count} leaves")

@@ -1,0 +1,244 @@
+"""The selling half of an agent: asks, encrypts, countersigns, serves.
+
+It answers a broker it trusts, and serves ciphertext to whoever knows a trade's id. Every
+answer that binds it is in the journal before it leaves.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import trio
+
+from node.agent.settings import AgentSettings
+from node.params.store import BlobStore
+from node.protocol import delivery
+from node.protocol.bargain import check_countersign
+from node.protocol.eip712 import digest
+from node.protocol.errors import RemoteProtocolError
+from node.protocol.messages import (
+    PLAIN_HASHES,
+    Ask,
+    AskRequest,
+    Countersign,
+    Countersigned,
+    GoodsPrepared,
+    PrepareGoods,
+    StreamMessage,
+)
+from node.protocol.offer import BrokerNotice, Offer
+from node.protocol.quote import trade_id_of
+from node.protocol.sale import Sale, SaleRecord, SaleState
+from node.protocol.signing import sign_digest
+from node.protocol.types import Digest, PeerId, UnixTime, Wei
+from node.settlement.desk import Trade, TradeDesk
+from node.station.station import Answer, Question, Station
+
+ASKS_REMEMBERED = 1_024
+RECEIPTS_CONSIDERED = 16
+
+
+class Seller:
+    """Answers brokers, and serves what it offered and what it sold."""
+
+    def __init__(self, station: Station, desk: TradeDesk, settings: AgentSettings) -> None:
+        self._station = station
+        self._desk = desk
+        self._settings = settings
+        self._asks: dict[Digest, Wei] = {}
+        self._preparing: dict[Digest, trio.Lock] = {}
+        self.own_gain_value: Wei | None = None
+        """What our own latest trial as a buyer was worth to us."""
+
+    def answers(self) -> Mapping[Question, Answer]:
+        """The kinds of request that a seller answers."""
+        return {
+            AskRequest: self._ask,
+            PrepareGoods: self._prepare,
+            Countersign: self._countersign,
+        }
+
+    # ── what a broker asks ──
+
+    async def _ask(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
+        assert isinstance(question, AskRequest)
+        notice = self._broker(peer)
+        offer = self._offer(question.offer_digest)
+        if question.fee_basis_points > notice.fee_basis_points:
+            raise RemoteProtocolError("fee-too-high", str(question.fee_basis_points), peer=peer)
+        known = self._asks.get(question.trade_id)
+        if known is None:
+            receipts = self._station.book.receipts(offer.task)[-RECEIPTS_CONSIDERED:]
+            prices = [receipt.price for receipt in receipts]
+            ask = self._settings.ask(
+                self.own_gain_value, prices, offer.reserve, question.fee_basis_points
+            )
+            known = Wei(max(ask, offer.reserve))
+            if len(self._asks) >= ASKS_REMEMBERED:
+                self._asks.pop(next(iter(self._asks)))
+            self._asks[question.trade_id] = known
+        return Ask(ask=known)
+
+    async def _prepare(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
+        assert isinstance(question, PrepareGoods)
+        self._broker(peer)
+        offer = self._offer(question.offer_digest)
+        expected = trade_id_of(
+            question.buyer, self._station.account, question.offer_digest, question.buyer_nonce
+        )
+        if question.trade_id != expected:
+            raise RemoteProtocolError("wrong-trade-id", question.trade_id.hex(), peer=peer)
+        if question.buyer == self._station.account:
+            raise RemoteProtocolError("sells-to-itself", question.buyer, peer=peer)
+        async with self._preparing.setdefault(question.trade_id, trio.Lock()):
+            trade = self._desk.find(question.trade_id, "seller")
+            if trade is None:
+                trade = await self._encrypt(question, offer)
+        self._preparing.pop(question.trade_id, None)
+        record = _sale(trade).record
+        if (record.buyer_key, record.offer_digest) != (question.buyer_key, question.offer_digest):
+            raise RemoteProtocolError("trade-id-used", question.trade_id.hex(), peer=peer)
+        return GoodsPrepared(
+            goods_root=record.goods_root,
+            leaf_count=record.leaf_count,
+            byte_length=record.byte_length,
+            secret_commitment=delivery.secret_commitment(record.secret),
+            dh_commitment=delivery.dh_commitment(
+                delivery.shared_secret(record.private_key, record.buyer_key), record.trade_id
+            ),
+            seller_key=Digest(delivery.public_key(record.private_key)),
+        )
+
+    async def _encrypt(self, question: PrepareGoods, offer: Offer) -> Trade:
+        """Make keys for this trade alone, encrypt, and journal both before anything leaves."""
+        ask = self._asks.get(question.trade_id)
+        if ask is None:
+            raise RemoteProtocolError("never-asked", question.trade_id.hex())
+        waiting = [t for t in self._desk.open_trades() if isinstance(t.machine, Sale)]
+        if len(waiting) >= self._settings.max_open_sales:
+            raise RemoteProtocolError("too-many-open-sales", str(len(waiting)))
+        private, secret = Digest(secrets.token_bytes(32)), Digest(secrets.token_bytes(32))
+        dh = delivery.shared_secret(private, question.buyer_key)
+        key = delivery.delivery_key(secret, dh, question.trade_id)
+        goods = await trio.to_thread.run_sync(
+            self._station.blobs.encrypt, offer.weights_root, key
+        )
+        record = SaleRecord(
+            state=SaleState.PREPARED.value,
+            note="",
+            trade_id=question.trade_id,
+            offer_digest=question.offer_digest,
+            offer_root=offer.weights_root,
+            buyer=question.buyer,
+            buyer_key=question.buyer_key,
+            ask=ask,
+            private_key=private,
+            secret=secret,
+            goods_root=goods.root,
+            leaf_count=goods.leaf_count,
+            byte_length=goods.byte_length,
+            prepared_until=UnixTime(self._station.clock() + self._settings.prepared_seconds),
+            quote=None,
+            broker_signature=b"",
+            signature=b"",
+            receipt=b"",
+            revealed_at=UnixTime(0),
+        )
+        return self._desk.open(Sale(record))
+
+    async def _countersign(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
+        assert isinstance(question, Countersign)
+        notice = self._broker(peer)
+        trade = self._desk.find(question.quote.trade_id, "seller")
+        if trade is None:
+            raise RemoteProtocolError("never-prepared", question.quote.trade_id.hex(), peer=peer)
+        sale = _sale(trade)
+        if sale.record.quote == question.quote:
+            return Countersigned(signature=sale.record.signature)
+        if sale.state is not SaleState.PREPARED:
+            raise RemoteProtocolError("already-countersigned", sale.state.value, peer=peer)
+        check_countersign(
+            self._station.domain,
+            sale.record,
+            self._offer(sale.record.offer_digest),
+            question.quote,
+            question.broker_signature,
+            question.receipt,
+            broker=notice.broker,
+            fee_basis_points=notice.fee_basis_points,
+            patience=self._settings.patience,
+            now=self._station.clock(),
+        )
+        signature = sign_digest(
+            self._station.keys.account, digest(self._station.domain, question.quote)
+        )
+        before = sale.state.value
+        sale.countersign(
+            question.quote,
+            broker_signature=question.broker_signature,
+            signature=signature,
+            receipt=question.receipt,
+        )
+        self._desk.changed(trade, before)
+        return Countersigned(signature=signature)
+
+    # ── what peers may fetch ──
+
+    def serve_weights(self, peer: PeerId, name: bytes, part: str) -> Served:
+        """Plaintext of what we offered or submitted, for brokers that we trust."""
+        self._broker(peer)
+        root = Digest(name)
+        if root not in self._station.served or not self._station.blobs.has(root):
+            raise RemoteProtocolError("unknown-weights", name.hex()[:64], peer=peer)
+        return served(self._station.blobs, root, part)
+
+    def serve_goods(self, peer: PeerId, name: bytes, part: str) -> Served:
+        """Ciphertext and leaf hashes of a trade; its id is what entitles to them."""
+        trade = self._desk.find(Digest(name), "seller")
+        if trade is None or trade.quote is None:
+            raise RemoteProtocolError("unknown-trade", name.hex()[:64], peer=peer)
+        record = _sale(trade).record
+        if part == PLAIN_HASHES:
+            return served(self._station.blobs, record.offer_root, "hashes")
+        return served(self._station.blobs, record.goods_root, part)
+
+    # ── shared questions ──
+
+    def _broker(self, peer: PeerId) -> BrokerNotice:
+        """Return the notice of a broker that we joined by, or refuse its peer."""
+        notice = self._station.notice_of(peer)
+        if notice is None:
+            raise RemoteProtocolError("not-our-broker", peer, peer=peer)
+        return notice
+
+    def _offer(self, name: Digest) -> Offer:
+        offer = self._station.own_offer(name)
+        if offer is None:
+            raise RemoteProtocolError("unknown-offer", name.hex())
+        return offer
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One part of a blob, as the transfer protocol wants it."""
+
+    byte_length: int
+    read: Callable[[int, int], bytes]
+
+
+def served(blobs: BlobStore, root: Digest, part: str) -> Served:
+    """Return ``data`` or ``hashes`` of a blob."""
+    ref = blobs.ref(root)
+    if part == "data":
+        return Served(ref.byte_length, lambda offset, length: blobs.read(root, offset, length))
+    if part == "hashes":
+        hashes = blobs.hashes(root)
+        return Served(len(hashes), lambda offset, length: hashes[offset : offset + length])
+    raise RemoteProtocolError("unknown-part", part)
+
+
+def _sale(trade: Trade) -> Sale:
+    assert isinstance(trade.machine, Sale)
+    return trade.machine

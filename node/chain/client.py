@@ -1,0 +1,229 @@
+"""One endpoint, synchronous, any web3 provider; the place where foreign exceptions end.
+
+| raised by                              | becomes                                          |
+|----------------------------------------|--------------------------------------------------|
+| sockets, urllib3, requests, timeouts   | `ChainUnavailableError`                          |
+| bad JSON, an answer that is no answer  | `ChainAnswerError`                               |
+| a JSON-RPC error object, web3, eth-tester | `EndpointRefusedError`, which the adapter names    |
+
+`HttpProvider` bounds what web3's own does not: the whole time of a call (an endpoint that
+sends a byte a second is as bad as one that sends nothing) and the size of an answer. It
+retries nothing: the callers' loops do.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, cast
+
+import requests
+import urllib3
+from eth_tester.exceptions import (  # type: ignore[import-untyped]
+    TransactionFailed,
+)
+from eth_tester.exceptions import (
+    ValidationError as TesterValidationError,
+)
+from eth_utils.exceptions import ValidationError as EvmValidationError
+from web3 import Web3
+from web3.exceptions import Web3Exception
+from web3.providers import BaseProvider
+from web3.types import RPCEndpoint, RPCResponse
+
+from node.chain import answers, bounded_json
+from node.chain.codec import revert_data
+from node.chain.errors import ChainAnswerError, ChainUnavailableError
+from node.chain.rpc_methods import RpcMethods
+from node.chain.tester import DevelopmentChain
+from node.protocol.errors import LocalProtocolError
+from node.protocol.types import Address, Digest, Wei
+
+DEFAULT_TIMEOUT: Final = 10.0
+MAX_ANSWER: Final = 16 << 20
+_CHUNK: Final = 1 << 16
+_POOL: Final = 32
+
+_UNREACHABLE: Final = (OSError, urllib3.exceptions.HTTPError, requests.RequestException)
+_MALFORMED: Final = (ValueError, TypeError, KeyError, AttributeError)
+_REFUSING: Final = (TransactionFailed, TesterValidationError, EvmValidationError, Web3Exception)
+
+
+class EndpointRefusedError(ChainUnavailableError):
+    """The endpoint answered with an error; where nobody knows better, nothing is known."""
+
+    def __init__(self, message: str, data: bytes | None = None) -> None:
+        super().__init__(f"the endpoint refused: {message[:300]}")
+        self.message = message
+        self.data = data
+        """What a reverted call said, where the endpoint passes it on."""
+
+
+class HttpProvider(BaseProvider):
+    """JSON-RPC over HTTP with a deadline and a cap; safe to use from any thread."""
+
+    def __init__(self, url: str, timeout: float = DEFAULT_TIMEOUT) -> None:
+        """Raises `LocalProtocolError` unless the URL is http or https."""
+        super().__init__()
+        parsed = urllib3.util.parse_url(url)
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise LocalProtocolError(f"a chain endpoint is an http or https URL, got {url!r}")
+        self._url = url
+        self._timeout = timeout
+        self._pool = urllib3.PoolManager(maxsize=_POOL, retries=False)
+        headers = {"Content-Type": "application/json"}
+        if parsed.auth:
+            headers |= urllib3.util.make_headers(basic_auth=parsed.auth)
+        self._headers = headers
+
+    def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
+        """Return whatever JSON the endpoint answered."""
+        request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+        deadline = time.monotonic() + self._timeout
+        response = self._pool.request(
+            "POST",
+            self._url,
+            body=json.dumps(request).encode(),
+            headers=self._headers,
+            timeout=urllib3.Timeout(total=self._timeout),
+            preload_content=False,
+            redirect=False,
+        )
+        try:
+            body = bytearray()
+            # read1: what has arrived, so that a trickle meets the deadline too
+            while chunk := response.read1(_CHUNK, decode_content=False):
+                body += chunk
+                if len(body) > MAX_ANSWER:
+                    raise ValueError(f"an answer of more than {MAX_ANSWER} bytes")
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"no whole answer within {self._timeout} s")
+        except BaseException:
+            response.close()  # half an answer is left on it: not for the next call
+            raise
+        response.release_conn()
+        return cast(RPCResponse, bounded_json.loads(bytes(body)))
+
+    def is_connected(self, show_traceback: bool = False) -> bool:
+        """Say whether the endpoint answers at all."""
+        try:
+            return "result" in self.make_request(RPCEndpoint("eth_chainId"), [])
+        except (*_UNREACHABLE, *_MALFORMED):
+            return False
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._pool.clear()
+
+
+class InProcessProvider(BaseProvider):
+    """The development chain of this process, by the same methods as over HTTP."""
+
+    def __init__(self, chain: DevelopmentChain) -> None:
+        super().__init__()
+        self._methods = RpcMethods(chain)
+
+    def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
+        """Answer as the server would."""
+        request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": list(params)}
+        return cast(RPCResponse, self._methods.answer(request))
+
+    def is_connected(self, show_traceback: bool = False) -> bool:
+        """It is always there."""
+        return True
+
+
+Endpoint = str | BaseProvider | DevelopmentChain
+
+
+class ChainClient:
+    """Asks one endpoint; safe to use from any thread if its provider is."""
+
+    def __init__(self, endpoint: Endpoint, timeout: float = DEFAULT_TIMEOUT) -> None:
+        """`timeout` bounds each call, for an endpoint given by URL."""
+        match endpoint:
+            case str():
+                provider: BaseProvider = HttpProvider(endpoint, timeout)
+            case DevelopmentChain():
+                provider = InProcessProvider(endpoint)
+            case _:
+                provider = endpoint
+        self.provider = provider
+        # no middleware of web3's own: answers are read by `answers`, as they come
+        self._web3 = Web3(provider, middleware=[])
+
+    def ask(self, method: str, *params: object) -> Any:
+        """Return a method's result, of whatever shape.
+
+        Raises `ChainUnavailableError`, of which an `EndpointRefusedError` is the endpoint's own
+        error answer and a `ChainAnswerError` is nonsense.
+        """
+        call = self.provider.request_func(self._web3, self._web3.middleware_onion)
+        try:
+            response = call(RPCEndpoint(method), params)
+        except _REFUSING as error:
+            message = str(error)
+            raise EndpointRefusedError(message, revert_data(message)) from error
+        except _UNREACHABLE as error:
+            raise ChainUnavailableError(f"{method}: {_brief(error)}") from error
+        except _MALFORMED as error:
+            raise ChainAnswerError(f"{method}: {_brief(error)}") from error
+        return _result(response, method)
+
+    def chain_id(self) -> int:
+        """Return the chain's id."""
+        return answers.quantity(self.ask("eth_chainId"), "eth_chainId")
+
+    def code(self, account: Address) -> bytes:
+        """Return the code at an address, empty where there is none."""
+        return answers.data(self.ask("eth_getCode", account, "latest"), "eth_getCode")
+
+    def nonce(self, account: Address) -> int:
+        """Return the account's next nonce, pending transactions counted."""
+        answer = self.ask("eth_getTransactionCount", account, "pending")
+        return answers.quantity(answer, "eth_getTransactionCount")
+
+    def request_funds(self, account: Address, amount: Wei) -> Digest:
+        """Ask a development chain's faucet; returns the transaction."""
+        return answers.digest(self.ask("pmnode_faucet", account, hex(amount)), "pmnode_faucet")
+
+    def close(self) -> None:
+        """Close idle connections, where there are any."""
+        if isinstance(self.provider, HttpProvider):
+            self.provider.close()
+
+
+def _result(response: object, method: str) -> Any:
+    if not isinstance(response, Mapping):
+        raise ChainAnswerError(f"{method}: the endpoint answered {repr(response)[:80]}")
+    error = response.get("error")
+    if error is not None:
+        raise _refusal(error)
+    if "result" not in response:
+        raise ChainAnswerError(f"{method}: neither a result nor an error")
+    return response["result"]
+
+
+def _refusal(error: object) -> EndpointRefusedError:
+    """Read a JSON-RPC error object, or whatever is in its place."""
+    if not isinstance(error, Mapping):
+        return EndpointRefusedError(repr(error)[:300])
+    message = str(error.get("message", ""))[:1_000]
+    for candidate in _data_candidates(error.get("data")):
+        try:
+            return EndpointRefusedError(message, answers.data(candidate, "error data"))
+        except ChainAnswerError:
+            continue
+    return EndpointRefusedError(message, revert_data(message))
+
+
+def _data_candidates(data: object) -> Sequence[object]:
+    """Return where endpoints put revert data: plain, in ``data``, or after ``Reverted ``."""
+    if isinstance(data, str):
+        return (data, data.removeprefix("Reverted "))
+    return (data.get("data"),) if isinstance(data, Mapping) else ()
+
+
+def _brief(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:300]

@@ -1,0 +1,232 @@
+"""The settlement chain in the market's words: the one seam through which money moves.
+
+`Escrow` is synchronous and thread-safe; shells call it from worker threads. Reading never
+changes anything. Writing is split so that a shell can save before it sends: `sign` gives
+bytes that are the same each time for the same call, nonce and fees; the shell journals
+them; `broadcast` may then be repeated for ever and pays once.
+
+    transaction = escrow.sign(Reveal(quote, secret), escrow.next_nonce())
+    journal.save(transaction)
+    escrow.broadcast(transaction.raw)
+    outcome = escrow.receipt(transaction.hash)  # None until it is mined
+
+Every method raises `ChainUnavailableError` when nothing can be known now.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Protocol
+
+from node.protocol.eip712 import Domain
+from node.protocol.quote import Quote
+from node.protocol.types import Address, Digest, UnixTime, Wei
+
+
+class EscrowState(enum.Enum):
+    """Where a trade stands, numbered as the contract's own enum."""
+
+    NONE = 0
+    FUNDED = 1
+    REVEALED = 2
+    PAID = 3
+    REFUNDED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The newest block that the endpoint knows."""
+
+    number: int
+    time: UnixTime
+
+
+@dataclass(frozen=True, slots=True)
+class TradeState:
+    """A trade as the contract sees it; `since` is when it came to this state (0 for NONE)."""
+
+    state: EscrowState
+    since: UnixTime
+
+
+# --- calls: what an account may ask of the escrow
+
+
+@dataclass(frozen=True, slots=True)
+class Fund:
+    """The buyer locks the quote's price; the value travels with the transaction."""
+
+    quote: Quote
+    broker_signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reveal:
+    """The seller publishes the secret; the payment becomes pending."""
+
+    quote: Quote
+    secret: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Finalize:
+    """Anyone turns a pending payment into the seller's credit, after the dispute window."""
+
+    quote: Quote
+
+
+@dataclass(frozen=True, slots=True)
+class Refund:
+    """Anyone turns an unrevealed payment back into the buyer's credit, after the grace."""
+
+    quote: Quote
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Anyone pays out an account's credit to that account."""
+
+    account: Address
+
+
+Call = Fund | Reveal | Finalize | Refund | Withdraw
+
+
+# --- events: what the escrow said
+
+
+@dataclass(frozen=True, slots=True)
+class FundedEvent:
+    block: int
+    transaction: Digest
+    trade_id: Digest
+    buyer: Address
+    seller: Address
+    price: Wei
+
+
+@dataclass(frozen=True, slots=True)
+class RevealedEvent:
+    block: int
+    transaction: Digest
+    trade_id: Digest
+    secret: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PaidEvent:
+    block: int
+    transaction: Digest
+    trade_id: Digest
+    to_seller: Wei
+    fee: Wei
+
+
+@dataclass(frozen=True, slots=True)
+class RefundedEvent:
+    block: int
+    transaction: Digest
+    trade_id: Digest
+    amount: Wei
+
+
+@dataclass(frozen=True, slots=True)
+class WithdrawnEvent:
+    block: int
+    transaction: Digest
+    account: Address
+    amount: Wei
+
+
+EscrowEvent = FundedEvent | RevealedEvent | PaidEvent | RefundedEvent | WithdrawnEvent
+
+
+# --- transactions
+
+
+@dataclass(frozen=True, slots=True)
+class Fees:
+    """EIP-1559 prices of one unit of gas."""
+
+    max_fee: Wei
+    """Most that is paid for a unit, tip included."""
+    tip: Wei
+
+
+@dataclass(frozen=True, slots=True)
+class SignedTransaction:
+    """Bytes to journal, then to broadcast as often as needed."""
+
+    hash: Digest
+    raw: bytes
+    nonce: int
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionOutcome:
+    """A mined transaction."""
+
+    succeeded: bool
+    block: int
+    gas_used: int
+    revert: str | None
+    """Why it failed: a custom error's name, a revert message, or ``unknown``; None on success."""
+    fee: Wei = Wei(0)
+    """What the sender paid for gas."""
+
+
+class Escrow(Protocol):
+    """One account's view of one escrow contract."""
+
+    @property
+    def domain(self) -> Domain:
+        """Chain and contract: what EIP-712 signatures of this market are bound to."""
+        ...
+
+    @property
+    def account(self) -> Address:
+        """The account that `sign` signs for."""
+        ...
+
+    def head(self) -> Block:
+        """Return the newest block; its time is what the contract's deadlines are held to."""
+        ...
+
+    def trade_state(self, trade_id: Digest) -> TradeState:
+        """Return where a trade stands."""
+        ...
+
+    def credit(self, account: Address) -> Wei:
+        """Return what `Withdraw` would pay to `account`."""
+        ...
+
+    def balance(self, account: Address) -> Wei:
+        """Return the account's ether on the chain."""
+        ...
+
+    def next_nonce(self) -> int:
+        """Return the first nonce of `account` that is neither mined nor pending."""
+        ...
+
+    def events(self, first_block: int, last_block: int) -> list[EscrowEvent]:
+        """Return the escrow's events of these blocks, both included, in chain order."""
+        ...
+
+    def sign(self, call: Call, nonce: int, fees: Fees | None = None) -> SignedTransaction:
+        """Sign a call, with the chain's present fees unless they are given.
+
+        Raises `FeeTooHighError` if the chain's fees are above the ceiling.
+        """
+        ...
+
+    def broadcast(self, raw: bytes) -> None:
+        """Hand a signed transaction to the chain; once it is known, again is fine.
+
+        Raises `NonceTooLowError`, `UnfundedAccountError` or `TransactionRefusedError`.
+        """
+        ...
+
+    def receipt(self, transaction: Digest) -> TransactionOutcome | None:
+        """Return how a transaction ended, None while it has not been mined."""
+        ...

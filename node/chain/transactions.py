@@ -1,0 +1,123 @@
+"""Signing and sending one account's transactions, and naming what went wrong with them.
+
+What endpoints say when they refuse, and what we call it (lower case, first match):
+
+| said by geth, reth, anvil, hardhat, this project | becomes                             |
+|--------------------------------------------------|-------------------------------------|
+| already known, known transaction, ...            | nothing: it is there                |
+| nonce too low, nonce has already been used, ...  | nothing if it was mined itself,     |
+|                                                  | else `NonceTooLowError`             |
+| insufficient funds, not enough balance, ...      | `UnfundedAccountError`              |
+| revert data                                      | `TransactionRefusedError(its name)` |
+| txpool is full, rate limit, ...                  | `ChainUnavailableError`             |
+| anything else about a raw transaction            | `TransactionRefusedError(message)`  |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from eth_account import Account
+from eth_hash.auto import keccak
+
+from node.chain import answers
+from node.chain.client import ChainClient, EndpointRefusedError
+from node.chain.errors import (
+    ChainUnavailableError,
+    FeeTooHighError,
+    NonceTooLowError,
+    TransactionRefusedError,
+    UnfundedAccountError,
+)
+from node.chain.port import Fees, SignedTransaction
+from node.protocol.signing import address_of
+from node.protocol.types import Address, Digest, Wei
+
+DEFAULT_FEE_CEILING: Final = Wei(1_000 * 10**9)
+"""1,000 gwei for a unit of gas: above what any network asks, below what a thief would."""
+
+_KNOWN: Final = ("already known", "known transaction", "already imported")
+_TOO_LOW: Final = ("nonce too low", "nonce has already been used", "invalid transaction nonce")
+_UNFUNDED: Final = ("insufficient funds", "enough balance", "enough funds", "cannot afford")
+_LATER: Final = (
+    "txpool is full", "too many requests", "rate limit", "timeout", "limit exceeded",
+    "internal error", "server error", "header not found", "does not exist", "not available",
+)  # fmt: skip
+
+
+class Wallet:
+    """An account's key, and the chain id that it signs for."""
+
+    def __init__(
+        self, private_key: bytes, chain_id: int, fee_ceiling: Wei = DEFAULT_FEE_CEILING
+    ) -> None:
+        self.address: Address = address_of(private_key)
+        self._key = private_key
+        self._chain_id = chain_id
+        self._fee_ceiling = fee_ceiling
+
+    def fees(self, client: ChainClient) -> Fees:
+        """Return the chain's present fees, with room for the base fee to double.
+
+        Raises `FeeTooHighError` if that is above the ceiling: who believes an endpoint's
+        fee pays it.
+        """
+        block = answers.mapping(client.ask("eth_getBlockByNumber", "latest", False), "a block")
+        base = answers.wei(block.get("baseFeePerGas"), "baseFeePerGas")
+        tip = answers.wei(client.ask("eth_maxPriorityFeePerGas"), "eth_maxPriorityFeePerGas")
+        most = 2 * base + tip
+        if most > self._fee_ceiling:
+            raise FeeTooHighError(
+                f"the endpoint asks {most} wei for a unit of gas; we pay {self._fee_ceiling}"
+            )
+        return Fees(max_fee=Wei(most), tip=tip)
+
+    def sign(
+        self, to: Address, data: bytes, value: Wei, *, gas: int, nonce: int, fees: Fees
+    ) -> SignedTransaction:
+        """Sign; the same arguments give the same bytes (RFC 6979)."""
+        signed = Account.sign_transaction(
+            {
+                "type": 2,
+                "chainId": self._chain_id,
+                "nonce": nonce,
+                "to": to,
+                "value": value,
+                "data": data,
+                "gas": gas,
+                "maxFeePerGas": fees.max_fee,
+                "maxPriorityFeePerGas": fees.tip,
+            },
+            self._key,
+        )
+        return SignedTransaction(Digest(bytes(signed.hash)), bytes(signed.raw_transaction), nonce)
+
+
+def broadcast(client: ChainClient, raw: bytes, name_revert: Callable[[bytes], str]) -> None:
+    """Hand a raw transaction to the endpoint; once it is there, again is fine.
+
+    Raises `NonceTooLowError`, `UnfundedAccountError`, `TransactionRefusedError`, or
+    `ChainUnavailableError`, after which it may or may not have arrived: repeat it.
+    """
+    try:
+        client.ask("eth_sendRawTransaction", "0x" + raw.hex())
+    except EndpointRefusedError as refusal:
+        said = refusal.message.lower()
+        if _any(_KNOWN, said):
+            return
+        if _any(_TOO_LOW, said):
+            if client.ask("eth_getTransactionReceipt", "0x" + keccak(raw).hex()) is not None:
+                return
+            raise NonceTooLowError(refusal.message) from refusal
+        if _any(_UNFUNDED, said):
+            raise UnfundedAccountError(refusal.message) from refusal
+        if refusal.data:
+            raise TransactionRefusedError(name_revert(refusal.data)) from refusal
+        if _any(_LATER, said):
+            raise ChainUnavailableError(refusal.message) from refusal
+        raise TransactionRefusedError(refusal.message) from refusal
+
+
+def _any(phrases: tuple[str, ...], said: str) -> bool:
+    return any(phrase in said for phrase in phrases)

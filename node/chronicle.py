@@ -1,0 +1,175 @@
+"""What can happen at a node, in the market's words: every event that a shell emits.
+
+Logs, metrics, the devnet's report and the crash tests all read these, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from node.observe import Event, Level
+from node.protocol.types import Address, Digest, Millionths, PeerId, Wei
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeReady(Event):
+    role: str
+    peer_id: PeerId
+    account: Address
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeStopped(Event):
+    role: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainAway(Event):
+    level: ClassVar[Level] = Level.WARNING
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainBack(Event):
+    """The chain answers again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatementPublished(Event):
+    kind: str
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatementJudged(Event):
+    """Our verdict on a message from gossip."""
+
+    level: ClassVar[Level] = Level.DEBUG
+    sender: PeerId
+    verdict: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerFault(Event):
+    """A peer broke the protocol, or could not be reached; only its own business stops."""
+
+    level: ClassVar[Level] = Level.WARNING
+    peer: PeerId
+    during: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OurFault(Event):
+    """A handler of ours failed; the peer was told so, and the node goes on."""
+
+    level: ClassVar[Level] = Level.ERROR
+    during: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialDone(Event):
+    trial_id: Digest
+    task: str
+    gain: Millionths
+    bound: Millionths
+    alpha: Millionths
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoDealReached(Event):
+    """Two parties have no price that both prefer to no trade."""
+
+    offer_digest: Digest
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved(Event):
+    """A promise or an effect is in the journal, and has not left this process yet."""
+
+    level: ClassVar[Level] = Level.DEBUG
+    trade_id: Digest
+    step: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent(Event):
+    """It has left this process; nothing is known of its fate yet."""
+
+    level: ClassVar[Level] = Level.DEBUG
+    trade_id: Digest
+    step: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransactionMined(Event):
+    trade_id: Digest
+    step: str
+    hash: Digest
+    succeeded: bool
+    gas: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransactionRefused(Event):
+    level: ClassVar[Level] = Level.WARNING
+    trade_id: Digest
+    step: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransactionDelayed(Event):
+    level: ClassVar[Level] = Level.WARNING
+    trade_id: Digest
+    step: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TradeChanged(Event):
+    trade_id: Digest
+    side: str
+    state: str
+    price: Wei
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundPlayed(Event):
+    """One round of an agent: how well it does before and after what it bought."""
+
+    round: int
+    epoch: int
+    accuracy_before: float
+    accuracy: float
+    bought: bool
+    because: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundsPlayed(Event):
+    """The agent has trained all it meant to; it still serves its buyers."""
+
+    rounds: int
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkUsed(Event):
+    """What crossed the network while the node ran, told as it stops."""
+
+    bytes_in: Mapping[str, int]
+    bytes_out: Mapping[str, int]
+    accepted: int
+    ignored: Mapping[str, int]
+    rejected: Mapping[str, int]
+    published: int

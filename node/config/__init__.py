@@ -1,0 +1,23 @@
+"""Every setting of a node, in one table: flag over environment over file over default."""
+
+from node.config.table import (
+    SETTINGS,
+    Config,
+    ConfigError,
+    Loaded,
+    Origin,
+    Setting,
+    load,
+    template,
+)
+
+__all__ = [
+    "SETTINGS",
+    "Config",
+    "ConfigError",
+    "Loaded",
+    "Origin",
+    "Setting",
+    "load",
+    "template",
+]

@@ -1,0 +1,196 @@
+"""The kinds of value that a setting can have: how each is read, written and described.
+
+A kind takes what TOML gives (typed) and what flags and variables give (text) alike, and
+nothing else: ``true`` is no integer, and ``1.0`` no amount of wei.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal, localcontext
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from node.protocol.errors import RemoteProtocolError
+from node.protocol.schema import checksummed
+from node.protocol.signing import public_key_of
+from node.protocol.types import NO_ADDRESS, ONE, UINT256_MAX, PeerId
+
+MAX_TEXT: Final = 4_096
+_INTEGER: Final = re.compile(r"[+-]?[0-9](_?[0-9])*")
+_ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
+_MULTIADDR: Final = re.compile(r"/(ip[46]|dns[46]?)/([^/\s]+)/tcp/([0-9]{1,5})(/p2p/([^/\s]+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How one kind of value is read and shown."""
+
+    name: str
+    expects: str
+    parse: Callable[[object], Any]
+    """Reads a value from any origin; raises `ValueError`."""
+    show: Callable[[Any], str] = str
+    """Writes a value for a person."""
+    toml: Callable[[Any], str] = str
+    """Writes a value for a configuration file."""
+    repeated: bool = False
+
+
+def display(value: object) -> str:
+    """Return a value of any origin as a short text on one line."""
+    text = value if isinstance(value, str) else str(value)
+    return json.dumps(text[:200], ensure_ascii=False) if isinstance(value, str) else text[:200]
+
+
+def _text(raw: object) -> str:
+    if not isinstance(raw, str) or not raw or len(raw) > MAX_TEXT or not raw.isprintable():
+        raise ValueError
+    return raw
+
+
+def _integer(raw: object) -> int:
+    if isinstance(raw, bool):
+        raise ValueError
+    if isinstance(raw, int):
+        return raw
+    if isinstance(raw, str) and len(raw) <= MAX_TEXT and _INTEGER.fullmatch(raw.strip()):
+        return int(raw)
+    raise ValueError
+
+
+def _wei(raw: object) -> int:
+    value = _integer(raw)
+    if not 0 <= value <= UINT256_MAX:
+        raise ValueError
+    return value
+
+
+def _fraction(raw: object) -> int:
+    """Read a decimal fraction into whole millionths, without a float in between."""
+    if isinstance(raw, bool):
+        raise ValueError
+    text = str(raw)
+    if not isinstance(raw, str | int | float | Decimal) or len(text) > 64:
+        raise ValueError
+    with localcontext(prec=200):  # so that nothing that fits in the text is rounded
+        try:
+            exact = Decimal(text) * ONE
+        except ArithmeticError as error:
+            raise ValueError from error
+        if not exact.is_finite() or exact.adjusted() > 20 or exact != exact.to_integral_value():
+            raise ValueError
+    return int(exact)
+
+
+def _path(raw: object) -> Path:
+    if isinstance(raw, Path):
+        return raw
+    return Path(_text(raw)).expanduser()
+
+
+def _address(raw: object) -> str:
+    if not isinstance(raw, str) or not _ADDRESS.fullmatch(raw):
+        raise ValueError
+    address = checksummed(bytes.fromhex(raw[2:]))
+    if raw[2:] not in {address[2:], raw[2:].lower(), raw[2:].upper()}:
+        raise ValueError  # a mistyped checksum
+    return address
+
+
+def _multiaddr(raw: object) -> str:
+    text = _text(raw)
+    match = _MULTIADDR.fullmatch(text)
+    if match is None or int(match[3]) > 65_535:
+        raise ValueError
+    if match[5] is not None:
+        try:
+            public_key_of(PeerId(match[5]))
+        except RemoteProtocolError as error:
+            raise ValueError from error
+    return text
+
+
+def _peer(raw: object) -> str:
+    text = _multiaddr(raw)
+    if "/p2p/" not in text:
+        raise ValueError
+    return text
+
+
+def _url(raw: object) -> str:
+    if raw == "":
+        return ""
+    text = _text(raw)
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError
+    return text
+
+
+def _several(one: Callable[[object], str]) -> Callable[[object], tuple[str, ...]]:
+    """Read a TOML array, repeated flags, or one text with commas."""
+
+    def parse(raw: object) -> tuple[str, ...]:
+        items = raw.split(",") if isinstance(raw, str) else raw
+        if not isinstance(items, list | tuple):
+            raise ValueError
+        texts = [item.strip() if isinstance(item, str) else item for item in items]
+        return tuple(one(text) for text in texts if text)
+
+    return parse
+
+
+def _list_toml(values: tuple[str, ...]) -> str:
+    return json.dumps(list(values))
+
+
+def _quoted(value: object) -> str:
+    return json.dumps(str(value), ensure_ascii=False)
+
+
+def _millionths(value: int) -> str:
+    text = f"{value // ONE}.{value % ONE:06d}".rstrip("0")
+    return text + "0" if text.endswith(".") else text
+
+
+_MULTIADDR_FORM: Final = "a multiaddr such as /ip4/127.0.0.1/tcp/4001"
+
+KINDS: Final[Mapping[str, Kind]] = {
+    kind.name: kind
+    for kind in (
+        Kind("text", "a short text", _text, toml=_quoted),
+        Kind("integer", "a whole number", _integer),
+        Kind("wei", "a whole number of wei", _wei, toml=_quoted),
+        Kind("fraction", "a fraction of at most six decimals", _fraction, _millionths, _millionths),
+        Kind("path", "a path", _path, toml=_quoted),
+        Kind("url", "a URL with http or https, or nothing", _url, toml=_quoted),
+        Kind(
+            "address",
+            f"an Ethereum address such as {NO_ADDRESS}, checksum right",
+            _address,
+            toml=_quoted,
+        ),
+        Kind(
+            "addresses",
+            "Ethereum addresses, separated by commas",
+            _several(_address),
+            show=", ".join,
+            toml=_list_toml,
+            repeated=True,
+        ),
+        Kind("multiaddr", _MULTIADDR_FORM, _multiaddr, toml=_quoted),
+        Kind(
+            "peers",
+            f"{_MULTIADDR_FORM}/p2p/12D3Koo…, separated by commas",
+            _several(_peer),
+            show=", ".join,
+            toml=_list_toml,
+            repeated=True,
+        ),
+    )
+}

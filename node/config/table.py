@@ -1,0 +1,305 @@
+"""Every setting of a node, in one table: the fields of `Config`.
+
+A value comes from a flag, else a ``PMNODE_*`` variable, else the TOML file, else the
+default; `load` keeps which, for ``config show --origin``. Flags, documentation and the
+file that ``init`` writes are all generated from the table. Whatever is misspelt, of the
+wrong kind or out of bounds is an error that names the key, the value, where it came from
+and what would be right: a node never starts on settings that it half understood.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+from node.config.kinds import KINDS, Kind, display
+from node.protocol.errors import MarketError
+from node.protocol.types import NO_ADDRESS, Address, Millionths, Wei
+
+PREFIX: Final = "PMNODE_"
+RESERVED_VARIABLES: Final = frozenset(
+    {"PMNODE_STATE", "PMNODE_CONFIG", "PMNODE_DATA", "PMNODE_FAILPOINT"}
+)
+"""Variables of ours that are not settings: where things lie, read elsewhere."""
+
+GWEI: Final = 10**9
+ETHER: Final = 10**18
+DAY: Final = 86_400
+
+OriginKind = Literal["default", "file", "environment", "flag"]
+
+
+class ConfigError(MarketError):
+    """A setting cannot be used: names the key, the value, its origin and the remedy."""
+
+    def __init__(self, key: str, value: object, origin: Origin, remedy: str) -> None:
+        super().__init__(f"{key} = {display(value)} ({origin}): {remedy}")
+        self.key = key
+        self.value = value
+        self.origin = origin
+        self.remedy = remedy
+
+
+class Origin(NamedTuple):
+    """Where a value came from."""
+
+    kind: OriginKind
+    where: str = ""
+    """The file, the variable or the flag."""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.where}".rstrip()
+
+
+DEFAULT: Final = Origin("default")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One row of the table."""
+
+    name: str
+    kind: Kind
+    default: Any
+    help: str
+    low: int | None
+    high: int | None
+    choices: tuple[str, ...]
+
+    @property
+    def flag(self) -> str:
+        """Return the command-line flag, as in ``--data-dir``."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """Return the environment variable, as in ``PMNODE_DATA_DIR``."""
+        return PREFIX + self.name.upper()
+
+    @property
+    def multiple(self) -> bool:
+        """Return whether the flag may be repeated."""
+        return self.kind.repeated
+
+    @property
+    def expects(self) -> str:
+        """Return what a right value looks like, for help texts and errors."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        match self.low, self.high:
+            case None, None:
+                return self.kind.expects
+            case low, None:
+                return f"{self.kind.expects}, at least {self.kind.show(low)}"
+            case low, high:
+                return f"{self.kind.expects}, {self.kind.show(low)} to {self.kind.show(high)}"
+
+    def parse(self, raw: object, origin: Origin) -> Any:
+        """Return `raw`, from any origin, as a value; raises `ConfigError`."""
+        try:
+            value = self.kind.parse(raw)
+        except ValueError as error:
+            raise ConfigError(self.name, raw, origin, f"expected {self.expects}") from error
+        if self.choices and value not in self.choices:
+            raise ConfigError(self.name, raw, origin, f"expected {self.expects}")
+        if (self.low is not None and value < self.low) or (
+            self.high is not None and value > self.high
+        ):
+            raise ConfigError(self.name, raw, origin, f"expected {self.expects}")
+        return value
+
+
+def _setting(
+    kind: str,
+    default: Any,
+    help: str,  # noqa: A002
+    *,
+    low: int | None = None,
+    high: int | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    row = {"kind": KINDS[kind], "help": help, "low": low, "high": high, "choices": choices}
+    return dataclasses.field(default=default, metadata=row)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The settings of one node. Amounts are wei, times whole seconds, fractions millionths."""
+
+    # Who and where
+    role: str = _setting(
+        "text", "agent", "what this node does", choices=("agent", "broker", "observer")
+    )
+    data_dir: Path | None = _setting(
+        "path", None, "keys, journal and blobs (default: by role, under the user's data folder)"
+    )
+    password_file: Path | None = _setting(
+        "path", None, "file with the keystore's password (default: standard input)"
+    )
+    log_level: str = _setting(
+        "text", "info", "least severe events shown", choices=("debug", "info", "warning", "error")
+    )
+
+    # Network
+    listen: str = _setting("multiaddr", "/ip4/127.0.0.1/tcp/0", "address to listen on")
+    bootstrap: tuple[str, ...] = _setting(
+        "peers", (), "brokers to join by (default: the one of this machine)"
+    )
+    brokers: tuple[Address, ...] = _setting(
+        "addresses", (), "accounts of trusted brokers (default: those bootstrapped from)"
+    )
+
+    # Chain
+    chain: str = _setting(
+        "url", "", "JSON-RPC of the chain (default: the broker's; a broker serves play money)"
+    )
+    escrow: Address = _setting("address", NO_ADDRESS, "the escrow contract (default: the broker's)")
+    confirmations: int = _setting(
+        "integer", 0, "blocks on a payment before the key is revealed", low=0, high=10_000
+    )
+
+    # Training
+    task: str = _setting("text", "mnist", "what is learnt; nodes of one task can trade")
+    trainer: str = _setting("text", "mlp", "how a model is built and trained")
+    dataset: str = _setting("text", "mnist", "where examples come from")
+    data_folder: Path | None = _setting("path", None, "folder of data files of one's own")
+    agent: int = _setting("integer", 0, "which share of the examples is ours", low=0, high=10_000)
+    agents: int = _setting("integer", 2, "among how many they are shared", low=1, high=10_000)
+    rounds: int = _setting("integer", 15, "rounds to play", low=1, high=1_000_000)
+    epochs_per_round: int = _setting("integer", 1, "epochs between trades", low=0, high=10_000)
+    warmup_epochs: int = _setting("integer", 5, "epochs before the first", low=0, high=10_000)
+    seed: int = _setting("integer", 0, "of data splits, weights and batches", low=0, high=2**63 - 1)
+
+    # Prices
+    value_per_unit_gain: Wei = _setting(
+        "wei", Wei(ETHER), "what the removal of one's whole loss would be worth, in wei", low=0
+    )
+    reserve: Wei = _setting("wei", Wei(0), "lowest price to sell at, in wei", low=0)
+    min_gain: Millionths = _setting(
+        "fraction", Millionths(0), "relative gain below which nothing is bought", low=0,
+        high=1_000_000,
+    )  # fmt: skip
+    fee_bps: int = _setting("integer", 200, "broker's fee in 1/100 of a percent", low=0, high=1_000)
+
+    # Deadlines
+    offer_ttl_seconds: int = _setting("integer", 600, "an offer stands for", low=1, high=DAY)
+    round_patience_seconds: int = _setting(
+        "integer", 120, "how long a round waits for its trades", low=1, high=DAY
+    )
+    fund_seconds: int = _setting("integer", 60, "from quote to payment", low=1, high=30 * DAY)
+    reveal_seconds: int = _setting("integer", 120, "from payment to key", low=1, high=30 * DAY)
+    grace_seconds: int = _setting(
+        "integer", 60, "from there until a refund may be called for", low=0, high=30 * DAY
+    )
+    dispute_window_seconds: int = _setting(
+        "integer", 60, "from key to final payment, in a broker's quotes", low=0, high=30 * DAY
+    )
+    minimum_dispute_window: int = _setting(
+        "integer", 30, "shortest such window that a buyer accepts, in seconds", low=0, high=30 * DAY
+    )
+
+
+def _table() -> dict[str, Setting]:
+    return {
+        field.name: Setting(name=field.name, default=field.default, **field.metadata)
+        for field in dataclasses.fields(Config)
+    }
+
+
+SETTINGS: Final[Mapping[str, Setting]] = _table()
+"""The table, in the order of `Config`."""
+
+
+class Loaded(NamedTuple):
+    """The settings of a node, and where each came from."""
+
+    config: Config
+    origins: Mapping[str, Origin]
+
+
+def load(
+    *,
+    file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, object] | None = None,
+) -> Loaded:
+    """Gather the settings: flag over environment over file over default.
+
+    A flag of None or of an empty tuple was not given. A path in the file is relative to
+    the file's folder. Raises `ConfigError`.
+    """
+    values: dict[str, Any] = {name: row.default for name, row in SETTINGS.items()}
+    origins = dict.fromkeys(SETTINGS, DEFAULT)
+    for key, raw, origin in (
+        *_from_file(file),
+        *_from_environment(environ or {}),
+        *_from_flags(flags or {}),
+    ):
+        row = SETTINGS.get(key)
+        if row is None:
+            raise ConfigError(key, raw, origin, _did_you_mean(key, origin))
+        value = row.parse(raw, origin)
+        if isinstance(value, Path) and origin.kind == "file":
+            value = Path(origin.where).parent / value
+        values[key], origins[key] = value, origin
+    return Loaded(Config(**values), origins)
+
+
+def _from_file(file: Path | None) -> list[tuple[str, object, Origin]]:
+    if file is None:
+        return []
+    origin = Origin("file", str(file))
+    try:
+        parsed = tomllib.loads(file.read_text(encoding="utf-8"), parse_float=Decimal)
+    except OSError as error:
+        raise ConfigError("config", file, origin, f"cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError("config", file, origin, f"is not TOML: {error}") from error
+    return [(key, value, origin) for key, value in parsed.items()]
+
+
+def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, object, Origin]]:
+    return [
+        (variable.removeprefix(PREFIX).lower(), value, Origin("environment", variable))
+        for variable, value in sorted(environ.items())
+        if variable.startswith(PREFIX) and variable not in RESERVED_VARIABLES
+    ]
+
+
+def _from_flags(flags: Mapping[str, object]) -> list[tuple[str, object, Origin]]:
+    return [
+        (key, value, Origin("flag", "--" + key.replace("_", "-")))
+        for key, value in flags.items()
+        if value is not None and value != ()
+    ]
+
+
+def _did_you_mean(key: str, origin: Origin) -> str:
+    close = difflib.get_close_matches(key, SETTINGS, n=1)
+    if not close:
+        return "there is no such setting; `pm-node config show` lists them all"
+    row = SETTINGS[close[0]]
+    spelt = {"environment": row.variable, "flag": row.flag}.get(origin.kind, row.name)
+    return f"there is no such setting; did you mean {spelt}?"
+
+
+def template(chosen: Mapping[str, object] | None = None) -> str:
+    """Return a configuration file: the `chosen` values set, all others commented out."""
+    chosen = chosen or {}
+    lines = ["# Settings of a pm-node. Flags and PMNODE_* variables go before these.", ""]
+    for row in SETTINGS.values():
+        lines += [f"# {row.help}: {row.expects}"]
+        if row.name in chosen:
+            value = row.parse(chosen[row.name], Origin("flag", row.flag))
+            lines += [f"{row.name} = {row.kind.toml(value)}", ""]
+        elif row.default is None:
+            lines += [f"# {row.name} =", ""]
+        else:
+            lines += [f"# {row.name} = {row.kind.toml(row.default)}", ""]
+    return "\n".join(lines)

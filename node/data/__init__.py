@@ -1,0 +1,1 @@
+"""Labelled data from files on this machine, checked before it is believed."""

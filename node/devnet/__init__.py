@@ -1,0 +1,1 @@
+"""A whole market on one machine, played by the real nodes, ending in a settled ledger."""

@@ -1,0 +1,223 @@
+"""The processes of a devnet: chain, broker, agents; started, watched, stopped, killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from node.home import BrokerAddress, BrokerNotFoundError, find_broker
+from node.protocol.errors import MarketError
+
+START_SECONDS: Final = 60.0
+STOP_SECONDS: Final = 15.0
+POLL_SECONDS: Final = 0.05
+
+
+class DevnetError(MarketError):
+    """A process of the devnet did not come up, or ended by itself."""
+
+
+def free_port() -> int:
+    """Return a loopback port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Node:
+    """One process, its data directory, and how to start it again."""
+
+    name: str
+    command: Sequence[str]
+    home: Path
+    environ: Mapping[str, str]
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self, **environ: str) -> None:
+        """Start it; its output goes to a file beside its data."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        with (self.home / "output.txt").open("ab") as output:
+            self.process = subprocess.Popen(
+                self.command,
+                env={**self.environ, **environ},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def kill(self) -> None:
+        """SIGKILL, as a power cut would."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL if that is not enough."""
+        if self.process is None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def output(self) -> str:
+        """Return the last lines that it printed."""
+        path = self.home / "output.txt"
+        return "\n".join(path.read_text(errors="replace").splitlines()[-12:])
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Return its events of one name so far, oldest first."""
+        found: list[dict[str, Any]] = []
+        logs = self.home / "logs"
+        for path in sorted(logs.glob("*.jsonl*"), reverse=True) if logs.is_dir() else ():
+            for line in path.read_text(errors="replace").splitlines():
+                with contextlib.suppress(ValueError):  # a line that is being written
+                    event = json.loads(line)
+                    if event.get("event") == name:
+                        found.append(event)
+        return found
+
+
+@dataclass
+class Market:
+    """The processes of one market on loopback, under one folder."""
+
+    folder: Path
+    chain_url: str
+    chain: Node
+    broker: Node
+    agents: list[Node]
+    environ: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def nodes(self) -> list[Node]:
+        return [*self.agents, self.broker, self.chain]
+
+    def address(self) -> BrokerAddress:
+        """Return what the broker says of itself. Raises `BrokerNotFoundError`."""
+        return find_broker(self.folder / "state")
+
+    def start(self) -> None:
+        """Bring all up, each once what it needs is there. Raises `DevnetError`."""
+        self.chain.start()
+        self.await_chain()
+        self.broker.start()
+        self.await_broker()
+        for agent in self.agents:
+            agent.start()
+
+    def await_chain(self) -> None:
+        """Wait until the chain answers."""
+        request = urllib.request.Request(
+            self.chain_url,
+            data=b'{"jsonrpc":"2.0","id":1,"method":"eth_chainId","params":[]}',
+            headers={"Content-Type": "application/json"},
+        )
+
+        def answers() -> bool:
+            try:
+                with urllib.request.urlopen(request, timeout=5) as response:
+                    return bool(response.status == 200)
+            except (urllib.error.URLError, OSError):
+                return False
+
+        self._await(answers, self.chain)
+
+    def await_broker(self) -> None:
+        """Wait until the broker has said where it listens."""
+
+        def announced() -> bool:
+            with contextlib.suppress(BrokerNotFoundError):
+                return self.address().pid == getattr(self.broker.process, "pid", None)
+            return False
+
+        self._await(announced, self.broker)
+
+    def _await(self, condition: Any, node: Node) -> None:
+        patience = time.monotonic() + START_SECONDS
+        while not condition():
+            if not node.running:
+                raise DevnetError(f"{node.name} ended while it started:\n{node.output()}")
+            if time.monotonic() > patience:
+                raise DevnetError(f"{node.name} was not up in {START_SECONDS:.0f} s")
+            time.sleep(POLL_SECONDS)
+
+    def stop(self) -> None:
+        """Stop all, agents first."""
+        for node in self.nodes:
+            if node.running:
+                node.stop()
+
+
+def compose(
+    folder: Path,
+    *,
+    agents: int,
+    common: Sequence[str],
+    broker: Sequence[str] = (),
+    agent: Sequence[str] = (),
+) -> Market:
+    """Lay out a market: ports, folders and commands; nothing is started."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("PMNODE_")}
+    environ.update(PMNODE_STATE=str(folder / "state"), PYTHONUNBUFFERED="1")
+    environ.setdefault("OMP_NUM_THREADS", "1")  # processes share the cores already
+    program = [sys.executable, "-m", "node.cli.main"]
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+
+    def node(name: str, *flags: str) -> Node:
+        listen = f"/ip4/127.0.0.1/tcp/{free_port()}"
+        home = folder / name
+        command = [*program, "--data-dir", str(home), "--listen", listen, *common, *flags]
+        return Node(name, command, home, environ)
+
+    chain_home = folder / "chain"
+    chain = Node(
+        "chain",
+        [*program, "chain", "--directory", str(chain_home), "--port", str(port)],
+        chain_home,
+        environ,
+    )
+    return Market(
+        folder=folder,
+        chain_url=url,
+        chain=chain,
+        broker=node("broker", "--role", "broker", "--chain", url, *broker),
+        agents=[
+            node(
+                f"agent-{number}",
+                *("--role", "agent", "--agent", str(number), "--agents", str(agents), *agent),
+            )
+            for number in range(agents)
+        ],
+        environ=environ,
+    )
+
+
+@contextlib.contextmanager
+def running(market: Market) -> Iterator[Market]:
+    """Start a market, and stop whatever of it still runs at the end."""
+    try:
+        market.start()
+        yield market
+    finally:
+        market.stop()

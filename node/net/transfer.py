@@ -1,0 +1,238 @@
+"""Fetching blobs: pulled in ranges, checked leaf by leaf, resumed where they were cut.
+
+Nothing is believed: the list of leaf hashes is checked against the signed root before a byte
+of data is asked for, and each leaf against the list before it is kept. An end that comes early
+is ``truncated``, whatever libp2p calls it. What has arrived stays in the sink; whoever calls
+again, with this peer or another, goes on from there. `node.net.serving` is the other end.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+import trio
+
+from node.net.limits import KIB, MIB, STREAM_READ_BYTES
+from node.net.serving import DATA, HASHES, IDLE_S, REQUEST_BYTES, RangeRequest, encode_total
+from node.net.streams import decode_answer
+from node.protocol import merkle
+from node.protocol.errors import LocalProtocolError, RemoteProtocolError
+from node.protocol.merkle import LEAF_BYTES
+from node.protocol.types import DIGEST_BYTES, Digest
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from node.net.host import Network
+    from node.net.streams import MessageStream
+    from node.protocol.types import PeerId
+
+WORKERS: Final = 2
+WRITE_BYTES: Final = MIB
+"""What is checked and written at a time, off the event loop; a multiple of a leaf."""
+
+
+class BlobSink(Protocol):
+    """Where a blob is put together; ``BlobStore.writer`` of `node.params.store` makes one.
+
+    `write` and `finish` are called in a thread, never two at a time.
+    """
+
+    def missing(self) -> Iterable[tuple[int, int]]:
+        """Offset and length of what has not arrived; each begins at a leaf."""
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Check whole leaves against the list and keep them.
+
+        Raises `RemoteProtocolError("wrong-chunk")`, with nothing kept, if one is wrong.
+        """
+
+    def finish(self) -> object: ...
+
+
+class MemorySink:
+    """A sink for what fits in memory."""
+
+    def __init__(self, byte_length: int, hashes: bytes) -> None:
+        self.data = bytearray(byte_length)
+        self._hashes = hashes
+        self._todo = set(range(merkle.leaf_count(byte_length)))
+
+    def missing(self) -> list[tuple[int, int]]:
+        runs: list[tuple[int, int]] = []
+        for leaf in sorted(self._todo):
+            at, length = leaf * LEAF_BYTES, merkle.leaf_length(leaf, len(self.data))
+            if runs and sum(runs[-1]) == at:
+                runs[-1] = (runs[-1][0], runs[-1][1] + length)
+            else:
+                runs.append((at, length))
+        return runs
+
+    def write(self, offset: int, data: bytes) -> None:
+        first = offset // LEAF_BYTES
+        bad = merkle.verify_leaves(self._hashes, first, data, len(self.data))
+        if bad is not None:
+            raise RemoteProtocolError("wrong-chunk", f"leaf {bad}")
+        self.data[offset : offset + len(data)] = data
+        self._todo -= set(range(first, first + -(-len(data) // LEAF_BYTES)))
+
+    def finish(self) -> bytes:
+        return bytes(self.data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Who serves a blob, over which protocol and under which name."""
+
+    peer: PeerId
+    protocol: str
+    name: bytes
+    addresses: tuple[str, ...] = ()
+    idle_s: float = IDLE_S
+    """How long not a byte may come."""
+
+
+async def fetch_hashes(
+    network: Network, source: Source, *, root: Digest, byte_length: int, part: str = HASHES
+) -> bytes:
+    """Fetch the leaf hashes of a blob of `byte_length` bytes and check them against its root.
+
+    They are held in memory: 32 bytes for each KiB, so the caller bounds `byte_length`. Raises
+    `RemoteProtocolError("wrong-leaf-hashes")` and what `fetch_part` raises.
+    """
+    length = merkle.leaf_count(byte_length) * DIGEST_BYTES
+    hashes = await fetch_part(network, source, part, length)
+    found = await trio.to_thread.run_sync(merkle.root_of_hashes, hashes, byte_length)
+    if found != root:
+        detail = f"{part} have the root {found.hex()}, not {root.hex()}"
+        raise RemoteProtocolError("wrong-leaf-hashes", detail, peer=source.peer)
+    return hashes
+
+
+async def fetch_part(network: Network, source: Source, part: str, length: int) -> bytes:
+    """Fetch a whole part of exactly `length` bytes into memory, unchecked."""
+    collected = bytearray()
+
+    async def collect(_: int, data: bytes) -> None:
+        collected.extend(data)
+
+    await _run_worker(network, source, part, length, deque(_ranges([(0, length)])), collect)
+    return bytes(collected)
+
+
+async def fetch_data(
+    network: Network,
+    source: Source,
+    sink: BlobSink,
+    *,
+    byte_length: int,
+    part: str = DATA,
+    workers: int = WORKERS,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Fetch all that `sink` misses, which checks every leaf before it keeps it.
+
+    `progress` is called with the number of bytes just kept. Raises `PeerUnreachableError`,
+    `PeerTimeoutError` and `RemoteProtocolError` with ``wrong-chunk``, ``wrong-length``,
+    ``truncated`` or the server's own reason, all naming the peer; what was kept stays.
+    """
+    todo = deque(_ranges(sink.missing()))
+    writing = trio.Lock()
+    failures: list[RemoteProtocolError] = []
+
+    async def keep(offset: int, data: bytes) -> None:
+        async with writing:
+            await trio.to_thread.run_sync(sink.write, offset, data)
+        if progress is not None:
+            progress(len(data))
+
+    async def work(scope: trio.CancelScope) -> None:
+        try:
+            await _run_worker(network, source, part, byte_length, todo, keep)
+        except RemoteProtocolError as error:
+            error.peer = error.peer or source.peer
+            failures.append(error)
+            scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(min(workers, len(todo))):
+            nursery.start_soon(work, nursery.cancel_scope)
+    if failures:
+        raise failures[0]
+
+
+async def fetch_blob(
+    network: Network,
+    source: Source,
+    open_sink: Callable[[bytes], BlobSink],
+    *,
+    root: Digest,
+    byte_length: int,
+    progress: Callable[[int], None] | None = None,
+) -> object:
+    """Fetch a blob under its root: the hash list, then the data into ``open_sink(hash list)``.
+
+    Returns what the sink's `finish` returns; raises as `fetch_hashes` and `fetch_data` do.
+    """
+    hashes = await fetch_hashes(network, source, root=root, byte_length=byte_length)
+    sink = await trio.to_thread.run_sync(open_sink, hashes)
+    await fetch_data(network, source, sink, byte_length=byte_length, progress=progress)
+    return await trio.to_thread.run_sync(sink.finish)
+
+
+async def _run_worker(
+    network: Network,
+    source: Source,
+    part: str,
+    total: int,
+    todo: deque[tuple[int, int]],
+    keep: Callable[[int, bytes], Awaitable[None]],
+) -> None:
+    """Take ranges off `todo` over one stream until there are none."""
+    if not todo:
+        return
+    opened = network.stream(
+        source.peer, source.protocol, deadline_s=source.idle_s, addresses=source.addresses
+    )
+    async with opened as stream:
+        while todo:
+            offset, length = todo.popleft()
+            request = RangeRequest(source.name, part, offset, length).encode()
+            await stream.send(request, deadline_s=source.idle_s)
+            answer = decode_answer(
+                await stream.receive(deadline_s=source.idle_s, limit=KIB), source.peer
+            )
+            if answer != encode_total(total):
+                detail = f"{part} should have {total} bytes, and has {answer.hex()}"
+                raise RemoteProtocolError("wrong-length", detail, peer=source.peer)
+            await _receive_range(stream, source, offset, length, keep)
+
+
+async def _receive_range(
+    stream: MessageStream,
+    source: Source,
+    offset: int,
+    length: int,
+    keep: Callable[[int, bytes], Awaitable[None]],
+) -> None:
+    buffer = bytearray()
+    while length > 0:
+        data = await stream.receive_some(min(length, STREAM_READ_BYTES), deadline_s=source.idle_s)
+        buffer += data
+        length -= len(data)
+        if len(buffer) >= WRITE_BYTES or length == 0:
+            whole = len(buffer) if length == 0 else len(buffer) // LEAF_BYTES * LEAF_BYTES
+            await keep(offset, bytes(buffer[:whole]))
+            del buffer[:whole]
+            offset += whole
+
+
+def _ranges(missing: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
+    """Cut what is missing into requests."""
+    for offset, length in missing:
+        if offset % LEAF_BYTES or length <= 0:
+            raise LocalProtocolError(f"a sink misses whole leaves, not {length} bytes at {offset}")
+        for at in range(offset, offset + length, REQUEST_BYTES):
+            yield at, min(REQUEST_BYTES, offset + length - at)

@@ -1,0 +1,115 @@
+"""What a model is, by registered name and configuration. Code never travels.
+
+An architecture's text is the canonical JSON of ``{"config": {...}, "name": "mlp"}``: keys
+sorted, no spaces, ASCII, no floats. Two peers that mean the same architecture write the
+same bytes, so the text itself is compared, and its SHA-256 names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+
+from node.params.families.base import ArchitectureError, Model
+from node.params.families.linear import Linear
+from node.params.families.mlp import Mlp
+from node.params.families.shapes import Shapes
+from node.params.permutation import PermutationSpec, Tensors
+from node.protocol.parameters import Layout
+from node.protocol.types import Digest
+
+MAX_TEXT_BYTES: Final = 4096
+
+FAMILIES: Final[dict[str, Callable[[Mapping[str, object]], Model]]] = {
+    "mlp": Mlp.read,
+    "linear": Linear.read,
+    "random": Shapes.read,
+}
+"""Families by the name that architecture texts use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A checked architecture; equal to every other of the same text.
+
+    Raises `ArchitectureError` if the name is not registered or the configuration is not
+    one of its family's.
+    """
+
+    name: str
+    config: Mapping[str, object] = field(compare=False)
+    text: str = field(init=False, repr=False)
+    model: Model = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        read = FAMILIES.get(self.name)
+        if read is None:
+            raise ArchitectureError(f"{self.name!r}"[:100], reason="unknown-architecture")
+        model = read(self.config)
+        config = model.config()
+        text = _canonical({"config": config, "name": self.name})
+        if len(text) > MAX_TEXT_BYTES:
+            raise ArchitectureError(f"a text of {len(text)} bytes, of at most {MAX_TEXT_BYTES}")
+        object.__setattr__(self, "config", config)
+        object.__setattr__(self, "model", model)
+        object.__setattr__(self, "text", text)
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _refuse_number(text: str) -> object:
+    raise ValueError(f"not an integer: {text[:20]}")
+
+
+def parse_architecture(text: str) -> Architecture:
+    """Read the canonical text of an architecture, as it came from a peer.
+
+    Total: raises `ArchitectureError` for every other string.
+    """
+    if len(text) > MAX_TEXT_BYTES:
+        raise ArchitectureError(f"a text of {len(text)} characters, of at most {MAX_TEXT_BYTES}")
+    try:
+        value = json.loads(text, parse_float=_refuse_number, parse_constant=_refuse_number)
+    except (ValueError, RecursionError) as error:
+        raise ArchitectureError(f"not JSON of integers: {error}"[:200]) from error
+    if not isinstance(value, dict) or set(value) != {"config", "name"}:
+        raise ArchitectureError("must be an object of exactly `config` and `name`")
+    name, config = value["name"], value["config"]
+    if not isinstance(name, str) or not isinstance(config, dict):
+        raise ArchitectureError("`name` must be text and `config` an object")
+    architecture = Architecture(name, config)
+    if architecture.text != text:
+        raise ArchitectureError("not in canonical form")
+    return architecture
+
+
+def architecture_hash(architecture: Architecture) -> Digest:
+    """Return the SHA-256 of the architecture's text."""
+    return Digest(hashlib.sha256(architecture.text.encode("ascii")).digest())
+
+
+def layout(architecture: Architecture) -> Layout:
+    """Return name, dtype and shape of every tensor, sorted by name."""
+    return architecture.model.layout()
+
+
+def permutation_spec(architecture: Architecture) -> PermutationSpec:
+    """Return which units may be permuted and rescaled."""
+    return architecture.model.permutation_spec()
+
+
+def apply(architecture: Architecture, tensors: Tensors, inputs_RF: torch.Tensor) -> torch.Tensor:
+    """Return logits_RC of the model with these tensors on R rows of inputs."""
+    return architecture.model.forward(tensors, inputs_RF)
+
+
+def random_init(architecture: Architecture, seed: int) -> dict[str, torch.Tensor]:
+    """Return PyTorch's default initialisation, the same for the same seed."""
+    return architecture.model.random_init(seed)

@@ -1,0 +1,1 @@
+"""What the tensors of a model are and what they compute, one family of architectures a file."""

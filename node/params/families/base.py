@@ -1,0 +1,80 @@
+"""What every family of architectures answers, and the bounds on what a peer may describe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+import torch
+
+from node.params.permutation import PermutationSpec, Tensors
+from node.protocol.errors import RemoteProtocolError
+from node.protocol.parameters import Layout
+
+MAX_PARAMETERS: Final = 2**28
+"""1 GiB of float32: the largest model that this version trades."""
+MAX_WIDTH: Final = 2**20
+MAX_TENSORS: Final = 512
+
+
+class ArchitectureError(RemoteProtocolError):
+    """A text or configuration that describes no architecture that we build.
+
+    Reasons: ``bad-architecture`` and ``unknown-architecture``.
+    """
+
+    def __init__(self, detail: str, *, reason: str = "bad-architecture") -> None:
+        super().__init__(reason, detail)
+
+
+class Model(Protocol):
+    """One architecture with its configuration read: immutable, comparable, without weights."""
+
+    def config(self) -> dict[str, object]:
+        """Return the JSON object that describes this model within its family."""
+
+    def layout(self) -> Layout:
+        """Return name, dtype and shape of every tensor, sorted by name."""
+
+    def permutation_spec(self) -> PermutationSpec:
+        """Return the symmetries of the tensors."""
+
+    def input_width(self) -> int:
+        """Return F, the number of features in a row of inputs."""
+
+    def forward(self, tensors: Tensors, inputs_RF: torch.Tensor) -> torch.Tensor:
+        """Return logits_RC for R rows; differentiable in the tensors."""
+
+    def random_init(self, seed: int) -> dict[str, torch.Tensor]:
+        """Return fresh float32 tensors, the same for the same seed."""
+
+
+def read_fields(config: Mapping[str, object], *names: str) -> tuple[object, ...]:
+    """Return the values of exactly `names`; `ArchitectureError` for any other set of keys."""
+    if set(config) != set(names):
+        raise ArchitectureError(f"expected the fields {sorted(names)}, got {sorted(config)}"[:300])
+    return tuple(config[name] for name in names)
+
+
+def read_width(value: object, what: str) -> int:
+    """Return `value` as a width in 1 … `MAX_WIDTH`; `ArchitectureError` for anything else."""
+    if type(value) is not int or not 1 <= value <= MAX_WIDTH:
+        raise ArchitectureError(f"{what} must be an integer in 1 … {MAX_WIDTH}")
+    return value
+
+
+def check_parameter_count(count: int) -> None:
+    """Raise `ArchitectureError` for a model of no parameters or of too many."""
+    if not 1 <= count <= MAX_PARAMETERS:
+        raise ArchitectureError(f"{count} parameters, of at most {MAX_PARAMETERS}")
+
+
+def linear_init(
+    outputs: int, inputs: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weight_OI and bias_O as `torch.nn.Linear` draws them: U(±1/√inputs)."""
+    weight_OI = torch.empty(outputs, inputs)
+    torch.nn.init.kaiming_uniform_(weight_OI, a=5**0.5, generator=generator)
+    bound = inputs**-0.5
+    bias_O = torch.empty(outputs).uniform_(-bound, bound, generator=generator)
+    return weight_OI, bias_O

@@ -1,0 +1,1 @@
+"""The market's rules, sans-IO: values, codecs, signatures and state machines."""

@@ -1,0 +1,204 @@
+"""The book: every live statement that a node has heard and found good.
+
+    bytes ──► decode ──► lifetime ──► seen? ──► both signatures ──► room? ──► kept
+                │           │           │             │               │
+             reject       ignore     ignore         reject          ignore
+
+| verdict | reason                                                                        |
+|---------|-------------------------------------------------------------------------------|
+| accept  | good                                                                          |
+| ignore  | expired, from-the-future, duplicate, revoked, untrusted-broker, issuer-full,  |
+|         | book-full                                                                     |
+| reject  | oversize, malformed, unknown-kind, bad-signature, bad-peer-signature,         |
+|         | bad-peer-id, nonce-reused, not-your-offer                                     |
+
+Replays: gossip forgets a message after two minutes, so the book itself remembers each
+(issuer, nonce) until the statement has expired; after that it is *expired*. A nonce that
+comes back with another body was signed twice by its issuer, and is rejected.
+
+The machine is pure: `receive(data, now)` returns the verdict and changes only the book.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from node.protocol import envelope
+from node.protocol.eip712 import Domain
+from node.protocol.envelope import Signed
+from node.protocol.errors import RemoteProtocolError
+from node.protocol.offer import (
+    MAX_CLOCK_SKEW,
+    BrokerNotice,
+    Offer,
+    Receipt,
+    Revocation,
+    Statement,
+)
+from node.protocol.types import Address, Digest, PeerId, UnixTime
+from node.protocol.verdict import Judgement, Verdict, accept, ignore, reject
+
+MAX_STATEMENTS: Final = 20_000
+MAX_OF_ISSUER: Final = 1_024
+"""Unexpired statements of one account; a trainer that offers each minute needs a few dozen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A statement in the book, with the bytes it came as."""
+
+    digest: Digest
+    signed: Signed[Statement]
+    data: bytes
+    heard_at: UnixTime
+
+
+@dataclass
+class OfferBook:
+    """Live statements by digest. `trusted_brokers` empty means: any broker's notice."""
+
+    domain: Domain
+    trusted_brokers: frozenset[Address] = frozenset()
+    counts: Counter[tuple[Judgement, str]] = field(default_factory=Counter)
+    _entries: dict[Digest, Entry] = field(default_factory=dict)
+    _nonces: dict[tuple[Address, int], tuple[Digest, UnixTime]] = field(default_factory=dict)
+    _said_by: Counter[Address] = field(default_factory=Counter)
+    _revoked: dict[tuple[Address, Digest], UnixTime] = field(default_factory=dict)
+    _next_sweep: UnixTime = UnixTime(0)
+
+    def receive(self, data: bytes, now: UnixTime) -> Verdict:
+        """Judge a message from gossip, keep it if it is good, count the verdict."""
+        verdict = self._judge(data, now)
+        self.counts[verdict.judgement, verdict.reason] += 1
+        return verdict
+
+    def offers(self, now: UnixTime) -> Iterator[tuple[Digest, Offer]]:
+        """Live offers, oldest first."""
+        for entry in list(self._entries.values()):
+            body = entry.signed.body
+            if isinstance(body, Offer) and body.expires_at > now:
+                yield entry.digest, body
+
+    def latest_of_each_seller(self, task: str, now: UnixTime) -> list[tuple[Digest, Offer]]:
+        """For each seller the newest of its live offers for `task`."""
+        newest: dict[Address, tuple[Digest, Offer]] = {}
+        for digest, offer in self.offers(now):
+            held = newest.get(offer.seller)
+            if offer.task == task and (held is None or _age(held[1]) <= _age(offer)):
+                newest[offer.seller] = (digest, offer)
+        return list(newest.values())
+
+    def offer(self, digest: Digest, now: UnixTime) -> Offer | None:
+        """The live offer with this digest."""
+        entry = self._entries.get(digest)
+        if entry is None or not isinstance(entry.signed.body, Offer):
+            return None
+        return entry.signed.body if entry.signed.body.expires_at > now else None
+
+    def data_of(self, digest: Digest) -> bytes | None:
+        """A live statement, as it was gossiped."""
+        entry = self._entries.get(digest)
+        return None if entry is None else entry.data
+
+    def addresses_of(self, peer: PeerId) -> tuple[str, ...]:
+        """Where the peer said, last, that it listens."""
+        said: tuple[int, tuple[str, ...]] = (-1, ())
+        for entry in self._entries.values():
+            body = entry.signed.body
+            if isinstance(body, Offer | BrokerNotice) and body.peer_id == peer:
+                said = max(said, (body.issued_at, body.addresses))
+        return said[1]
+
+    def notice_of(
+        self, peer: PeerId, task: str, now: UnixTime
+    ) -> tuple[Digest, BrokerNotice] | None:
+        """The newest live notice that `peer` signed for `task`."""
+        found: tuple[Digest, BrokerNotice] | None = None
+        for entry in self._entries.values():
+            body = entry.signed.body
+            if (
+                isinstance(body, BrokerNotice)
+                and (body.peer_id, body.task) == (peer, task)
+                and body.expires_at > now
+                and (found is None or _age(found[1]) <= _age(body))
+            ):
+                found = (entry.digest, body)
+        return found
+
+    def receipts(self, task: str) -> list[Receipt]:
+        """Receipts of live price history for `task`, oldest first."""
+        bodies = (entry.signed.body for entry in self._entries.values())
+        return [body for body in bodies if isinstance(body, Receipt) and body.task == task]
+
+    def statements(self, now: UnixTime) -> list[bytes]:
+        """Every live statement, newest first, as it was gossiped."""
+        live = (e for e in self._entries.values() if e.signed.body.expires_at > now)
+        return [entry.data for entry in reversed(list(live))]
+
+    def expire(self, now: UnixTime) -> None:
+        """Forget what nobody could replay any more."""
+        for digest in [d for d, e in self._entries.items() if e.signed.body.expires_at <= now]:
+            del self._entries[digest]
+        self._nonces = {k: v for k, v in self._nonces.items() if v[1] > now}
+        self._said_by = Counter(issuer for issuer, _ in self._nonces)
+        self._revoked = {k: until for k, until in self._revoked.items() if until > now}
+
+    def _judge(self, data: bytes, now: UnixTime) -> Verdict:
+        try:
+            signed = envelope.decode(data)
+            body = signed.body
+            # cheap questions first: a signature costs a hundred times more than a look-up
+            if body.expires_at <= now:
+                return ignore("expired")
+            if body.issued_at > now + MAX_CLOCK_SKEW:
+                return ignore("from-the-future")
+            digest = envelope.check(self.domain, signed)
+        except RemoteProtocolError as error:
+            return reject(error.reason)
+        known = self._nonces.get((body.issuer, body.nonce))
+        if known is not None:
+            return ignore("duplicate") if known[0] == digest else reject("nonce-reused")
+        return self._keep(digest, signed, data, now)
+
+    def _keep(
+        self, digest: Digest, signed: Signed[Statement], data: bytes, now: UnixTime
+    ) -> Verdict:
+        body = signed.body
+        if (body.issuer, digest) in self._revoked:
+            return ignore("revoked")
+        if (
+            isinstance(body, BrokerNotice | Receipt)
+            and self.trusted_brokers
+            and body.issuer not in self.trusted_brokers
+        ):
+            return ignore("untrusted-broker")
+        if now >= self._next_sweep:
+            self.expire(now)
+            self._next_sweep = UnixTime(now + 10)
+        if len(self._entries) >= MAX_STATEMENTS:
+            return ignore("book-full")
+        if self._said_by[body.issuer] >= MAX_OF_ISSUER:
+            return ignore("issuer-full")
+        if isinstance(body, Revocation):
+            revoked = self._entries.get(body.offer_digest)
+            if revoked is not None:
+                if revoked.signed.body.issuer != body.issuer:
+                    return reject("not-your-offer")
+                del self._entries[body.offer_digest]
+            self._revoked[body.issuer, body.offer_digest] = body.expires_at
+        self._nonces[body.issuer, body.nonce] = (digest, body.expires_at)
+        self._entries[digest] = Entry(digest, signed, data, now)
+        self._said_by[body.issuer] += 1
+        return accept()
+
+
+def _age(body: Offer | BrokerNotice) -> tuple[int, int]:
+    return (body.issued_at, body.nonce)
+
+
+def body_of(data: bytes) -> Statement:
+    """Return the statement in bytes that the book has accepted."""
+    return envelope.decode(data).body

@@ -1,0 +1,52 @@
+"""What the broker measured in one trial: the private half of a receipt."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from node.protocol import cbor
+from node.protocol.schema import Message, to_map
+from node.protocol.types import Digest, Millionths
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation(Message):
+    """One trial, replayable by whoever holds both weights and the rows.
+
+    Losses are in billionths of a nat; `gain` and `bound` are relative drops of the loss.
+    """
+
+    task: str
+    architecture: str
+    method: str
+    base_root: Digest
+    """The buyer's own weights."""
+    sold_root: Digest
+    merged_root: Digest
+    """What the buyer gets when it applies the recipe; it checks."""
+    recipe_hash: Digest
+    alpha: Millionths
+    notice_digest: Digest
+    validation_root: Digest
+    seed: Digest
+    choice_rows: int
+    """Rows on which α was chosen."""
+    score_rows: int
+    """Other rows, on which the gain was scored."""
+    loss_before: int
+    loss_after: int
+    gain: Millionths
+    bound: Millionths
+    """One-sided 95% lower bound of `gain`, paired over rows."""
+    code_version: str
+
+    @property
+    def hash(self) -> Digest:
+        """The commitment that stands in the public receipt."""
+        return Digest(hashlib.sha256(cbor.encode(to_map(self))).digest())
+
+
+def trial_seed(notice_seed: Digest, base_root: Digest, sold_root: Digest) -> Digest:
+    """Draw a trial's seed, so that the broker cannot pick rows once it has seen weights."""
+    return Digest(hashlib.sha256(notice_seed + base_root + sold_root).digest())

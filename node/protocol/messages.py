@@ -1,0 +1,195 @@
+"""What crosses the stream `/pm/broker/1`: requests, and their answers.
+
+An agent asks a broker to list the book, to take its weights, to try a pair, to quote; a
+broker asks a seller for its ask, for the goods, for its countersignature. Every message is
+``[kind, {field: value}]`` in canonical CBOR.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from node.protocol import cbor
+from node.protocol.errors import RemoteProtocolError
+from node.protocol.evaluation import Evaluation
+from node.protocol.quote import Quote
+from node.protocol.schema import Message, from_map, to_map
+from node.protocol.types import Address, Digest, Millionths, Wei
+
+BROKER_PROTOCOL: Final = "/pm/broker/1"
+PARAMS_PROTOCOL: Final = "/pm/params/1"
+GOODS_PROTOCOL: Final = "/pm/goods/1"
+PLAIN_HASHES: Final = "plain-hashes"
+"""The part of a trade's goods that is the leaf hashes of what the ciphertext opens to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListBook(Message):
+    """Agent → broker: what is on offer, and your notice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submit(Message):
+    """Agent → broker: these are my weights, for trials only. Signed like an offer."""
+
+    statement: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted(Message):
+    """Broker → agent: fetched and verified."""
+
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRequest(Message):
+    """Buyer → broker: what would this offer do for that submission of mine?"""
+
+    base_digest: Digest
+    offer_digest: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialResult(Message):
+    """Broker → buyer, private; under the disclosure policy of the broker."""
+
+    trial_id: Digest
+    gain: Millionths
+    bound: Millionths
+    alpha: Millionths
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuoteRequest(Message):
+    """Buyer → broker: its valuation of the trial, sealed from the seller, and keys."""
+
+    trial_id: Digest
+    valuation: Wei
+    buyer_nonce: Digest
+    buyer_key: Digest
+    """X25519, for this trade alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoDeal(Message):
+    """Broker → buyer: there is no price that both prefer to no trade."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deal(Message):
+    """Broker → buyer: the whole trade, signed by broker and seller."""
+
+    quote: Quote
+    broker_signature: bytes
+    seller_signature: bytes
+    seller_key: Digest
+    """X25519, for this trade alone."""
+    receipt: bytes
+    evaluation: Evaluation
+    recipe: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskRequest(Message):
+    """Broker → seller: somebody wants this offer; what do you ask?"""
+
+    trade_id: Digest
+    offer_digest: Digest
+    fee_basis_points: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask(Message):
+    """Seller → broker, sealed from the buyer: the least that must reach the seller."""
+
+    ask: Wei
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareGoods(Message):
+    """Broker → seller: encrypt your offered tensors for this buyer."""
+
+    trade_id: Digest
+    offer_digest: Digest
+    buyer: Address
+    buyer_key: Digest
+    buyer_nonce: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoodsPrepared(Message):
+    """Seller → broker: what the quote commits to."""
+
+    goods_root: Digest
+    leaf_count: int
+    byte_length: int
+    secret_commitment: Digest
+    dh_commitment: Digest
+    seller_key: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Countersign(Message):
+    """Broker → seller: the quote, and the receipt that its hash names."""
+
+    quote: Quote
+    broker_signature: bytes
+    receipt: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Countersigned(Message):
+    """Seller → broker."""
+
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Book(Message):
+    """Broker → agent: live statements, each as it was gossiped."""
+
+    statements: tuple[bytes, ...]
+
+
+StreamMessage = (
+    ListBook | Book | Submit | Submitted | TrialRequest | TrialResult | QuoteRequest | NoDeal | Deal
+    | AskRequest | Ask | PrepareGoods | GoodsPrepared | Countersign | Countersigned
+)  # fmt: skip
+_KINDS: Final[dict[str, type[StreamMessage]]] = {
+    "list-book": ListBook,
+    "book": Book,
+    "submit": Submit,
+    "submitted": Submitted,
+    "trial-request": TrialRequest,
+    "trial-result": TrialResult,
+    "quote-request": QuoteRequest,
+    "no-deal": NoDeal,
+    "deal": Deal,
+    "ask-request": AskRequest,
+    "ask": Ask,
+    "prepare-goods": PrepareGoods,
+    "goods-prepared": GoodsPrepared,
+    "countersign": Countersign,
+    "countersigned": Countersigned,
+}
+_KIND_OF: Final = {cls: kind for kind, cls in _KINDS.items()}
+
+
+def encode(message: StreamMessage) -> bytes:
+    """Return the bytes of one message, without its length prefix."""
+    return cbor.encode([_KIND_OF[type(message)], to_map(message)])
+
+
+def decode(data: bytes) -> StreamMessage:
+    """Return the message in `data`, or raise `RemoteProtocolError`."""
+    value = cbor.decode(data)
+    if type(value) is not list or len(value) != 2 or type(value[0]) is not str:
+        raise RemoteProtocolError("malformed", "a message is a kind and a map")
+    if value[0] not in _KINDS:
+        raise RemoteProtocolError("unknown-kind", value[0][:64])
+    return from_map(_KINDS[value[0]], value[1])
+

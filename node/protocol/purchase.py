@@ -1,0 +1,202 @@
+"""The buyer's side of one trade.
+
+It begins when a signed deal has been checked, and holds the buyer's promise: *weights or
+money*. Before any money moves the buyer holds the ciphertext and the leaf hashes and has
+seen that both hash to the quote's roots; after the money moved, either the secret appears
+on chain and opens that ciphertext, or the escrow gives the money back.
+
+| state     | event                          | next      | effects        |
+|-----------|--------------------------------|-----------|----------------|
+| fetching  | goods verified, in time        | funding   | fund           |
+| fetching  | goods refused, or too late     | abandoned |                |
+| funding   | funded                         | funded    |                |
+| funding   | chain is past fund_by          | abandoned |                |
+| funded    | revealed                       | revealed  | deliver        |
+| funded    | chain is past reveal_by + grace| refunding | refund         |
+| refunding | revealed (late, but first)     | revealed  | deliver        |
+| refunding | refunded                       | credited  | withdraw       |
+| revealed  | delivered                      | delivered |                |
+| revealed  | bad goods                      | cheated   |                |
+| delivered | paid                           | complete  |                |
+| credited  | withdrawn                      | refunded  |                |
+
+Funding is *abandoned* only on the chain's own clock: the escrow refuses a deposit after
+`fund_by`, so once everything up to a later block has been told, none can come.
+Deadlines before the money moves are the buyer's own clock's; all later ones the chain's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from dataclasses import dataclass
+from typing import Final
+
+from node.protocol.errors import LocalProtocolError
+from node.protocol.evaluation import Evaluation
+from node.protocol.events import (
+    BadGoods,
+    Deliver,
+    Delivered,
+    Effect,
+    FetchGoods,
+    Funded,
+    GoodsRefused,
+    GoodsVerified,
+    Paid,
+    PurchaseEvent,
+    Refunded,
+    Revealed,
+    Step,
+    Tick,
+    Transact,
+    Withdrawn,
+)
+from node.protocol.quote import Quote
+from node.protocol.schema import Message
+from node.protocol.types import Digest, PeerId, UnixTime
+
+FUND_MARGIN: Final = 2
+"""No deposit is begun in the last seconds before `fund_by`: it would only cost gas."""
+
+
+class PurchaseState(enum.Enum):
+    FETCHING = "fetching"
+    FUNDING = "funding"
+    FUNDED = "funded"
+    REFUNDING = "refunding"
+    REVEALED = "revealed"
+    DELIVERED = "delivered"
+    CREDITED = "credited"
+    COMPLETE = "complete"
+    REFUNDED = "refunded"
+    CHEATED = "cheated"
+    ABANDONED = "abandoned"
+
+
+S = PurchaseState
+PURCHASE_ENDS: Final = frozenset({S.COMPLETE, S.REFUNDED, S.CHEATED, S.ABANDONED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PurchaseRecord(Message):
+    """All that a buyer must not forget; what the journal keeps."""
+
+    state: str
+    note: str
+    quote: Quote
+    broker_signature: bytes
+    seller_signature: bytes
+    offer_digest: Digest
+    seller_peer: PeerId
+    seller_addresses: tuple[str, ...]
+    seller_key: Digest
+    private_key: Digest
+    """X25519, for this trade alone."""
+    evaluation: Evaluation
+    recipe: bytes
+    receipt: bytes
+    secret: Digest | None
+
+    @property
+    def trade_id(self) -> Digest:
+        return self.quote.trade_id
+
+
+class Purchase:
+    """One trade, as its buyer lives it. Only `receive` and `expire` change its state."""
+
+    def __init__(self, record: PurchaseRecord) -> None:
+        self.record = record
+        self.state = PurchaseState(record.state)
+
+    @property
+    def over(self) -> bool:
+        """Nothing more will happen."""
+        return self.state in PURCHASE_ENDS
+
+    @property
+    def settled(self) -> bool:
+        """The buyer has its weights or its money (or never gave any)."""
+        return self.over or self.state is S.DELIVERED
+
+    @property
+    def deadline(self) -> UnixTime | None:
+        """When `expire` is due by the buyer's own clock."""
+        if self.state is S.FETCHING:
+            return UnixTime(self.record.quote.fund_by - FUND_MARGIN)
+        return None
+
+    def resume(self, now: UnixTime) -> list[Effect]:
+        """Return what this state owes the world; asked for after a restart."""
+        late = self.expire(now)
+        return late if self.over else self._effects_of(self.state)
+
+    def may_send(self, step: Step, now: UnixTime) -> bool:
+        """Whether `step` is still wanted; the shell asks right before each send."""
+        match step:
+            case Step.FUND:
+                return self.state is S.FUNDING and now <= self.record.quote.fund_by - FUND_MARGIN
+            case Step.REFUND:
+                return self.state is S.REFUNDING
+            case _:
+                return step is Step.WITHDRAW and self.state is S.CREDITED
+
+    def expire(self, now: UnixTime) -> list[Effect]:
+        """Give up what the buyer's clock has run out for."""
+        if self.deadline is not None and now > self.deadline:
+            return self._go(S.ABANDONED, note="the goods came too late to fund")
+        return []
+
+    def receive(self, event: PurchaseEvent, now: UnixTime) -> list[Effect]:
+        """Take one event. An event that says nothing new in this state changes nothing."""
+        quote = self.record.quote
+        match self.state, event:
+            case S.FETCHING, GoodsVerified():
+                late = self.expire(now)
+                return late if self.over else self._go(S.FUNDING)
+            case S.FETCHING, GoodsRefused(reason):
+                return self._go(S.ABANDONED, note=reason)
+            case S.FUNDING, Funded():
+                return self._go(S.FUNDED)
+            case S.FUNDING, Tick(chain_time) if chain_time > quote.fund_by:
+                return self._go(S.ABANDONED, note="not funded in time")
+            case ((S.FUNDING | S.FUNDED | S.REFUNDING), Revealed(secret, _)):
+                self.record = dataclasses.replace(self.record, secret=secret)
+                return self._go(S.REVEALED)
+            case S.FUNDED, Tick(chain_time) if chain_time > quote.refund_from:
+                return self._go(S.REFUNDING)
+            case ((S.FUNDED | S.REFUNDING), Refunded()):
+                return self._go(S.CREDITED)
+            case S.REVEALED, Delivered(note):
+                return self._go(S.DELIVERED, note=note)
+            case S.REVEALED, BadGoods(leaf):
+                return self._go(S.CHEATED, note=f"leaf {leaf} is not the offer's")
+            case S.DELIVERED, Paid():
+                return self._go(S.COMPLETE, note=self.record.note)
+            case S.CREDITED, Withdrawn():
+                return self._go(S.REFUNDED)
+            case _:
+                return []
+
+    def _go(self, state: PurchaseState, *, note: str = "") -> list[Effect]:
+        self.state = state
+        self.record = dataclasses.replace(self.record, state=state.value, note=note[:1_000])
+        return self._effects_of(state)
+
+    def _effects_of(self, state: PurchaseState) -> list[Effect]:
+        match state:
+            case S.FETCHING:
+                return [FetchGoods()]
+            case S.FUNDING:
+                return [Transact(Step.FUND)]
+            case S.REFUNDING:
+                return [Transact(Step.REFUND)]
+            case S.CREDITED:
+                return [Transact(Step.WITHDRAW)]
+            case S.REVEALED:
+                if self.record.secret is None:
+                    raise LocalProtocolError(f"{self.record.trade_id.hex()}: revealed, no secret")
+                return [Deliver(self.record.secret)]
+            case _:
+                return []

@@ -1,0 +1,302 @@
+"""The trade desk: every open trade of a node, its machine, its journal row, its effects.
+
+The one pump between the machines (`node.protocol.purchase`, `sale`, `brokerage`) and the
+world. For each event: the machine takes it, the journal is written, and only then do the
+effects begin, each in a task of its own. After a crash `run` makes the machines again from
+the journal, and each is asked what its state still owes the world.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Protocol, assert_never
+
+import trio
+
+from node.chain.port import (
+    Block,
+    Call,
+    EscrowEvent,
+    Finalize,
+    Fund,
+    FundedEvent,
+    PaidEvent,
+    Refund,
+    RefundedEvent,
+    Reveal,
+    RevealedEvent,
+    Withdraw,
+    WithdrawnEvent,
+)
+from node.chronicle import TradeChanged
+from node.clock import Clock
+from node.journal import Journal, JournalError, TradeRow
+from node.observe import Observer
+from node.protocol import cbor
+from node.protocol.brokerage import Brokerage, BrokerageRecord
+from node.protocol.errors import LocalProtocolError, RemoteProtocolError
+from node.protocol.events import (
+    Deliver,
+    Effect,
+    FetchGoods,
+    Funded,
+    Paid,
+    PublishReceipt,
+    PurchaseEvent,
+    Refunded,
+    Revealed,
+    Step,
+    Tick,
+    Transact,
+    Withdrawn,
+)
+from node.protocol.purchase import Purchase, PurchaseRecord
+from node.protocol.quote import Quote
+from node.protocol.sale import Sale, SaleRecord
+from node.protocol.schema import from_map, to_map
+from node.protocol.types import Digest
+from node.settlement.treasury import Ending, Treasury
+from node.settlement.watch import ChainWatch
+
+Machine = Purchase | Sale | Brokerage
+EXPIRY_SECONDS: Final = 0.5
+_SIDES: Final[dict[type[Machine], str]] = {
+    Purchase: "buyer",
+    Sale: "seller",
+    Brokerage: "broker",
+}
+
+
+class Workshop(Protocol):
+    """What a node does for its trades besides transactions."""
+
+    async def fetch_goods(self, purchase: PurchaseRecord) -> PurchaseEvent:
+        """Return `GoodsVerified` or `GoodsRefused`; keep trying while that can still help."""
+
+    async def deliver(self, purchase: PurchaseRecord, secret: Digest) -> PurchaseEvent:
+        """Return `Delivered` or `BadGoods`."""
+
+    async def publish_receipt(self, receipt: bytes) -> None:
+        """Tell the market."""
+
+
+@dataclass
+class Trade:
+    """One open trade and whoever waits for it."""
+
+    machine: Machine
+    settled: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def side(self) -> str:
+        return _SIDES[type(self.machine)]
+
+    @property
+    def quote(self) -> Quote | None:
+        record = self.machine.record
+        return record.deal.quote if isinstance(record, BrokerageRecord) else record.quote
+
+
+class TradeDesk:
+    """All trades of one node. Make it, `run` it in the node's nursery, then open trades."""
+
+    def __init__(
+        self,
+        *,
+        treasury: Treasury,
+        watch: ChainWatch,
+        journal: Journal,
+        workshop: Workshop,
+        observer: Observer,
+        clock: Clock,
+    ) -> None:
+        self._treasury = treasury
+        self._watch = watch
+        self._journal = journal
+        self._workshop = workshop
+        self._observer = observer
+        self._clock = clock
+        self._trades: dict[tuple[Digest, str], Trade] = {}
+        self._nursery: trio.Nursery | None = None
+        self.running = trio.Event()
+        """Set once every open trade of the journal goes on."""
+
+    async def run(self) -> None:
+        """Resume every open trade of the journal, then follow the chain for ever."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            for row in self._journal.trades(open_only=True):
+                trade = Trade(machine_of(row))
+                self._trades[row.trade_id, row.role] = trade
+                self._after(trade, trade.machine.resume(self._clock()), row.state)
+            nursery.start_soon(self._expire_for_ever)
+            nursery.start_soon(self._watch.run, self._tell, self._tick)
+            self.running.set()
+            await trio.sleep_forever()
+
+    # ── what the rest of the node asks ──
+
+    def open(self, machine: Machine) -> Trade:
+        """Journal a new trade, then begin its effects. Raises `LocalProtocolError` if known."""
+        trade = Trade(machine)
+        key = (machine.record.trade_id, trade.side)
+        if key in self._trades or self._journal.trade(*key) is not None:
+            raise LocalProtocolError(f"trade {key[0].hex()[:16]} is known already as {key[1]}")
+        self._trades[key] = trade
+        self._after(trade, machine.resume(self._clock()), None)
+        return trade
+
+    def find(self, trade_id: Digest, side: str) -> Trade | None:
+        """Return an open trade, or one that ended, as the journal has it."""
+        trade = self._trades.get((trade_id, side))
+        if trade is None:
+            row = self._journal.trade(trade_id, side)
+            trade = None if row is None else Trade(machine_of(row))
+        return trade
+
+    def open_trades(self) -> list[Trade]:
+        """Return every trade that is not over."""
+        return list(self._trades.values())
+
+    def changed(self, trade: Trade, before: str) -> None:
+        """Journal a change that the caller made to a machine by one of its own methods."""
+        self._after(trade, [], before)
+
+    # ── the pump ──
+
+    def _take(self, trade: Trade, event: PurchaseEvent) -> None:
+        before = trade.machine.state.value
+        record = trade.machine.record
+        effects = trade.machine.receive(event, self._clock())  # type: ignore[arg-type]
+        if trade.machine.record is not record:
+            self._after(trade, effects, before)
+
+    def _after(self, trade: Trade, effects: list[Effect], before: str | None) -> None:
+        """Save, then send."""
+        machine = trade.machine
+        state = machine.state.value
+        if before != state:
+            self._save(trade)
+            quote = trade.quote
+            self._observer.emit(
+                TradeChanged(
+                    trade_id=machine.record.trade_id,
+                    side=trade.side,
+                    state=state,
+                    price=quote.price if quote else 0,  # type: ignore[arg-type]
+                    note=machine.record.note,
+                )
+            )
+        if machine.settled:
+            trade.settled.set()
+        if machine.over:
+            self._trades.pop((machine.record.trade_id, trade.side), None)
+        for effect in effects:
+            if self._nursery is None:
+                raise LocalProtocolError("the desk is not running")
+            self._nursery.start_soon(self._perform, trade, effect)
+
+    def _save(self, trade: Trade) -> None:
+        machine = trade.machine
+        self._journal.save_trade(
+            TradeRow(
+                trade_id=machine.record.trade_id,
+                role=trade.side,
+                state=machine.state.value,
+                over=machine.over,
+                record=cbor.encode(to_map(machine.record)),
+            )
+        )
+
+    async def _perform(self, trade: Trade, effect: Effect) -> None:
+        machine = trade.machine
+        match effect:
+            case FetchGoods():
+                assert isinstance(machine, Purchase)
+                self._take(trade, await self._workshop.fetch_goods(machine.record))
+            case Deliver(secret):
+                assert isinstance(machine, Purchase)
+                self._take(trade, await self._workshop.deliver(machine.record, secret))
+            case PublishReceipt(receipt):
+                await self._workshop.publish_receipt(receipt)
+            case Transact(step):
+                ending = await self._treasury.carry_out(
+                    machine.record.trade_id,
+                    step,
+                    self._call(trade, step),
+                    wanted=lambda: machine.may_send(step, self._clock()),
+                )
+                if step is Step.WITHDRAW and ending is Ending.DONE:
+                    self._take(trade, Withdrawn())
+            case _:
+                assert_never(effect)
+
+    def _call(self, trade: Trade, step: Step) -> Call:
+        record, quote = trade.machine.record, trade.quote
+        if step is Step.WITHDRAW:
+            return Withdraw(self._treasury.escrow.account)
+        if quote is None:
+            raise LocalProtocolError(f"{record.trade_id.hex()[:16]} has no quote to {step.value}")
+        match step:
+            case Step.FUND:
+                assert isinstance(record, PurchaseRecord)
+                return Fund(quote, record.broker_signature)
+            case Step.REVEAL:
+                assert isinstance(record, SaleRecord)
+                return Reveal(quote, record.secret)
+            case Step.FINALIZE:
+                return Finalize(quote)
+            case Step.REFUND:
+                return Refund(quote)
+            case _:
+                assert_never(step)
+
+    # ── the chain ──
+
+    async def _tell(self, event: EscrowEvent) -> None:
+        if isinstance(event, WithdrawnEvent):
+            return
+        trades = [t for (i, _), t in list(self._trades.items()) if i == event.trade_id]
+        if not trades:
+            return
+        told: PurchaseEvent
+        match event:
+            case FundedEvent():
+                told = Funded()
+            case RevealedEvent():
+                trade_id = event.trade_id
+                since = await self._treasury.ask(lambda escrow: escrow.trade_state(trade_id).since)
+                told = Revealed(Digest(event.secret), since)
+            case PaidEvent():
+                told = Paid()
+            case RefundedEvent():
+                told = Refunded()
+            case _:
+                assert_never(event)
+        for trade in trades:
+            self._take(trade, told)
+
+    async def _tick(self, block: Block) -> None:
+        for trade in list(self._trades.values()):
+            self._take(trade, Tick(block.time))
+
+    async def _expire_for_ever(self) -> None:
+        while True:
+            await trio.sleep(EXPIRY_SECONDS)
+            for trade in list(self._trades.values()):
+                before = trade.machine.state.value
+                self._after(trade, trade.machine.expire(self._clock()), before)
+
+
+def machine_of(row: TradeRow) -> Machine:
+    """Make a trade's machine again. Raises `JournalError` for a row that is not one of ours."""
+    makers: dict[str, Callable[[cbor.Value], Machine]] = {
+        "buyer": lambda v: Purchase(from_map(PurchaseRecord, v)),
+        "seller": lambda v: Sale(from_map(SaleRecord, v)),
+        "broker": lambda v: Brokerage(from_map(BrokerageRecord, v)),
+    }
+    try:
+        return makers[row.role](cbor.decode(row.record))
+    except (KeyError, ValueError, RemoteProtocolError) as error:
+        raise JournalError(f"trade {row.trade_id.hex()[:16]} is damaged: {error}") from error

@@ -1,0 +1,87 @@
+"""Tells what the escrow did, block by block, as deep as the node's confirmations.
+
+The watermark (the last block that was told) is journalled after its events were taken in,
+so a restart may tell a block twice but never skips one; machines ignore what is not news.
+When the chain cannot be reached the watch says so once, backs off, and goes on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from node.chain.errors import ChainUnavailableError
+from node.chain.port import Block, Escrow, EscrowEvent
+from node.chronicle import ChainAway, ChainBack
+from node.journal import Journal
+from node.observe import Observer
+
+POLL_SECONDS: Final = 0.25
+LONGEST_BACKOFF: Final = 5.0
+BLOCKS_A_CALL: Final = 500
+
+
+class ChainWatch:
+    """Follows one escrow for one node."""
+
+    def __init__(
+        self, escrow: Escrow, journal: Journal, observer: Observer, *, confirmations: int
+    ) -> None:
+        self.escrow = escrow
+        self.journal = journal
+        self.observer = observer
+        self.confirmations = confirmations
+        self.up = trio.Event()
+        """Set once the chain has answered."""
+        self._heads: deque[Block] = deque(maxlen=4_096)
+
+    async def run(
+        self,
+        tell: Callable[[EscrowEvent], Awaitable[None]],
+        tick: Callable[[Block], Awaitable[None]],
+    ) -> None:
+        """Tell each event in chain order, then the block up to which all was told. For ever."""
+        backoff = POLL_SECONDS
+        while True:
+            try:
+                await self._step(tell, tick)
+                if backoff != POLL_SECONDS:
+                    self.observer.emit(ChainBack())
+                backoff = POLL_SECONDS
+                self.up.set()
+            except ChainUnavailableError as error:
+                if backoff == POLL_SECONDS:
+                    self.observer.emit(ChainAway(reason=str(error)))
+                backoff = min(2 * backoff, LONGEST_BACKOFF)
+            await trio.sleep(backoff)
+
+    async def _step(
+        self,
+        tell: Callable[[EscrowEvent], Awaitable[None]],
+        tick: Callable[[Block], Awaitable[None]],
+    ) -> None:
+        head = await trio.to_thread.run_sync(self.escrow.head)
+        if not self._heads or head.number > self._heads[-1].number:
+            self._heads.append(head)
+        deep = head.number - self.confirmations
+        done = self._watermark(deep)
+        while done < deep:
+            upto = min(deep, done + BLOCKS_A_CALL)
+            for event in await trio.to_thread.run_sync(self.escrow.events, done + 1, upto):
+                await tell(event)
+            done = upto
+            self.journal.remember("watermark", done)
+        # the chain's time at the deepest block that was told: never a later one's
+        told = [block for block in self._heads if block.number <= done]
+        if told:
+            await tick(head if self.confirmations == 0 else told[-1])
+
+    def _watermark(self, deep: int) -> int:
+        mark = self.journal.recall("watermark")
+        if isinstance(mark, int):
+            return mark
+        self.journal.remember("watermark", max(deep, 0))
+        return max(deep, 0)

@@ -1,0 +1,126 @@
+"""The paper's learner: a multilayer perceptron under plain stochastic gradient descent.
+
+Settings for MNIST are those of Train 'n Trade (§5.1 and its authors' configuration): widths
+784-32-32-32-16-10, learning rate .01, no momentum, batches of 512, every agent short of half
+of the classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from node.data.datasets import Rows, load
+from node.data.split import endowment, split_test
+from node.params.architecture import Architecture, apply, random_init
+from node.protocol.errors import LocalProtocolError
+from node.training.trainer import Score, Task, TrainedEpoch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How to train; the hidden widths stand between the features and the classes."""
+
+    hidden: tuple[int, ...]
+    learning_rate: float
+    batch_rows: int
+    scarce_percent: int
+
+
+SETTINGS: Final[dict[str, Settings]] = {
+    "mnist": Settings(
+        hidden=(32, 32, 32, 16), learning_rate=0.01, batch_rows=512, scarce_percent=10
+    ),
+    # an epoch of digits has 50 times fewer rows than one of MNIST: smaller, bolder steps
+    "digits": Settings(hidden=(32, 16), learning_rate=0.05, batch_rows=16, scarce_percent=5),
+}
+"""By data set."""
+
+
+class MlpTrainer:
+    """Trains on `rows`, reports on `report`; deterministic under `seed` on one machine."""
+
+    def __init__(
+        self, *, rows: Rows, report: Rows, classes: int, settings: Settings, seed: int
+    ) -> None:
+        features = int(rows.inputs_RF.shape[1])
+        self.architecture: Architecture = Architecture(
+            "mlp", {"widths": [features, *settings.hidden, classes]}
+        )
+        self._settings = settings
+        self._seed = seed
+        self._inputs_RF, self._labels_R = _tensors(rows)
+        self._report_RF, self._report_labels_R = _tensors(report)
+
+    def initial(self) -> dict[str, torch.Tensor]:
+        return random_init(self.architecture, self._seed)
+
+    def train_epoch(self, parameters: Mapping[str, torch.Tensor], epoch: int) -> TrainedEpoch:
+        names = list(parameters)
+        current = {
+            name: tensor.detach().clone().requires_grad_() for name, tensor in parameters.items()
+        }
+        order_R = torch.from_numpy(self._batch_order(epoch))
+        total = 0.0
+        for batch_R in torch.split(order_R, self._settings.batch_rows):
+            logits_RC = apply(self.architecture, current, self._inputs_RF[batch_R])
+            loss = functional.cross_entropy(logits_RC, self._labels_R[batch_R])
+            gradients = torch.autograd.grad(loss, [current[name] for name in names])
+            with torch.no_grad():
+                for name, gradient in zip(names, gradients, strict=True):
+                    current[name] -= self._settings.learning_rate * gradient
+            total += loss.item() * len(batch_R)
+        return TrainedEpoch(
+            parameters={name: tensor.detach() for name, tensor in current.items()},
+            loss=total / len(order_R),
+        )
+
+    @torch.inference_mode()
+    def evaluate(self, parameters: Mapping[str, torch.Tensor]) -> Score:
+        logits_RC = apply(self.architecture, parameters, self._report_RF)
+        labels_R = self._report_labels_R
+        return Score(
+            accuracy=float((logits_RC.argmax(1) == labels_R).double().mean()),
+            loss=float(functional.cross_entropy(logits_RC.double(), labels_R)),
+        )
+
+    def _batch_order(self, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        if epoch < 0:
+            raise LocalProtocolError(f"epoch must be at least 0, got {epoch}")
+        key = np.random.SeedSequence([self._seed, 2, epoch])
+        generator = np.random.Generator(np.random.Philox(key))
+        return generator.permutation(len(self._labels_R)).astype(np.int64)
+
+
+def _tensors(rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+    if len(rows) == 0:
+        raise LocalProtocolError("there are no rows to train or report on")
+    return torch.from_numpy(rows.inputs_RF.copy()), torch.from_numpy(rows.labels_R.copy())
+
+
+def mlp_trainer(task: Task) -> MlpTrainer:
+    """Return the paper's learner for this agent's share of the task's data.
+
+    Agents start from different weights: each has a seed of its own, drawn from the task's.
+    Raises `node.data.idx.DataError` if the data set is not there.
+    """
+    dataset = load(task.dataset, task.data_folder)
+    settings = SETTINGS[task.dataset]
+    return MlpTrainer(
+        rows=endowment(
+            dataset,
+            task.agent,
+            task.agents,
+            seed=task.seed,
+            scarce_percent=settings.scarce_percent,
+        ),
+        report=split_test(dataset).report,
+        classes=dataset.classes,
+        settings=settings,
+        seed=int(np.random.SeedSequence([task.seed, 3, task.agent]).generate_state(1)[0]),
+    )

@@ -1,0 +1,152 @@
+"""How fast verified parameters cross the network, next to the plainest stream of libp2p.
+
+    python scripts/bench_transfer.py [--mib 128] [--json]
+
+Both ends run in one process over TCP on loopback, so that they share its core. `rows` gives
+each case with what it is measured against in the same run, and the ratio of the two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import trio
+
+from node.net.host import Network, open_host
+from node.net.limits import MIB, STREAM_READ_BYTES
+from node.net.serving import DATA, BlobServer, ServedPart
+from node.net.streams import MessageStream
+from node.net.transfer import BlobSink, MemorySink, Source, fetch_blob
+from node.params.store import BlobStore
+from node.protocol import merkle
+from node.protocol.types import Digest, PeerId
+
+PLAIN = "/bench/plain/1"
+BLOBS = "/bench/blobs/1"
+DEADLINE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Bytes:
+    data: bytes
+
+    @property
+    def byte_length(self) -> int:
+        return len(self.data)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self.data[offset : offset + length]
+
+
+async def plain_stream(network: Network, peer: PeerId, length: int) -> float:
+    """Read `length` unchecked bytes off one stream; return MB/s."""
+    began = time.perf_counter()
+    async with network.stream(peer, PLAIN, deadline_s=DEADLINE_S) as stream:
+        await stream.send(length.to_bytes(8, "big"), deadline_s=DEADLINE_S)
+        left = length
+        while left:
+            left -= len(await stream.receive_some(STREAM_READ_BYTES, deadline_s=DEADLINE_S))
+    return length / (time.perf_counter() - began) / 1e6
+
+
+async def verified(
+    network: Network,
+    peer: PeerId,
+    root: Digest,
+    length: int,
+    open_sink: Callable[[bytes], BlobSink],
+) -> float:
+    """Fetch a blob under its root into a sink; return MB/s."""
+    began = time.perf_counter()
+    source = Source(peer=peer, protocol=BLOBS, name=root)
+    await fetch_blob(network, source, open_sink, root=root, byte_length=length)
+    return length / (time.perf_counter() - began) / 1e6
+
+
+async def measure(mib: int, directory: Path) -> list[dict[str, Any]]:
+    """Every case once, over one connection between two hosts."""
+    data = hashlib.shake_256(b"parameters").digest(MIB) * mib
+    began = time.perf_counter()
+    hashes = merkle.leaf_hashes(data)
+    hashing = len(data) / (time.perf_counter() - began) / 1e6
+    root = merkle.root_of_hashes(hashes, len(data))
+
+    async def serve_plain(_: PeerId, stream: MessageStream) -> None:
+        length = int.from_bytes(await stream.receive(deadline_s=DEADLINE_S), "big")
+        await stream.send_bytes(memoryview(data)[:length], deadline_s=DEADLINE_S)
+        await stream.finish_sending(deadline_s=DEADLINE_S)
+
+    def authorise(_: PeerId, __: bytes, part: str) -> ServedPart:
+        return Bytes(data if part == DATA else hashes)
+
+    listen = "/ip4/127.0.0.1/tcp/0"
+    async with open_host(b"s" * 32, listen) as seller, open_host(b"b" * 32, listen) as buyer:
+        seller.handle(PLAIN, serve_plain)
+        seller.handle(BLOBS, BlobServer(authorise).serve)
+        await buyer.connect(seller.addresses()[0])
+        peer = seller.peer_id
+        await plain_stream(buyer, peer, min(len(data), 16 * MIB))  # the window opens
+        plain = await plain_stream(buyer, peer, len(data))
+        memory = await verified(buyer, peer, root, len(data), partial(MemorySink, len(data)))
+        store = BlobStore(directory)
+        disk = await verified(buyer, peer, root, len(data), partial(store.writer, root, len(data)))
+        payload = bytes(1024)
+
+        async def echo(_: PeerId, request: bytes) -> bytes:
+            return request
+
+        seller.handle_requests("/bench/echo/1", echo)
+        began = time.perf_counter()
+        for _ in range(200):
+            await buyer.request(peer, "/bench/echo/1", payload, deadline_s=DEADLINE_S)
+        requests = 200 / (time.perf_counter() - began)
+    size = f"{mib} MiB"
+    return [
+        row(f"plain stream, {size}", plain, "MB/s", plain, "itself"),
+        row(f"leaf hashing alone, {size}", hashing, "MB/s", plain, "plain stream"),
+        row(f"verified into memory, {size}", memory, "MB/s", plain, "plain stream"),
+        row(f"verified onto disk, {size}", disk, "MB/s", plain, "plain stream"),
+        row("requests of 1 KiB, one at a time", requests, "1/s", requests, "itself"),
+    ]
+
+
+def row(case: str, value: float, unit: str, against: float, what: str) -> dict[str, Any]:
+    return {
+        "case": case,
+        "value": round(value, 1),
+        "unit": unit,
+        "against": f"{what}: {against:.1f} {unit}",
+        "ratio": round(value / against, 3),
+    }
+
+
+def rows(mib: int = 128) -> list[dict[str, Any]]:
+    """The table of this benchmark."""
+    with TemporaryDirectory() as directory:
+        return trio.run(measure, mib, Path(directory))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--mib", type=int, default=128)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    table = rows(arguments.mib)
+    if arguments.json:
+        print(json.dumps(table, indent=2))
+        return
+    for line in table:
+        print(f"{line['case']:<36} {line['value']:>9} {line['unit']:<5} ×{line['ratio']}")
+
+
+if __name__ == "__main__":
+    main()

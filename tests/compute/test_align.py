@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from broker_node.align.gauge import Gauge, balanced, incoming
+from broker_node.align.matching import assign, match_units
+from broker_node.align.preservation import require_same_function
+from broker_node.align.registry import ALIGNERS
+from broker_node.align.stages import AlignmentError, ArchitectureMismatchError
+from broker_node.align.weight_matching import weight_matching
+from broker_node.verify.checks import verify
+from broker_node.verify.stages import Received, Verified
+from node.params.architecture import Architecture, apply, permutation_spec, random_init
+from node.params.encoding import weights_root
+from node.params.permutation import permute, rescale
+from node.params.recipe import interpolate
+from node.protocol.types import ONE, Millionths
+
+PAPER = Architecture("mlp", {"widths": [784, 32, 32, 32, 16, 10]})
+
+
+def verified(architecture: Architecture, tensors: dict[str, torch.Tensor]) -> Verified:
+    return verify(
+        Received(weights_root=weights_root(tensors), architecture=architecture, tensors=tensors)
+    )
+
+
+def disguised(
+    model: Verified, seed: int, *, octaves: float = 8.0
+) -> tuple[Verified, dict[str, list[int]]]:
+    """Return a permuted, rescaled copy, and where each of its units came from."""
+    spec = permutation_spec(model.architecture)
+    generator = torch.Generator().manual_seed(seed)
+    permutations = {
+        name: torch.randperm(group.size, generator=generator).tolist()
+        for name, group in spec.groups.items()
+    }
+    scales = {
+        name: torch.exp2(octaves * (2 * torch.rand(group.size, generator=generator) - 1))
+        for name, group in spec.groups.items()
+    }
+    tensors = rescale(spec, permute(spec, model.tensors, permutations), scales)
+    return verified(model.architecture, tensors), permutations
+
+
+@pytest.mark.parametrize("gauge", [incoming, balanced])
+@given(seed=st.integers(0, 2**31), widths=st.lists(st.integers(1, 12), min_size=3, max_size=6))
+@settings(max_examples=25, deadline=None)
+def test_a_permuted_rescaled_copy_is_recovered_exactly(
+    gauge: Gauge, seed: int, widths: list[int]
+) -> None:
+    architecture = Architecture("mlp", {"widths": [8, *widths, 3]})
+    ours = verified(architecture, random_init(architecture, seed))
+    theirs, permutations = disguised(ours, seed)
+    aligned = weight_matching(ours, theirs, seed=seed, gauge=gauge)
+    for group, permutation in permutations.items():
+        found = aligned.recipe.permutations[group]
+        assert [permutation[unit] for unit in found] == list(range(len(permutation)))
+    for name, tensor in ours.tensors.items():
+        torch.testing.assert_close(aligned.transformed[name], tensor, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("alpha", [0, 1, 250_000, 500_000, 999_999, ONE])
+def test_merging_with_a_disguise_of_itself_changes_nothing_at_any_alpha(alpha: int) -> None:
+    ours = verified(PAPER, random_init(PAPER, 3))
+    theirs, _ = disguised(ours, 4)
+    aligned = ALIGNERS["weight-matching"](ours, theirs, seed=0)
+    merged = interpolate(ours.tensors, aligned.transformed, Millionths(alpha))
+    for name, tensor in ours.tensors.items():
+        torch.testing.assert_close(merged[name], tensor, rtol=1e-5, atol=1e-7)
+
+
+def test_trained_models_are_recovered_from_a_disguise(pair: tuple[Verified, Verified]) -> None:
+    ours, _ = pair
+    theirs, permutations = disguised(ours, 9)
+    aligned = weight_matching(ours, theirs, seed=0)
+    for group, permutation in permutations.items():
+        found = aligned.recipe.permutations[group]
+        assert [permutation[unit] for unit in found] == list(range(len(permutation)))
+
+
+def test_a_sellers_disguise_does_not_change_the_merge(pair: tuple[Verified, Verified]) -> None:
+    ours, theirs = pair
+    hidden, _ = disguised(theirs, 1)
+    plain = weight_matching(ours, theirs, seed=2)
+    through_disguise = weight_matching(ours, hidden, seed=2)
+    for name, tensor in plain.transformed.items():
+        torch.testing.assert_close(through_disguise.transformed[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_alignment_never_changes_what_is_sold(pair: tuple[Verified, Verified]) -> None:
+    ours, theirs = pair
+    inputs_RF = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    expected = apply(theirs.architecture, theirs.tensors, inputs_RF)
+    for name, align in ALIGNERS.items():
+        aligned = align(ours, theirs, seed=0)
+        outputs = apply(theirs.architecture, aligned.transformed, inputs_RF)
+        torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_alignment_is_the_same_for_the_same_seed(pair: tuple[Verified, Verified]) -> None:
+    ours, theirs = pair
+    first, second = (weight_matching(ours, theirs, seed=7) for _ in range(2))
+    assert first.alignment_hash == second.alignment_hash
+    assert first.recipe.encode() == second.recipe.encode()
+
+
+def test_models_of_two_architectures_are_not_aligned() -> None:
+    small = Architecture("mlp", {"widths": [3, 4, 2]})
+    wide = Architecture("mlp", {"widths": [3, 5, 2]})
+    ours, theirs = (verified(a, random_init(a, 0)) for a in (small, wide))
+    for align in ALIGNERS.values():
+        with pytest.raises(ArchitectureMismatchError):
+            align(ours, theirs, seed=0)
+
+
+@pytest.mark.parametrize("gauge", [incoming, balanced])
+def test_dead_units_are_carried_along(gauge: Gauge) -> None:
+    tensors = random_init(PAPER, 0)
+    tensors["layers.0.weight"][3] = 0
+    tensors["layers.0.bias"][3] = 0
+    tensors["layers.2.weight"][:, 5] = 0
+    ours = verified(PAPER, tensors)
+    theirs, _ = disguised(ours, 1)
+    aligned = weight_matching(ours, theirs, seed=0, gauge=gauge)
+    merged = interpolate(ours.tensors, aligned.transformed, Millionths(ONE // 2))
+    inputs_RF = torch.randn(32, 784, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        apply(PAPER, merged, inputs_RF), apply(PAPER, tensors, inputs_RF), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_a_model_of_zeros_is_aligned_without_a_nan() -> None:
+    zeros = {name: torch.zeros_like(t) for name, t in random_init(PAPER, 0).items()}
+    aligned = weight_matching(
+        verified(PAPER, random_init(PAPER, 1)), verified(PAPER, zeros), seed=0
+    )
+    assert all(bool((tensor == 0).all()) for tensor in aligned.transformed.values())
+
+
+@given(seed=st.integers(0, 2**31))
+@settings(max_examples=20, deadline=None)
+def test_canonical_scales_forget_the_scales_a_model_came_in(seed: int) -> None:
+    architecture = Architecture("mlp", {"widths": [4, 5, 6, 3]})
+    spec = permutation_spec(architecture)
+    tensors = {name: t.double() for name, t in random_init(architecture, seed).items()}
+    generator = torch.Generator().manual_seed(seed)
+    other = {
+        name: torch.exp2(20 * (torch.rand(group.size, generator=generator).double() - 0.5))
+        for name, group in spec.groups.items()
+    }
+    moved = rescale(spec, tensors, other)
+    for gauge in (incoming, balanced):
+        canonical = rescale(spec, tensors, gauge(spec, tensors))
+        canonical_moved = rescale(spec, moved, gauge(spec, moved))
+        for name in tensors:
+            torch.testing.assert_close(canonical_moved[name], canonical[name], rtol=1e-6, atol=1e-9)
+
+
+def test_each_gauge_does_what_it_says() -> None:
+    spec = permutation_spec(PAPER)
+    tensors = {name: t.double() for name, t in random_init(PAPER, 0).items()}
+
+    def norms(canonical: dict[str, torch.Tensor], layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        weight, bias = canonical[f"layers.{layer}.weight"], canonical[f"layers.{layer}.bias"]
+        into = (weight.square().sum(1) + bias.square()).sqrt()
+        return into, canonical[f"layers.{layer + 1}.weight"].square().sum(0).sqrt()
+
+    for layer in range(4):
+        into, _ = norms(rescale(spec, tensors, incoming(spec, tensors)), layer)
+        torch.testing.assert_close(into, torch.ones_like(into))
+        into, out = norms(rescale(spec, tensors, balanced(spec, tensors)), layer)
+        torch.testing.assert_close(into, out, rtol=1e-6, atol=1e-9)
+
+
+@given(size=st.integers(1, 5), seed=st.integers(0, 2**31))
+def test_an_assignment_is_the_best_of_all_permutations(size: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    similarity = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    units = torch.arange(size)
+    found = float(similarity[units, assign(similarity)].sum())
+    best = max(
+        float(similarity[units, torch.tensor(p)].sum()) for p in itertools.permutations(range(size))
+    )
+    assert found == pytest.approx(best)
+
+
+def test_matching_is_never_worse_than_no_matching(pair: tuple[Verified, Verified]) -> None:
+    ours, theirs = pair
+    spec = permutation_spec(ours.architecture)
+    found = match_units(spec, ours.tensors, theirs.tensors, seed=0)
+    as_numbered = sum(
+        float((tensor.double() * theirs.tensors[name].double()).sum())
+        for name, tensor in ours.tensors.items()
+    )
+    permuted = permute(spec, theirs.tensors, found.permutations)
+    attained = sum(
+        float((tensor.double() * permuted[name].double()).sum())
+        for name, tensor in ours.tensors.items()
+    )
+    assert found.objective == pytest.approx(attained)
+    assert found.objective >= as_numbered
+
+
+def test_a_transformation_that_changes_the_function_is_an_error() -> None:
+    tensors = random_init(PAPER, 0)
+    broken = {name: tensor * 1.01 for name, tensor in tensors.items()}
+    with pytest.raises(AlignmentError):
+        require_same_function(PAPER, tensors, broken)
+
+
+def test_tensors_without_a_function_are_aligned_by_leaving_them_alone() -> None:
+    noise = Architecture("random", {"shapes": {"a": [4, 4]}})
+    ours, theirs = (verified(noise, random_init(noise, seed)) for seed in (0, 1))
+    aligned = weight_matching(ours, theirs, seed=0)
+    assert torch.equal(aligned.transformed["a"], theirs.tensors["a"])
+    with pytest.raises(AlignmentError):
+        require_same_function(noise, theirs.tensors, ours.tensors)

@@ -1,0 +1,278 @@
+"""Whatever is done in whatever order, the money adds up.
+
+A machine plays the market against the escrow and keeps books of its own. Before every call it
+says what must come of it: success, or which custom error. After every call the books and the
+chain are compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from contracts.stage import Quote, RevertedError, Stage, State
+
+PARTIES = ("buyer", "seller", "treasury", "rival")
+TERMINAL = (State.PAID, State.REFUNDED)
+
+parties = st.sampled_from(PARTIES)
+sums = st.integers(1, 1000)
+durations = st.tuples(st.integers(1, 50), st.integers(0, 50), st.integers(0, 50))
+
+
+class EscrowMachine(RuleBasedStateMachine):
+    """A market of a few trades in all their states, and what everyone is owed."""
+
+    quotes = Bundle("quotes")
+
+    @initialize(target=quotes)
+    def set_up(self) -> Quote:
+        """Begin with a quote, and no trade, no credit, no ether."""
+        self.stage = Stage()
+        self.states: dict[bytes, tuple[State, int]] = {}
+        self.funded: dict[bytes, Quote] = {}
+        self.secrets: dict[bytes, bytes] = {}
+        self.mined = True
+        self.published: dict[bytes, bytes] = {}
+        self.credits = dict.fromkeys(PARTIES, 0)
+        return self.signed("buyer", "seller", "treasury", (1000, 10), (10, 20, 20))
+
+    @rule(
+        target=quotes,
+        buyer=parties,
+        seller=parties,
+        treasury=parties,
+        money=st.tuples(sums, sums),
+        times=durations,
+    )
+    def agree(
+        self,
+        buyer: str,
+        seller: str,
+        treasury: str,
+        money: tuple[int, int],
+        times: tuple[int, int, int],
+    ) -> Quote:
+        """Make a quote; who is who may coincide."""
+        return self.signed(buyer, seller, treasury, money, times)
+
+    @rule(
+        target=quotes, buyer=parties, seller=parties, money=st.tuples(sums, sums), times=durations,
+        sold=st.booleans(),
+    )  # fmt: skip
+    def trade(
+        self,
+        buyer: str,
+        seller: str,
+        money: tuple[int, int],
+        times: tuple[int, int, int],
+        sold: bool,
+    ) -> Quote:
+        """Do at once what leads to a trade that waits for its end."""
+        quote = self.signed(buyer, seller, "treasury", money, times)
+        self.fund(quote)
+        if sold:
+            self.reveal(quote, seller, honest=True)
+        return quote
+
+    @rule(sender=parties, seconds=st.sampled_from((400, 51, 1)))
+    def end_what_can_be_ended(self, sender: str, seconds: int) -> None:
+        """Wait, then finalize and refund every trade, as far as the time allows."""
+        self.wait(seconds)
+        for trade_id, quote in list(self.funded.items()):
+            if self.states[trade_id][0] is State.REVEALED:
+                self.finalize(quote, sender)
+            elif self.states[trade_id][0] is State.FUNDED:
+                self.refund(quote, sender)
+
+    @rule(quote=quotes)
+    def fund(self, quote: Quote) -> None:
+        """Fund as the buyer, in time or late, for the first time or again."""
+        expected = None
+        if self.state(quote)[0] is not State.NONE:
+            expected = "WrongState"
+        elif self.stage.now() > quote.fund_by:
+            expected = "FundingClosed"
+        arguments = (quote, self.stage.signature(quote))
+        role = self.role(quote.buyer)
+        if self.attempt(expected, "fund", *arguments, sender=role, value=quote.price):
+            self.enter(quote, State.FUNDED)
+            self.funded[quote.trade_id] = quote
+
+    @rule(quote=quotes, sender=parties, honest=st.booleans())
+    def reveal(self, quote: Quote, sender: str, honest: bool) -> None:
+        """Show the secret, or a guess."""
+        secret = self.secrets[quote.trade_id] if honest else b"guess".ljust(32)
+        expected = None
+        if self.state(quote)[0] is not State.FUNDED:
+            expected = "WrongState"
+        elif not honest:
+            expected = "WrongSecret"
+        if self.attempt(expected, "reveal", quote, secret, sender=sender):
+            self.enter(quote, State.REVEALED)
+            self.published[quote.trade_id] = secret
+
+    @rule(quote=quotes, sender=parties)
+    def finalize(self, quote: Quote, sender: str) -> None:
+        """Ask for the payment."""
+        state, since = self.state(quote)
+        expected = None
+        if state is not State.REVEALED:
+            expected = "WrongState"
+        elif self.stage.now() <= since + quote.dispute_window:
+            expected = "TooEarly"
+        if self.attempt(expected, "finalize", quote, sender=sender):
+            self.enter(quote, State.PAID)
+            self.credits[self.role(quote.seller)] += quote.price - quote.fee
+            self.credits[self.role(quote.fee_recipient)] += quote.fee
+
+    @rule(quote=quotes, sender=parties)
+    def refund(self, quote: Quote, sender: str) -> None:
+        """Ask for the money back."""
+        expected = None
+        if self.state(quote)[0] is not State.FUNDED:
+            expected = "WrongState"
+        elif self.stage.now() <= quote.reveal_by + quote.grace:
+            expected = "TooEarly"
+        if self.attempt(expected, "refund", quote, sender=sender):
+            self.enter(quote, State.REFUNDED)
+            self.credits[self.role(quote.buyer)] += quote.price
+
+    @precondition(lambda self: self.funded)
+    @rule(data=st.data(), step=st.sampled_from(["reveal", "finalize", "refund"]), extra=sums)
+    def cheat(self, data: st.DataObject, step: str, extra: int) -> None:
+        """Try a step of a funded trade with a richer price: never accepted, in any state."""
+        quote = self.funded[data.draw(st.sampled_from(sorted(self.funded)))]
+        richer = quote._replace(price=quote.price + extra)
+        needed = State.REVEALED if step == "finalize" else State.FUNDED
+        expected = "WrongTerms" if self.state(quote)[0] is needed else "WrongState"
+        secret = [self.secrets[quote.trade_id]] if step == "reveal" else []
+        self.attempt(expected, step, richer, *secret, sender="rival")
+
+    @precondition(lambda self: any(self.credits.values()))
+    @rule(party=parties, sender=parties)
+    def withdraw(self, party: str, sender: str) -> None:
+        """Have somebody paid what it is owed."""
+        expected = None if self.credits[party] else "NothingOwed"
+        if self.attempt(expected, "withdraw", self.stage.accounts[party], sender=sender):
+            self.credits[party] = 0
+
+    @rule(seconds=st.sampled_from((400, 51, 1)))
+    def wait(self, seconds: int) -> None:
+        """Let time pass."""
+        self.stage.wait_until(self.stage.now() + seconds)
+
+    def signed(
+        self,
+        buyer: str,
+        seller: str,
+        treasury: str,
+        money: tuple[int, int],
+        times: tuple[int, int, int],
+    ) -> Quote:
+        """Return a quote of a trade id of its own, that can be funded now."""
+        number = len(self.secrets).to_bytes(32)
+        self.secrets[number] = hashlib.sha256(number).digest()
+        accounts, now = self.stage.accounts, self.stage.now()
+        price, fee = money
+        reveal_in, grace, window = times
+        return self.stage.quote(
+            trade_id=number,
+            buyer=accounts[buyer],
+            seller=accounts[seller],
+            fee_recipient=accounts[treasury],
+            price=price,
+            fee=min(fee, price),
+            secret_commitment=hashlib.sha256(self.secrets[number]).digest(),
+            fund_by=now + 300,
+            reveal_by=now + 300 + reveal_in,
+            grace=grace,
+            dispute_window=window,
+        )
+
+    def attempt(self, expected: str | None, function: str, *arguments: Any, **how: Any) -> bool:
+        """Make a call that must end as expected; say whether it went through."""
+        self.time = self.stage.now()
+        outcome = None
+        try:
+            self.stage.send(function, *arguments, **how)
+        except RevertedError as error:
+            outcome = error.name
+        assert outcome == expected, f"{function}: {outcome or 'done'}, not {expected or 'done'}"
+        self.mined |= outcome is None
+        return outcome is None
+
+    def enter(self, quote: Quote, state: State) -> None:
+        """Write down that the trade entered the state in the last call."""
+        assert self.state(quote)[0] not in TERMINAL
+        self.states[quote.trade_id] = (state, self.time)
+
+    def state(self, quote: Quote) -> tuple[State, int]:
+        """Return where the trade stands by our books, and since when."""
+        return self.states.get(quote.trade_id, (State.NONE, 0))
+
+    def role(self, account: str) -> str:
+        """Return whose account it is."""
+        return next(role for role in PARTIES if self.stage.accounts[role] == account)
+
+    @invariant()
+    def the_books_and_the_chain_agree(self) -> None:
+        """Nothing comes from nowhere or is lost; each trade ends once, and stays as it ended."""
+        if not self.mined:
+            return  # a refused call is not mined: there is nothing new to see
+        self.mined = False
+        opened = (State.FUNDED, State.REVEALED)
+        held = sum(q.price for i, q in self.funded.items() if self.states[i][0] in opened)
+        held += sum(self.credits.values())
+        assert self.stage.balance(self.stage.escrow.address) == held
+        for party in PARTIES:
+            assert self.stage.view("credits", self.stage.accounts[party]) == self.credits[party]
+        for trade_id in self.secrets:
+            expected = self.states.get(trade_id, (State.NONE, 0))
+            assert self.stage.trade(trade_id) == expected
+
+    @invariant()
+    def a_paid_seller_has_published_the_secret(self) -> None:
+        """What is published matches the commitment, and comes before the money."""
+        for trade_id, (state, _) in self.states.items():
+            revealed = state in (State.REVEALED, State.PAID)
+            assert revealed == (trade_id in self.published)
+            if revealed:
+                digest = hashlib.sha256(self.published[trade_id]).digest()
+                assert digest == self.funded[trade_id].secret_commitment
+
+    def teardown(self) -> None:
+        """Every funded trade can be ended by a stranger, and then the escrow is empty."""
+        for trade_id, quote in self.funded.items():
+            state, since = self.states[trade_id]
+            if state in TERMINAL:
+                continue
+            step, last = ("finalize", since + quote.dispute_window)
+            if state is State.FUNDED:
+                step, last = ("refund", quote.reveal_by + quote.grace)
+            self.stage.wait_until(max(self.stage.now(), last + 1))
+            self.stage.send(step, quote, sender="stranger")
+        for party in PARTIES:
+            if self.stage.view("credits", self.stage.accounts[party]):
+                self.stage.send("withdraw", self.stage.accounts[party], sender="stranger")
+        assert self.stage.balance(self.stage.escrow.address) == 0
+
+
+TestEscrowMachine = EscrowMachine.TestCase
+TestEscrowMachine.settings = settings(
+    max_examples=30,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from broker_node.mechanisms.base import Claim, Json, Outcome, RefusedInputError, Status
+from broker_node.mechanisms.nash import Nash
+from broker_node.mechanisms.registry import MECHANISMS
+
+NASH = Nash()
+value = st.floats(-100, 100)
+market = st.fixed_dictionaries(
+    {"v_a_own": value, "v_a_other": value, "v_b_own": value, "v_b_other": value},
+    optional={
+        "tau": st.floats(0, 1),
+        "disagreement": st.lists(st.floats(-5, 5), min_size=2, max_size=2),
+        "budget": st.lists(st.none() | st.floats(0, 50), min_size=2, max_size=2),
+        "legs": st.sampled_from([["a"], ["b"], ["a", "b"], []]),
+    },
+)
+
+
+def clear(inputs: dict[str, Json]) -> Outcome:
+    return NASH.clear(inputs, tolerance=1e-9, seed=0)
+
+
+def figures(outcome: Outcome) -> tuple[float, float, float]:
+    read = [outcome.values[key] for key in ("net_transfer_to_a", "utility_a", "utility_b")]
+    assert all(isinstance(figure, float | int) for figure in read)
+    return float(read[0]), float(read[1]), float(read[2])  # type: ignore[arg-type]
+
+
+def values(a_own: float, a_other: float, b_own: float, b_other: float) -> dict[str, Json]:
+    return {"v_a_own": a_own, "v_a_other": a_other, "v_b_own": b_own, "v_b_other": b_other}
+
+
+def test_one_leg_is_priced_at_the_midpoint_of_the_two_valuations() -> None:
+    outcome = clear({**values(2, 0, 9, 10), "legs": ["a"]})
+    assert outcome.to_json() == {
+        "status": "trade",
+        "legs": ["a"],
+        "net_transfer_to_a": 6,
+        "utility_a": 4,
+        "utility_b": 4,
+    }
+
+
+@given(a_own=value, a_other=value, b_own=value, b_other=value)
+def test_both_legs_at_their_own_midpoints_are_the_netted_bargain(
+    a_own: float, a_other: float, b_own: float, b_other: float
+) -> None:
+    assume(b_other >= a_own and a_other >= b_own)
+    transfer, utility_a, utility_b = figures(clear(values(a_own, a_other, b_own, b_other)))
+    assert transfer == pytest.approx((a_own + b_other) / 2 - (b_own + a_other) / 2, abs=1e-9)
+    assert utility_a == pytest.approx(utility_b, abs=1e-9)
+
+
+def test_in_the_optimal_scenario_the_price_difference_has_the_sign_of_the_erratum() -> None:
+    # sellers value what they sell as its buyer does: A pays with what B values, and gets less
+    gain_a, gain_b = 3.0, 5.0
+    transfer, _, _ = figures(clear(values(gain_b, gain_a, gain_a, gain_b)))
+    assert transfer == pytest.approx(gain_b - gain_a)
+
+
+@given(inputs=market)
+def test_nobody_loses_and_the_certificate_holds(inputs: dict[str, Json]) -> None:
+    outcome = clear(inputs)
+    assert NASH.verify(inputs, outcome).valid
+    disagreement = inputs.get("disagreement", [0.0, 0.0])
+    assert isinstance(disagreement, list)
+    _, utility_a, utility_b = figures(outcome)
+    assert utility_a >= disagreement[0] - 1e-9  # type: ignore[operator]
+    assert utility_b >= disagreement[1] - 1e-9  # type: ignore[operator]
+
+
+@given(inputs=market)
+def test_no_transfer_on_a_grid_has_a_larger_product(inputs: dict[str, Json]) -> None:
+    outcome = clear({**inputs, "tau": 0.5})
+    if outcome.status is Status.NO_TRADE:
+        return
+    transfer, utility_a, utility_b = figures(outcome)
+    lower, upper = inputs.get("disagreement", [0.0, 0.0])  # type: ignore[misc]
+    cash = inputs.get("budget", [None, None])
+    assert isinstance(cash, list)
+    product = (utility_a - lower) * (utility_b - upper)  # type: ignore[has-type]
+    for step in range(-400, 401):
+        other = step / 2
+        if cash[0] is not None and other < -cash[0]:  # type: ignore[operator]
+            continue
+        if cash[1] is not None and other > cash[1]:  # type: ignore[operator]
+            continue
+        gain_a = utility_a - transfer + other - lower  # type: ignore[has-type]
+        gain_b = utility_b + transfer - other - upper  # type: ignore[has-type]
+        if gain_a >= 0 and gain_b >= 0:
+            assert gain_a * gain_b <= product + 1e-6 * (1 + abs(product))
+
+
+def test_a_bad_leg_is_dropped_and_not_netted_against_a_good_one() -> None:
+    outcome = clear(values(5, 100, 1, 4))
+    assert outcome.values["legs"] == ["b"]
+    transfer, utility_a, utility_b = figures(outcome)
+    assert (transfer, utility_a, utility_b) == (-50.5, 49.5, 49.5)
+
+
+def test_a_leg_without_surplus_still_trades() -> None:
+    outcome = clear({**values(7, 0, 0, 7), "legs": ["a"]})
+    assert outcome.status is Status.TRADE
+    assert figures(outcome) == (7, 0, 0)
+
+
+def test_with_an_empty_zone_of_agreement_there_is_no_trade() -> None:
+    # the raw product of two losses would have a maximum here
+    outcome = clear({**values(1, 0, 0, 3), "legs": ["a"], "disagreement": [2, 2]})
+    assert outcome.status is Status.NO_TRADE
+    assert figures(outcome) == (0, 2, 2)
+
+
+def test_a_buyer_without_money_pays_what_it_has() -> None:
+    outcome = clear({**values(2, 0, 0, 10), "legs": ["a"], "budget": [None, 3]})
+    assert figures(outcome) == (3, 1, 7)
+    assert clear({**values(2, 0, 0, 10), "legs": ["a"], "budget": [None, 1]}).status is (
+        Status.NO_TRADE
+    )
+
+
+def test_bargaining_power_moves_the_price_between_the_two_ends() -> None:
+    inputs: dict[str, Json] = {**values(2, 0, 0, 10), "legs": ["a"]}
+    assert figures(clear({**inputs, "tau": 0}))[0] == 2
+    assert figures(clear({**inputs, "tau": 1}))[0] == 10
+
+
+def test_the_certificate_rejects_a_price_that_is_not_the_bargain() -> None:
+    inputs = {**values(2, 0, 0, 10), "legs": ["a"]}
+    wrong = Outcome(
+        status=Status.TRADE,
+        values={"legs": ["a"], "net_transfer_to_a": 7.0, "utility_a": 5.0, "utility_b": 3.0},
+    )
+    certificate = NASH.verify(inputs, wrong)
+    assert not certificate.valid
+    assert certificate.violations["optimality"] > 0
+    forgone = Outcome(
+        status=Status.NO_TRADE,
+        values={"legs": [], "net_transfer_to_a": 0.0, "utility_a": 0.0, "utility_b": 0.0},
+    )
+    assert not NASH.verify(inputs, forgone).valid
+
+
+def test_a_misreport_can_pay_so_truthfulness_is_not_claimed() -> None:
+    honest, _, _ = figures(clear({**values(2, 0, 0, 10), "legs": ["a"]}))
+    boastful, _, _ = figures(clear({**values(6, 0, 0, 10), "legs": ["a"]}))
+    assert boastful > honest
+    assert Claim.INCENTIVE_COMPATIBILITY not in NASH.claims
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"v_a_own": "1"}, "v_a_own"),
+        ({"v_a_own": True}, "v_a_own"),
+        ({"v_b_own": float("nan")}, "v_b_own"),
+        ({"v_b_own": 10**400}, "v_b_own"),
+        ({"tau": 2}, "tau"),
+        ({"legs": ["a", "a"]}, "legs"),
+        ({"legs": [["a"]]}, "legs"),
+        ({"legs": "a"}, "legs"),
+        ({"budget": [-1, None]}, "budget"),
+        ({"budget": [1]}, "budget"),
+        ({"disagreement": [None, 0]}, "disagreement"),
+        ({"price": 1}, "price"),
+    ],
+)
+def test_a_refused_input_names_its_field(change: dict[str, Json], field: str) -> None:
+    inputs = {**values(1, 2, 3, 4), **change}
+    assert [issue.field for issue in NASH.validate(inputs)] == [field]
+    with pytest.raises(RefusedInputError):
+        clear(inputs)
+
+
+def test_a_missing_value_is_named() -> None:
+    assert NASH.validate({"v_a_own": 1})[0].field == "v_a_other"
+    assert NASH.validate(values(1, 2, 3, 4)) == []
+
+
+def test_mechanisms_are_registered_under_their_own_names() -> None:
+    assert set(MECHANISMS) == {"nash", "bayesian-ask"}
+    assert all(name == mechanism.name for name, mechanism in MECHANISMS.items())
