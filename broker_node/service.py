@@ -13,33 +13,23 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections import OrderedDict
-from dataclasses import dataclass
 
 import trio
 
-from broker_node.appraisal import Appraiser, ModelShelf, Trial
-from broker_node.mechanisms.price import bargain
+from broker_node.appraisal import Appraiser, ModelShelf
+from broker_node.negotiation import Negotiator, Tried
 from broker_node.settings import BrokerSettings
 from broker_node.verify.stages import Verified
 from node.chain.port import Escrow
-from node.chronicle import NodeReady, NodeStopped, NoDealReached, TrialDone
+from node.chronicle import NodeReady, NodeStopped, TrialDone
 from node.net.transfer import Source, fetch_blob
-from node.protocol.brokerage import Brokerage, BrokerageRecord, BrokerageState
-from node.protocol.eip712 import digest
+from node.protocol.brokerage import BrokerageRecord, BrokerageState
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
 from node.protocol.events import PurchaseEvent
 from node.protocol.messages import (
     PARAMS_PROTOCOL,
-    Ask,
-    AskRequest,
     Book,
-    Countersign,
-    Countersigned,
-    Deal,
-    GoodsPrepared,
     ListBook,
-    NoDeal,
-    PrepareGoods,
     QuoteRequest,
     StreamMessage,
     Submit,
@@ -47,11 +37,10 @@ from node.protocol.messages import (
     TrialRequest,
     TrialResult,
 )
-from node.protocol.offer import BrokerNotice, Offer, Receipt
+from node.protocol.offer import BrokerNotice, Offer
 from node.protocol.purchase import PurchaseRecord
-from node.protocol.quote import Quote, check_signer, trade_id_of
-from node.protocol.signing import sign_digest
-from node.protocol.types import NO_ADDRESS, Digest, PeerId, UnixTime, Wei
+from node.protocol.quote import trade_id_of
+from node.protocol.types import Digest, PeerId, UnixTime
 from node.settlement.desk import TradeDesk
 from node.settlement.treasury import Treasury
 from node.settlement.watch import ChainWatch
@@ -59,18 +48,6 @@ from node.station.station import Station
 
 LISTED = 400
 LISTED_BYTES = 200_000
-SELLER_SECONDS = 20.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Tried:
-    """A trial, and between whom."""
-
-    trial: Trial
-    buyer: Offer
-    offer_digest: Digest
-    offer: Offer
-    notice_digest: Digest
 
 
 class Broker:
@@ -102,6 +79,7 @@ class Broker:
             observer=station.observer,
             clock=station.clock,
         )
+        self._negotiator = Negotiator(station, self.desk, settings)
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -261,9 +239,7 @@ class Broker:
                 )
             )
         found = tried.trial.evaluation
-        return TrialResult(
-            trial_id=trial_id, gain=found.gain, bound=found.bound, alpha=found.alpha
-        )
+        return TrialResult(trial_id=trial_id, gain=found.gain, bound=found.bound, alpha=found.alpha)
 
     def _offer(self, name: Digest) -> Offer:
         offer = self.station.book.offer(name, self.station.clock())
@@ -288,126 +264,7 @@ class Broker:
             if record.state == BrokerageState.PROPOSED.value:
                 raise RemoteProtocolError("trade-id-used", trade_id.hex(), peer=peer)
             return record.deal
-        return await self._negotiate(tried, question, trade_id)
-
-    async def _negotiate(
-        self, tried: Tried, question: QuoteRequest, trade_id: Digest
-    ) -> Deal | NoDeal:
-        station, seller = self.station, tried.offer.peer_id
-        fee = self._settings.fee_basis_points
-        ask = await station.ask(
-            seller,
-            AskRequest(
-                trade_id=trade_id, offer_digest=tried.offer_digest, fee_basis_points=fee
-            ),
-            Ask,
-            seconds=SELLER_SECONDS,
-        )
-        price = bargain(question.valuation, ask.ask, fee_basis_points=fee)
-        if price is None:
-            station.observer.emit(
-                NoDealReached(offer_digest=tried.offer_digest, reason="no-surplus")
-            )
-            return NoDeal(reason="no-surplus")
-        goods = await station.ask(
-            seller,
-            PrepareGoods(
-                trade_id=trade_id,
-                offer_digest=tried.offer_digest,
-                buyer=tried.buyer.seller,
-                buyer_key=question.buyer_key,
-                buyer_nonce=question.buyer_nonce,
-            ),
-            GoodsPrepared,
-            seconds=SELLER_SECONDS,
-        )
-        size = (tried.offer.leaf_count, tried.offer.byte_length)
-        if (goods.leaf_count, goods.byte_length) != size:
-            raise RemoteProtocolError("wrong-size", f"{goods.byte_length} bytes", peer=seller)
-        proposed = self._propose(tried, question, trade_id, price.price, price.fee, goods)
-        trade = self.desk.open(Brokerage(proposed))
-        answer = await station.ask(
-            seller,
-            Countersign(
-                quote=proposed.deal.quote,
-                broker_signature=proposed.deal.broker_signature,
-                receipt=proposed.deal.receipt,
-            ),
-            Countersigned,
-            seconds=SELLER_SECONDS,
-        )
-        check_signer(station.domain, proposed.deal.quote, answer.signature, tried.offer.seller)
-        brokerage = trade.machine
-        assert isinstance(brokerage, Brokerage)
-        before = brokerage.state.value
-        brokerage.countersigned(answer.signature)
-        self.desk.changed(trade, before)
-        return brokerage.record.deal
-
-    def _propose(
-        self,
-        tried: Tried,
-        question: QuoteRequest,
-        trade_id: Digest,
-        price: Wei,
-        fee: Wei,
-        goods: GoodsPrepared,
-    ) -> BrokerageRecord:
-        """Write out the receipt and the quote, signed; nothing has left yet."""
-        station, settings = self.station, self._settings
-        now = station.clock()
-        receipt = Receipt(
-            broker=station.account,
-            peer_id=station.peer_id,
-            trade_id=trade_id,
-            task=tried.offer.task,
-            buyer=tried.buyer.seller,
-            seller=tried.offer.seller,
-            offer_digest=tried.offer_digest,
-            offer_root=tried.offer.weights_root,
-            notice_digest=tried.notice_digest,
-            price=price,
-            fee=fee,
-            evaluation_hash=tried.trial.evaluation.hash,
-            issued_at=now,
-            expires_at=UnixTime(now + settings.receipt_seconds),
-            nonce=station.journal.next_nonce(),
-        )
-        fund_by = UnixTime(now + settings.fund_seconds)
-        quote = Quote(
-            trade_id=trade_id,
-            buyer=tried.buyer.seller,
-            seller=tried.offer.seller,
-            encryptor=tried.offer.seller,
-            asset=NO_ADDRESS,
-            price=price,
-            fee=fee,
-            fee_recipient=station.account,
-            offer_root=tried.offer.weights_root,
-            goods_root=goods.goods_root,
-            leaf_count=goods.leaf_count,
-            byte_length=goods.byte_length,
-            secret_commitment=goods.secret_commitment,
-            dh_commitment=goods.dh_commitment,
-            fund_by=fund_by,
-            reveal_by=UnixTime(fund_by + settings.reveal_seconds),
-            grace=settings.grace_seconds,
-            dispute_window=settings.dispute_window_seconds,
-            receipt_hash=digest(station.domain, receipt),
-        )
-        return BrokerageRecord(
-            state=BrokerageState.PROPOSED.value,
-            note="",
-            deal=Deal(
-                quote=quote,
-                broker_signature=sign_digest(station.keys.account, digest(station.domain, quote)),
-                seller_signature=b"",
-                seller_key=goods.seller_key,
-                receipt=station.seal(receipt),
-                evaluation=tried.trial.evaluation,
-                recipe=tried.trial.recipe,
-            ),
-        )
+        return await self._negotiator.negotiate(tried, question, trade_id)
 
     # ── the workshop of its trades ──
 
@@ -423,4 +280,3 @@ class Broker:
         """Tell the market what a paid trade came to."""
         self.station.keep(receipt)
         await self.station.publish(receipt)
-

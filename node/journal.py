@@ -13,15 +13,17 @@ power cut. One writer, the node's own process (the run lock sees to it). Rows:
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from node.protocol import cbor
-from node.protocol.errors import MarketError
+from node.protocol.errors import MarketError, RemoteProtocolError
 from node.protocol.types import Digest
 
 _VERSION: Final = 1
@@ -80,19 +82,26 @@ class Journal:
     """The open journal of one node. Not for use from two threads at once."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.execute("PRAGMA foreign_keys=ON")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, _VERSION):
-                raise JournalError(f"{path} has version {version}, this code reads {_VERSION}")
-            self._db.executescript(_SCHEMA)
-            self._db.execute(f"PRAGMA user_version={_VERSION}")
-        except sqlite3.Error as error:
-            raise JournalError(f"cannot open {path}: {error}") from error
-        path.chmod(0o600)
+        with contextlib.ExitStack() as stack:
+            try:
+                # SQLite gives its log and index the mode that the database has when they are made
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                path.chmod(0o600)
+                self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+                stack.callback(self._db.close)
+                self._prepare(path)
+            except (sqlite3.Error, OSError) as error:
+                raise JournalError(f"cannot open {path}: {error}") from error
+            stack.pop_all()
+
+    def _prepare(self, path: Path) -> None:
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, _VERSION):
+            raise JournalError(f"{path} has version {version}, this code reads {_VERSION}")
+        self._db.executescript(_SCHEMA)
+        self._db.execute(f"PRAGMA user_version={_VERSION}")
 
     def close(self) -> None:
         """Close the file; what was committed stays."""
@@ -102,12 +111,21 @@ class Journal:
     def _commit(self) -> Iterator[sqlite3.Connection]:
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            yield self._db
-            self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+        except (sqlite3.Error, OverflowError) as error:  # SQLite's integers have 64 bits
             raise JournalError(f"cannot write the journal: {error}") from error
+
+    def _read(self, query: str, arguments: tuple[object, ...]) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(query, arguments).fetchall()
+        except sqlite3.Error as error:
+            raise JournalError(f"cannot read the journal: {error}") from error
 
     # ── trades ──
 
@@ -124,19 +142,20 @@ class Journal:
 
     def trades(self, *, role: str | None = None, open_only: bool = False) -> list[TradeRow]:
         """Return trades in the order in which they were opened."""
-        found = self._db.execute(
+        found = self._read(
             "SELECT trade_id, role, state, over, record FROM trade "
             "WHERE (? IS NULL OR role = ?) AND (NOT ? OR over = 0) ORDER BY opened",
             (role, role, open_only),
         )
-        return [
-            TradeRow(trade_id=Digest(i), role=r, state=s, over=bool(o), record=record)
-            for i, r, s, o, record in found
-        ]
+        return [_trade_row(*values) for values in found]
 
     def trade(self, trade_id: Digest, role: str) -> TradeRow | None:
         """Return one trade."""
-        return next((t for t in self.trades(role=role) if t.trade_id == trade_id), None)
+        found = self._read(
+            "SELECT trade_id, role, state, over, record FROM trade WHERE trade_id = ? AND role = ?",
+            (trade_id, role),
+        )
+        return _trade_row(*found[0]) if found else None
 
     # ── transactions ──
 
@@ -159,7 +178,7 @@ class Journal:
 
     def transactions(self, trade_id: Digest, step: str | None = None) -> list[TransactionRow]:
         """Return the attempts at a step (or at all steps) of a trade, oldest first."""
-        found = self._db.execute(
+        found = self._read(
             "SELECT trade_id, step, attempt, nonce, hash, raw, gas, block, succeeded "
             'FROM "transaction" WHERE trade_id = ? AND (? IS NULL OR step = ?) ORDER BY rowid',
             (trade_id, step, step),
@@ -183,9 +202,7 @@ class Journal:
 
     def statements(self, now: int) -> list[bytes]:
         """Return our statements that are still good, oldest first."""
-        found = self._db.execute(
-            "SELECT data FROM statement WHERE expires_at > ? ORDER BY rowid", (now,)
-        )
+        found = self._read("SELECT data FROM statement WHERE expires_at > ? ORDER BY rowid", (now,))
         return [data for (data,) in found]
 
     # ── facts ──
@@ -197,8 +214,11 @@ class Journal:
 
     def recall(self, name: str) -> cbor.Value:
         """Return a named value, or None if there is none."""
-        row = self._db.execute("SELECT value FROM fact WHERE name = ?", (name,)).fetchone()
-        return None if row is None else cbor.decode(row[0])
+        found = self._read("SELECT value FROM fact WHERE name = ?", (name,))
+        try:
+            return cbor.decode(found[0][0]) if found else None
+        except RemoteProtocolError as error:
+            raise JournalError(f"the fact {name!r} is damaged: {error}") from error
 
     def next_nonce(self) -> int:
         """Return a statement nonce that was never given before, across restarts."""
@@ -206,3 +226,9 @@ class Journal:
         nonce = (last if isinstance(last, int) else 0) + 1
         self.remember("nonce", nonce)
         return nonce
+
+
+def _trade_row(trade_id: bytes, role: str, state: str, over: int, record: bytes) -> TradeRow:
+    return TradeRow(
+        trade_id=Digest(trade_id), role=role, state=state, over=bool(over), record=record
+    )

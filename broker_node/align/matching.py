@@ -4,11 +4,11 @@ Coordinate descent over the groups of a `PermutationSpec`; one group at a time i
 assignment problem with an exact solution (Ainsworth, Hayase and Srinivasa 2022, §3.2 and
 Algorithm 1). The objective is Σ ⟨ours, permuted theirs⟩ over all tensors.
 
-The descent ends in a local optimum, so it is started twice: from the units as they are
-numbered, and from a pass in the direction of the data that matches every group by what
-enters it alone. The latter finds a permuted copy exactly, whatever the permutation: when
-what stands before is matched, the right assignment attains Cauchy-Schwarz. The better
-objective wins; the same seed gives the same answer.
+Algorithm 1 starts from the units as they are numbered, so that a seller who renumbers its
+units gets another local optimum. Here a first pass in the direction of the data matches
+every group by what enters it alone, and the descent starts there: the outcome does not
+depend on how either model numbers its units, and a permuted copy is found exactly, since
+once what stands before is matched, the right assignment attains Cauchy-Schwarz.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from scipy.optimize import linear_sum_assignment
 
 from node.params.permutation import PermutationSpec, Role, Tensors
 
-STARTS=("as_numbered","forward_pass")
 MAX_SWEEPS: Final = 200
 RELATIVE_GAIN: Final = 1e-12
 """A reassignment must raise a group's objective by this share of its magnitude to count."""
@@ -74,13 +73,13 @@ class _Problem:
         return tensor
 
     def similarity(
-        self, group: str, permutations: Mapping[str, torch.Tensor], *, writes_only: bool = False
+        self, group: str, permutations: Mapping[str, torch.Tensor], *, only: Role | None = None
     ) -> torch.Tensor:
         """Return similarity_UV: the objective gained by giving our unit u their unit v."""
         size = self.spec.groups[group].size
         total_UV = torch.zeros(size, size, dtype=torch.float64)
         for name, dimension, role in self.uses[group]:
-            if writes_only and role is not Role.WRITES:
+            if only is not None and role is not only:
                 continue
             ours_UF = self.ours[name].movedim(dimension, 0).reshape(size, -1)
             theirs = self._theirs(name, dimension, permutations)
@@ -94,13 +93,11 @@ class _Problem:
             for name, tensor in self.ours.items()
         )
 
-    def as_numbered(self) -> dict[str, torch.Tensor]:
-        return {name: torch.arange(group.size) for name, group in self.spec.groups.items()}
-
     def forward_pass(self) -> dict[str, torch.Tensor]:
-        permutations = self.as_numbered()
+        """Match every group by what enters it, given the groups before it."""
+        permutations = {name: torch.arange(g.size) for name, g in self.spec.groups.items()}
         for group in self.spec.groups:
-            permutations[group] = assign(self.similarity(group, permutations, writes_only=True))
+            permutations[group] = assign(self.similarity(group, permutations, only=Role.WRITES))
         return permutations
 
     def descend(
@@ -130,14 +127,8 @@ def match_units(spec: PermutationSpec, ours: Tensors, theirs: Tensors, *, seed: 
     """Return the permutations of `theirs` that best line up with `ours`."""
     problem = _Problem(spec, ours, theirs)
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
-    best: Matching | None = None
-    for start in [getattr(problem,n)() for n in STARTS]:
-        found = problem.descend(start, generator)
-        objective = problem.objective(found)
-        if best is None or objective > best.objective * (1 + RELATIVE_GAIN):
-            best = Matching(
-                permutations={group: tuple(found[group].tolist()) for group in spec.groups},
-                objective=objective,
-            )
-    assert best is not None
-    return best
+    found = problem.descend(problem.forward_pass(), generator)
+    return Matching(
+        permutations={group: tuple(found[group].tolist()) for group in spec.groups},
+        objective=problem.objective(found),
+    )

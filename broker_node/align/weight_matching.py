@@ -1,9 +1,9 @@
 """Weight matching between canonical gauges (the paper's alignment, made scale-proof).
 
-Both models are brought to a canonical gauge, their units are matched there, and the sold
-model is carried on into the buyer's own gauge: T = canon_b⁻¹ · P · canon_s. The buyer's
+Both models are brought to the balanced gauge, their units are matched there, and the sold
+model is carried on into the buyer's own scales: T = canon_b⁻¹ · P · canon_s. The buyer's
 parameters stay as they are, so the merge is the one that would be made in the canonical
-gauge, written in the buyer's.
+gauge, written in the buyer's scales.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 
 import torch
 
-from broker_node.align.gauge import Gauge, incoming, without_dead_units
+from broker_node.align.gauge import balanced_scales, without_dead_units
 from broker_node.align.matching import match_units
 from broker_node.align.preservation import require_same_architecture, require_same_function
 from broker_node.align.stages import Aligned, AlignmentError
@@ -26,9 +26,7 @@ NAME: Final = "weight-matching"
 
 
 @torch.inference_mode()
-def weight_matching(
-    buyer: Verified, seller: Verified, *, seed: int, gauge: Gauge = incoming
-) -> Aligned:
+def weight_matching(buyer: Verified, seller: Verified, *, seed: int) -> Aligned:
     """Return the pair with the seller's units matched and scaled to the buyer's.
 
     Raises `ArchitectureMismatchError`, and `AlignmentError` if the result is not, to
@@ -42,7 +40,7 @@ def weight_matching(
         )
         for model in (buyer, seller)
     )
-    our_scales, their_scales = gauge(spec, ours), gauge(spec, theirs)
+    our_scales, their_scales = balanced_scales(spec, ours), balanced_scales(spec, theirs)
     matching = match_units(
         spec,
         rescale(spec, ours, our_scales),

@@ -9,12 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtri
 
-_SQRT_TAU = math.sqrt(2 * math.pi)
+_SQRT_TAU: Final = math.sqrt(2 * math.pi)
+_BISECTIONS: Final = 60
+"""Narrow an interval to the precision of a float."""
+
+
+def _normal_tail(z: float) -> float:
+    return math.erfc(z / math.sqrt(2)) / 2
 
 
 class Prior(Protocol):
@@ -41,7 +47,7 @@ class Prior(Protocol):
 def _normal_excess(price: float, mu: float, sigma: float) -> float:
     """Return E[max(v − price, 0)] for a normal v."""
     z = (price - mu) / sigma
-    return float(sigma * (math.exp(-z * z / 2) / _SQRT_TAU - z * ndtr(-z)))
+    return sigma * (math.exp(-z * z / 2) / _SQRT_TAU - z * _normal_tail(z))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +129,7 @@ class MixtureNormal:
     high: float = math.inf
 
     def tail(self, price: float) -> float:
-        return float(sum(w * ndtr((mu - price) / sigma) for w, mu, sigma in self.components))
+        return sum(w * _normal_tail((price - mu) / sigma) for w, mu, sigma in self.components)
 
     def tail_area(self, start: float, end: float) -> float:
         return sum(
@@ -136,9 +142,10 @@ class MixtureNormal:
         )
 
     def quantile(self, probability: float) -> float:
-        low = min(mu + sigma * float(ndtri(probability)) for _, mu, sigma in self.components)
-        high = max(mu + sigma * float(ndtri(probability)) for _, mu, sigma in self.components)
-        for _ in range(200):
+        z = float(ndtri(probability))
+        low = min(mu + sigma * z for _, mu, sigma in self.components)
+        high = max(mu + sigma * z for _, mu, sigma in self.components)
+        for _ in range(_BISECTIONS if low < high else 0):
             middle = (low + high) / 2
             if 1 - self.tail(middle) < probability:
                 low = middle
@@ -164,7 +171,7 @@ class LogNormal:
     def tail(self, price: float) -> float:
         if price <= 0:
             return 1.0
-        return float(ndtr((self.mu - math.log(price)) / self.sigma))
+        return _normal_tail((math.log(price) - self.mu) / self.sigma)
 
     def _excess(self, price: float) -> float:
         """Return E[max(v − price, 0)], the Black-Scholes formula without its interest."""
@@ -173,8 +180,8 @@ class LogNormal:
         mean = math.exp(self.mu + self.sigma**2 / 2)
         if price <= 0:
             return mean - price
-        distance = (self.mu - math.log(price)) / self.sigma
-        return float(mean * ndtr(distance + self.sigma) - price * ndtr(distance))
+        z = (math.log(price) - self.mu) / self.sigma
+        return mean * _normal_tail(z - self.sigma) - price * _normal_tail(z)
 
     def tail_area(self, start: float, end: float) -> float:
         return self._excess(start) - self._excess(end)

@@ -4,9 +4,9 @@ pragma solidity 0.8.37;
 import {IParameterEscrow} from "./IParameterEscrow.sol";
 
 /// @notice All that is kept of a trade, in one word: terms (26 bytes) ‖ since (5 bytes) ‖ state (1 byte).
-/// @dev A value type and not a struct, so that the compiler writes the slot once. Whoever would pass
-/// other terms off as those of a funded trade needs a second preimage of 208 bits; a broker and a
-/// buyer who look for two quotes of one digest need 2^104 tries.
+/// @dev A value type and not a struct, so that the compiler writes the slot once. To pass other terms
+/// off as those of a funded trade takes a second preimage of 208 bits; to prepare two quotes of one
+/// truncated digest before either is signed takes 2^104 tries.
 type Trade is uint256;
 
 using {termsOf, sinceOf, stateOf, moved} for Trade global;

@@ -1,8 +1,8 @@
 """The agent's shell: one nursery that holds everything one agent does.
 
-    station (gossip, requests) ─┬─ seller  (asks, encrypts, countersigns, serves)
-    desk (trades, chain)       ─┼─ buyer   (tries, bids, fetches, decrypts)
-    trainer                    ─┴─ learner (rounds)
+station (gossip, requests) ─┬─ seller  (asks, encrypts, countersigns, serves)
+desk (trades, chain)       ─┼─ buyer   (tries, bids, fetches, decrypts)
+trainer                    ─┴─ learner (rounds)
 """
 
 from __future__ import annotations

@@ -244,9 +244,7 @@ class Learner:
             if found is None or adopted is None or not isinstance(found.machine, Purchase):
                 continue
             if progress.trained and found.machine.record.evaluation.base_root == progress.root:
-                return self._remember(
-                    Progress(progress.round + 1, progress.epoch, adopted, False)
-                )
+                return self._remember(Progress(progress.round + 1, progress.epoch, adopted, False))
         return progress
 
     # ── the journal ──

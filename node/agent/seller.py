@@ -122,9 +122,7 @@ class Seller:
         private, secret = Digest(secrets.token_bytes(32)), Digest(secrets.token_bytes(32))
         dh = delivery.shared_secret(private, question.buyer_key)
         key = delivery.delivery_key(secret, dh, question.trade_id)
-        goods = await trio.to_thread.run_sync(
-            self._station.blobs.encrypt, offer.weights_root, key
-        )
+        goods = await trio.to_thread.run_sync(self._station.blobs.encrypt, offer.weights_root, key)
         record = SaleRecord(
             state=SaleState.PREPARED.value,
             note="",
@@ -174,7 +172,7 @@ class Seller:
         signature = sign_digest(
             self._station.keys.account, digest(self._station.domain, question.quote)
         )
-        before = sale.state.value
+        before = sale.record
         sale.countersign(
             question.quote,
             broker_signature=question.broker_signature,

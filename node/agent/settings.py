@@ -49,5 +49,3 @@ class AgentSettings:
     def value_of(self, gain: Millionths) -> Wei:
         """Return κ·Δ, the private value of a relative drop of the loss; zero at no gain."""
         return Wei(max(0, self.value_per_unit_gain * gain // 1_000_000))
-
-

@@ -14,18 +14,13 @@ retries nothing: the callers' loops do.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
 import requests
 import urllib3
-from eth_tester.exceptions import (  # type: ignore[import-untyped]
-    TransactionFailed,
-)
-from eth_tester.exceptions import (
-    ValidationError as TesterValidationError,
-)
 from eth_utils.exceptions import ValidationError as EvmValidationError
 from web3 import Web3
 from web3.exceptions import Web3Exception
@@ -35,8 +30,6 @@ from web3.types import RPCEndpoint, RPCResponse
 from node.chain import answers, bounded_json
 from node.chain.codec import revert_data
 from node.chain.errors import ChainAnswerError, ChainUnavailableError
-from node.chain.rpc_methods import RpcMethods
-from node.chain.tester import DevelopmentChain
 from node.protocol.errors import LocalProtocolError
 from node.protocol.types import Address, Digest, Wei
 
@@ -47,7 +40,6 @@ _POOL: Final = 32
 
 _UNREACHABLE: Final = (OSError, urllib3.exceptions.HTTPError, requests.RequestException)
 _MALFORMED: Final = (ValueError, TypeError, KeyError, AttributeError)
-_REFUSING: Final = (TransactionFailed, TesterValidationError, EvmValidationError, Web3Exception)
 
 
 class EndpointRefusedError(ChainUnavailableError):
@@ -117,24 +109,8 @@ class HttpProvider(BaseProvider):
         self._pool.clear()
 
 
-class InProcessProvider(BaseProvider):
-    """The development chain of this process, by the same methods as over HTTP."""
-
-    def __init__(self, chain: DevelopmentChain) -> None:
-        super().__init__()
-        self._methods = RpcMethods(chain)
-
-    def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
-        """Answer as the server would."""
-        request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": list(params)}
-        return cast(RPCResponse, self._methods.answer(request))
-
-    def is_connected(self, show_traceback: bool = False) -> bool:
-        """It is always there."""
-        return True
-
-
-Endpoint = str | BaseProvider | DevelopmentChain
+Endpoint = str | BaseProvider
+"""A URL, or any web3 provider; `in_process.InProcessProvider` for a chain of this process."""
 
 
 class ChainClient:
@@ -142,13 +118,7 @@ class ChainClient:
 
     def __init__(self, endpoint: Endpoint, timeout: float = DEFAULT_TIMEOUT) -> None:
         """`timeout` bounds each call, for an endpoint given by URL."""
-        match endpoint:
-            case str():
-                provider: BaseProvider = HttpProvider(endpoint, timeout)
-            case DevelopmentChain():
-                provider = InProcessProvider(endpoint)
-            case _:
-                provider = endpoint
+        provider = HttpProvider(endpoint, timeout) if isinstance(endpoint, str) else endpoint
         self.provider = provider
         # no middleware of web3's own: answers are read by `answers`, as they come
         self._web3 = Web3(provider, middleware=[])
@@ -162,7 +132,7 @@ class ChainClient:
         call = self.provider.request_func(self._web3, self._web3.middleware_onion)
         try:
             response = call(RPCEndpoint(method), params)
-        except _REFUSING as error:
+        except _refusing() as error:
             message = str(error)
             raise EndpointRefusedError(message, revert_data(message)) from error
         except _UNREACHABLE as error:
@@ -192,6 +162,20 @@ class ChainClient:
         """Close idle connections, where there are any."""
         if isinstance(self.provider, HttpProvider):
             self.provider.close()
+
+
+def _refusing() -> tuple[type[Exception], ...]:
+    """Return what providers raise for an error answer.
+
+    eth-tester is not imported for this: it brings an EVM with it, which a node on a remote
+    chain does not need. Where nobody has imported it, nobody raises its errors.
+    """
+    tester: Any = sys.modules.get("eth_tester.exceptions")
+    if tester is None:
+        return (EvmValidationError, Web3Exception)
+    return (
+        EvmValidationError, Web3Exception, tester.TransactionFailed, tester.ValidationError,
+    )  # fmt: skip
 
 
 def _result(response: object, method: str) -> Any:

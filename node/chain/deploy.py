@@ -23,7 +23,7 @@ from node.chain import answers
 from node.chain.client import ChainClient
 from node.chain.codec import UNKNOWN_REVERT
 from node.chain.errors import ChainUnavailableError, TransactionRefusedError, WrongContractError
-from node.chain.tester import FACTORY
+from node.chain.factory import FACTORY
 from node.chain.transactions import Wallet, broadcast
 from node.protocol.eip712 import DOMAIN_NAME, DOMAIN_VERSION, Domain
 from node.protocol.schema import checksummed, raw_address

@@ -38,6 +38,7 @@ from eth_typing import Address as RawAddress
 from node.chain.chain_log import ChainLog, Kind, Record
 from node.chain.errors import ChainError, ChainLogError, TransactionRefusedError
 from node.chain.evm import Evm, Genesis, Log, Mined
+from node.chain.factory import FACTORY, FACTORY_CODE
 from node.protocol.schema import raw_address
 from node.protocol.types import Address, Digest, UnixTime, Wei
 
@@ -48,14 +49,6 @@ FAUCET_KEY: Final = keccak(b"pm-node development faucet")
 FAUCET_SUPPLY: Final = Wei(10**33)
 FAUCET_MOST: Final = Wei(10**24)
 """What one request may ask for: a million ether."""
-
-# The deterministic deployment proxy (github.com/Arachnid/deterministic-deployment-proxy):
-# calldata is a salt and the init code. It stands at this address on most public chains too.
-FACTORY: Final = Address("0x4e59b44847b379578588920cA78FbF26c0B4956C")
-FACTORY_CODE: Final = bytes.fromhex(
-    "7fffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffe0"
-    "3601600081602082378035828234f58015156039578182fd5b8082525050506014600cf3"
-)
 
 LOG_NAME: Final = "chain.log"
 _FORMAT: Final = 1

@@ -54,7 +54,7 @@ def open_escrow(
 ) -> Web3Escrow:
     """Open one account's view of the escrow, after a look at what is there.
 
-    `endpoint` is a URL, a web3 provider, or a `DevelopmentChain` of this process. Raises
+    `endpoint` is a URL or a web3 provider, such as `InProcessProvider(chain)`. Raises
     `WrongContractError` if the chain or the code is another than expected (or trusts
     another broker, where one is given), `ChainUnavailableError` if that cannot be known.
     """

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any
 
 from eth_hash.auto import keccak
 
 from contracts import load_artifact
 from node.chain.errors import ChainUnavailableError
 from node.chain.rpc_server import serve_chain
-from node.chain.tester import Stage
+from node.chain.tester import Observer, Stage
 from node.cli.failpoint import VARIABLE, hold
-from node.protocol.errors import LocalProtocolError
-
-SECRET_STAGES: Final = ("accepted", "executed")
 
 
 def run_chain(directory: Path, host: str, port: int, environ: Mapping[str, str]) -> None:
@@ -38,37 +34,33 @@ def run_chain(directory: Path, host: str, port: int, environ: Mapping[str, str])
         raise ChainUnavailableError(f"cannot listen on {host}:{port}: {error.strerror}") from error
 
 
-def _failpoint(environ: Mapping[str, str]):  # type: ignore[no-untyped-def]
-    """``<folder>:<stage>,step=<function>``: freeze while such a transaction is at that stage."""
-    text = environ.get(VARIABLE)
-    if not text:
+def _failpoint(environ: Mapping[str, str]) -> Observer | None:
+    """Tell the crash tests which function of the escrow is at which stage."""
+    if VARIABLE not in environ:
         return None
-    folder, _, what = text.partition(":")
-    stage, _, condition = what.partition(",step=")
-    if stage not in SECRET_STAGES or not condition:
-        raise LocalProtocolError(f"{VARIABLE} of a chain is <folder>:<stage>,step=<function>")
-    wanted = _selector(condition)
+    folder, selectors = Path(environ[VARIABLE]), _selectors()
 
-    def freeze(at: Stage, raw: bytes) -> None:
-        if at == stage and wanted in raw:
-            hold(Path(folder), os.getpid())
+    def freeze(stage: Stage, raw: bytes) -> None:
+        for selector, name in selectors.items():
+            if selector in raw:
+                hold(folder, stage, {"step": name})
 
     return freeze
 
 
-def _selector(function: str) -> bytes:
-    """Return the four bytes that a call of `function` begins with."""
+def _selectors() -> dict[bytes, str]:
+    """Return the four bytes that a call of each function begins with."""
+    return {
+        keccak(f"{entry['name']}({','.join(map(_canonical, entry['inputs']))})".encode())[:4]: str(
+            entry["name"]
+        )
+        for entry in load_artifact("ParameterEscrow").abi
+        if entry.get("type") == "function"
+    }
 
-    def canonical(item: dict[str, object]) -> str:
-        kind = str(item["type"])
-        if not kind.startswith("tuple"):
-            return kind
-        components = item["components"]
-        assert isinstance(components, list)
-        return "(" + ",".join(canonical(part) for part in components) + ")" + kind[5:]
 
-    for entry in load_artifact("ParameterEscrow").abi:
-        if entry.get("type") == "function" and entry.get("name") == function:
-            signature = f"{function}({','.join(canonical(i) for i in entry['inputs'])})"
-            return keccak(signature.encode())[:4]
-    raise LocalProtocolError(f"the escrow has no function {function!r}")
+def _canonical(item: Mapping[str, Any]) -> str:
+    kind = str(item["type"])
+    if not kind.startswith("tuple"):
+        return kind
+    return "(" + ",".join(map(_canonical, item["components"])) + ")" + kind.removeprefix("tuple")

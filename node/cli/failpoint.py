@@ -1,53 +1,50 @@
 """Stops a process dead at a named moment, so that a test may kill one there.
 
-``PMNODE_FAILPOINT=<folder>:<event>[,field=value…]`` freezes the whole process at the first
-such event: it leaves ``<folder>/reached`` and goes on once there is ``<folder>/go``. Events
-are those of `node.chronicle`; ``trade_changed,side=buyer,state=funding`` is the moment
-between the journal's commit and the first effect, ``sent,step=fund`` the one between a
-transaction and its receipt. Without the variable nothing of this is in the process.
+With ``PMNODE_FAILPOINT=<folder>`` a process looks for ``<folder>/armed`` at each event. The
+file names a moment as ``<event>[,field=value…]``: ``trade_changed,side=buyer,state=fetching``
+is the one between a promise in the journal and what follows from it, ``saved,step=fund``
+the one between a transaction in the journal and its broadcast, ``sent,step=fund`` the one
+between the broadcast and its receipt; a chain knows ``accepted`` and ``executed``. The
+process then renames the file to ``reached`` and freezes, all of it, until that is gone.
+Without the variable nothing of this is in the process.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 from node.observe import Record
-from node.protocol.errors import LocalProtocolError
 
 VARIABLE: Final = "PMNODE_FAILPOINT"
-_POLL_SECONDS: Final = 0.01
+_POLL_SECONDS: Final = 0.005
 
 
 def failpoint(environ: Mapping[str, str]) -> Callable[[Record], None] | None:
     """Return the subscriber that the environment asks for, if it does."""
-    text = environ.get(VARIABLE)
-    if not text:
+    if VARIABLE not in environ:
         return None
-    folder, colon, what = text.partition(":")
-    if not colon or not what:
-        raise LocalProtocolError(f"{VARIABLE} is <folder>:<event>[,field=value], got {text!r}")
-    event, *conditions = what.split(",")
-    wanted = dict(condition.split("=", 1) for condition in conditions)
+    folder = Path(environ[VARIABLE])
 
     def freeze(record: Record) -> None:
-        if record.name != event:
-            return
-        fields = record.fields()
-        if all(str(fields.get(name)) == value for name, value in wanted.items()):
-            hold(Path(folder), os.getpid())
+        hold(folder, record.name, {k: str(v) for k, v in record.fields().items()})
 
     return freeze
 
 
-def hold(folder: Path, pid: int) -> None:
-    """Freeze here, once, until the test says to go on."""
-    reached = folder / "reached"
-    if reached.exists():
+def hold(folder: Path, event: str, fields: Mapping[str, str]) -> None:
+    """Freeze here if this is the moment that is armed, until the test lets go."""
+    armed = folder / "armed"
+    try:
+        name, *conditions = armed.read_text(encoding="ascii").split(",")
+    except FileNotFoundError:
         return
-    reached.write_text(str(pid), encoding="ascii")
-    while not (folder / "go").exists():
+    wanted = dict(condition.split("=", 1) for condition in conditions)
+    if name != event or any(fields.get(key) != value for key, value in wanted.items()):
+        return
+    reached = folder / "reached"
+    armed.rename(reached)
+    while reached.exists():
         time.sleep(_POLL_SECONDS)

@@ -48,9 +48,7 @@ def _load(flags: dict[str, object], config: Path | None) -> Loaded:
 @_settings_flags
 @click.version_option(package_name="pm-node")
 @click.pass_context
-def cli(
-    context: click.Context, /, config: Path | None, json_output: bool, **flags: object
-) -> None:
+def cli(context: click.Context, /, config: Path | None, json_output: bool, **flags: object) -> None:
     """A market in which models' weights are traded.
 
     `pm-node --role agent` trains, offers and buys; `pm-node --role broker` serves a market;
@@ -131,10 +129,19 @@ def chain(directory: Path, host: str, port: int) -> None:
 @click.option("--processes", is_flag=True, help="each node its own process, over loopback TCP")
 @click.option("--agents", default=2, show_default=True, type=click.IntRange(2, 16))
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1, 1000))
-@click.option("--epochs", default=5, show_default=True, type=click.IntRange(1, 1000),
-              help="epochs of training in a round")
-@click.option("--dataset", default="mnist", show_default=True,
-              type=click.Choice(["mnist", "digits", "random"]))
+@click.option(
+    "--epochs",
+    default=5,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    help="epochs of training in a round",
+)
+@click.option(
+    "--dataset",
+    default="mnist",
+    show_default=True,
+    type=click.Choice(["mnist", "digits", "random"]),
+)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--name", default=None, help="folder under runs/ (default: by data set and seed)")
 @click.option("--json", "as_json", is_flag=True, help="the report alone, on standard output")
@@ -156,8 +163,8 @@ def trade() -> None:
 @click.pass_context
 def trade_list(context: click.Context, as_json: bool) -> None:
     """Print every trade of the journal; works beside a running node."""
-    from node.cli.trades import trade_rows
     from node.home import Home, default_data_dir
+    from node.settlement.history import trade_rows
 
     config, flags = context.find_root().obj
     loaded = _load(flags, config).config

@@ -174,7 +174,7 @@ def _ledger(market: Market) -> Ledger:
 
 
 def _report(market: Market, ledger: Ledger, dataset: str, seed: int) -> dict[str, Any]:
-    from node.cli.trades import trade_rows
+    from node.settlement.history import trade_rows
 
     trades: list[dict[str, Any]] = []
     agents: list[dict[str, Any]] = []
@@ -200,7 +200,9 @@ def _report(market: Market, ledger: Ledger, dataset: str, seed: int) -> dict[str
             }
         )
         for row in bought:
-            on_chain = ledger.states.get(Digest(bytes.fromhex(row["trade_id"][2:])), EscrowState.NONE)
+            on_chain = ledger.states.get(
+                Digest(bytes.fromhex(row["trade_id"][2:])), EscrowState.NONE
+            )
             trades.append({**row, "buyer": node.name, "on_chain": on_chain.name.lower()})
     sellers = {
         row["trade_id"]: (node.name, row)

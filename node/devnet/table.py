@@ -20,7 +20,9 @@ def print_report(report: dict[str, Any], folder: Path) -> None:
     console = Console()
     agents = Table(title=f"Agents on {report['dataset']} (test accuracy, %)")
     for heading in ("agent", "first", "last", "spent (play ETH)", "earned", "account"):
-        agents.add_column(heading, justify="right" if heading not in ("agent", "account") else "left")
+        agents.add_column(
+            heading, justify="right" if heading not in ("agent", "account") else "left"
+        )
     for agent in report["agents"]:
         agents.add_row(
             agent["name"],
@@ -32,8 +34,18 @@ def print_report(report: dict[str, Any], folder: Path) -> None:
         )
     console.print(agents)
     trades = Table(title="Trades")
-    for heading in ("trade", "buyer", "seller", "price (play ETH)", "buyer's state", "on chain", "gas"):
-        trades.add_column(heading, justify="right" if heading in ("price (play ETH)", "gas") else "left")
+    for heading in (
+        "trade",
+        "buyer",
+        "seller",
+        "price (play ETH)",
+        "buyer's state",
+        "on chain",
+        "gas",
+    ):
+        trades.add_column(
+            heading, justify="right" if heading in ("price (play ETH)", "gas") else "left"
+        )
     for trade in report["trades"]:
         trades.add_row(
             trade["trade_id"][:12],

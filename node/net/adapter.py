@@ -29,6 +29,7 @@ from libp2p.peer.peerstore import PeerStoreError
 from libp2p.protocol_muxer.exceptions import MultiselectClientError, ProtocolNotSupportedError
 from libp2p.protocol_muxer.multiselect_client import MultiselectClient
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
+from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from libp2p.tools.anyio_service import background_trio_service
 
 from node.net.addresses import PeerAddress, parse_transport, reachable
@@ -249,8 +250,10 @@ class Wire:
         try:
             await self._swarm.dial_addr(target, ID.from_base58(address.peer))
         except SwarmException as error:
-            chain = " ".join(str(cause) for cause in causes(error))
-            if "mismatch" in chain:
+            chain = causes(error)
+            if any(isinstance(cause, PeerIDMismatchesPubkey) for cause in chain) or (
+                "Peer ID mismatch" in " ".join(map(str, chain))
+            ):
                 raise RemoteProtocolError(
                     "wrong-peer", f"{address} is somebody else", peer=address.peer
                 ) from error

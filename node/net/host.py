@@ -357,21 +357,21 @@ async def open_host(
         report=network._report,  # noqa: SLF001
         changed=network._changed,  # noqa: SLF001
     )
+    addresses = (listen,) if isinstance(listen, str) else tuple(listen)
     thrown: BaseException | None = None
     try:
-        async with wire.running((listen,) if isinstance(listen, str) else tuple(listen)):
-            async with trio.open_nursery() as nursery:
-                network._nursery = nursery  # noqa: SLF001
-                for address in bootstrap:
-                    nursery.start_soon(network.keep_connected, address)
-                try:
-                    yield network
-                except BaseException as error:
-                    thrown = error
-                    raise
-                finally:
-                    network._nursery = None  # noqa: SLF001
-                    nursery.cancel_scope.cancel()
+        async with wire.running(addresses), trio.open_nursery() as nursery:
+            network._nursery = nursery  # noqa: SLF001
+            for address in bootstrap:
+                nursery.start_soon(network.keep_connected, address)
+            try:
+                yield network
+            except BaseException as error:
+                thrown = error
+                raise
+            finally:
+                network._nursery = None  # noqa: SLF001
+                nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         sole = _sole(group)
         if sole is not None and thrown in {None, sole}:

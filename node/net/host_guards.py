@@ -213,8 +213,8 @@ def build_host(seed: bytes, limits: Limits, counters: Counters, report: Report) 
     """A host over TCP, Noise and Yamux with every guard in place.
 
     Traps: the default security list accepts plaintext; the resource manager limits a
-    machine to a few connections per address; the auto-connector dials whom it knows, whatever its watermarks;
-    identify runs in trio's system tasks, where an exception ends the process.
+    machine to a few connections per address; the auto-connector dials whom it knows, whatever
+    its watermarks; identify runs in trio's system tasks, where an exception ends the process.
     """
     install(limits.window_bytes)
     keys = create_new_key_pair(seed)

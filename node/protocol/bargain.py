@@ -117,6 +117,7 @@ def accept_deal(
         recipe=deal.recipe,
         receipt=deal.receipt,
         secret=None,
+        paid=False,
     )
 
 

@@ -27,10 +27,14 @@ _SIMPLE_VALUES: Final[dict[int, bool | None]] = {20: False, 21: True, 22: None}
 def encode(value: Value) -> bytes:
     """Return the canonical bytes of `value`.
 
-    Raises `LocalProtocolError` for what the language lacks (floats, integers over 64 bits).
+    Raises `LocalProtocolError` for what the language lacks (floats, integers over 64 bits,
+    text that has no UTF-8).
     """
     _refuse_foreign(value, 0)
-    return cbor2.dumps(value, canonical=True)
+    try:
+        return cbor2.dumps(value, canonical=True)
+    except UnicodeEncodeError as error:
+        raise LocalProtocolError(f"text with half of a surrogate pair: {error}") from error
 
 
 def decode(data: bytes) -> Value:

@@ -15,7 +15,9 @@ on chain and opens that ciphertext, or the escrow gives the money back.
 | funded    | chain is past reveal_by + grace| refunding | refund         |
 | refunding | revealed (late, but first)     | revealed  | deliver        |
 | refunding | refunded                       | credited  | withdraw       |
+| revealed  | paid                           | revealed  |                |
 | revealed  | delivered                      | delivered |                |
+| revealed  | delivered, paid already        | complete  |                |
 | revealed  | bad goods                      | cheated   |                |
 | delivered | paid                           | complete  |                |
 | credited  | withdrawn                      | refunded  |                |
@@ -97,6 +99,8 @@ class PurchaseRecord(Message):
     recipe: bytes
     receipt: bytes
     secret: Digest | None
+    paid: bool
+    """Whether the escrow credited the seller while we were still decrypting."""
 
     @property
     def trade_id(self) -> Digest:
@@ -168,8 +172,11 @@ class Purchase:
                 return self._go(S.REFUNDING)
             case ((S.FUNDED | S.REFUNDING), Refunded()):
                 return self._go(S.CREDITED)
+            case S.REVEALED, Paid():
+                self.record = dataclasses.replace(self.record, paid=True)
+                return []
             case S.REVEALED, Delivered(note):
-                return self._go(S.DELIVERED, note=note)
+                return self._go(S.COMPLETE if self.record.paid else S.DELIVERED, note=note)
             case S.REVEALED, BadGoods(leaf):
                 return self._go(S.CHEATED, note=f"leaf {leaf} is not the offer's")
             case S.DELIVERED, Paid():

@@ -60,6 +60,7 @@ from node.settlement.treasury import Ending, Treasury
 from node.settlement.watch import ChainWatch
 
 Machine = Purchase | Sale | Brokerage
+Record = PurchaseRecord | SaleRecord | BrokerageRecord
 EXPIRY_SECONDS: Final = 0.5
 _SIDES: Final[dict[type[Machine], str]] = {
     Purchase: "buyer",
@@ -129,7 +130,8 @@ class TradeDesk:
             for row in self._journal.trades(open_only=True):
                 trade = Trade(machine_of(row))
                 self._trades[row.trade_id, row.role] = trade
-                self._after(trade, trade.machine.resume(self._clock()), row.state)
+                before = trade.machine.record
+                self._after(trade, trade.machine.resume(self._clock()), before)
             nursery.start_soon(self._expire_for_ever)
             nursery.start_soon(self._watch.run, self._tell, self._tick)
             self.running.set()
@@ -159,25 +161,24 @@ class TradeDesk:
         """Return every trade that is not over."""
         return list(self._trades.values())
 
-    def changed(self, trade: Trade, before: str) -> None:
+    def changed(self, trade: Trade, before: Record) -> None:
         """Journal a change that the caller made to a machine by one of its own methods."""
         self._after(trade, [], before)
 
     # ── the pump ──
 
     def _take(self, trade: Trade, event: PurchaseEvent) -> None:
-        before = trade.machine.state.value
-        record = trade.machine.record
+        before = trade.machine.record
         effects = trade.machine.receive(event, self._clock())  # type: ignore[arg-type]
-        if trade.machine.record is not record:
-            self._after(trade, effects, before)
+        self._after(trade, effects, before)
 
-    def _after(self, trade: Trade, effects: list[Effect], before: str | None) -> None:
+    def _after(self, trade: Trade, effects: list[Effect], before: Record | None) -> None:
         """Save, then send."""
         machine = trade.machine
         state = machine.state.value
-        if before != state:
+        if before is not machine.record:
             self._save(trade)
+        if before is None or before.state != state:
             quote = trade.quote
             self._observer.emit(
                 TradeChanged(
@@ -285,7 +286,7 @@ class TradeDesk:
         while True:
             await trio.sleep(EXPIRY_SECONDS)
             for trade in list(self._trades.values()):
-                before = trade.machine.state.value
+                before = trade.machine.record
                 self._after(trade, trade.machine.expire(self._clock()), before)
 
 

@@ -97,9 +97,7 @@ class Station:
         self.network.set_gossip_validator(self._judge)
         self.network.handle_requests(BROKER_PROTOCOL, self._answer_with(answers))
 
-    def serve(
-        self, protocol: str, authorise: Callable[[PeerId, bytes, str], ServedPart]
-    ) -> None:
+    def serve(self, protocol: str, authorise: Callable[[PeerId, bytes, str], ServedPart]) -> None:
         """Serve blobs to whom `authorise` allows, so many bytes an hour for nothing."""
         quota = ByteQuota(per_peer=FREE_BYTES_PER_PEER, total=FREE_BYTES)
         self.network.handle(protocol, BlobServer(authorise, quota=quota).serve)
@@ -176,7 +174,12 @@ class Station:
     # ── asking ──
 
     async def ask(
-        self, peer: PeerId, question: StreamMessage, answer: type[M], *, seconds: float = REQUEST_SECONDS
+        self,
+        peer: PeerId,
+        question: StreamMessage,
+        answer: type[M],
+        *,
+        seconds: float = REQUEST_SECONDS,
     ) -> M:
         """Ask a peer, and return its answer of the kind that was expected.
 
@@ -249,9 +252,7 @@ class Station:
     def _judge(self, sender: PeerId, data: bytes) -> Verdict:
         verdict = self.book.receive(data, self.clock())
         self.observer.emit(
-            StatementJudged(
-                sender=sender, verdict=verdict.judgement.value, reason=verdict.reason
-            )
+            StatementJudged(sender=sender, verdict=verdict.judgement.value, reason=verdict.reason)
         )
         if verdict.accepted:
             self._ring()
@@ -277,4 +278,3 @@ class Station:
             for data in self.journal.statements(self.clock()):
                 await self.network.publish(data)
             await trio.sleep(REPUBLISH_SECONDS)
-

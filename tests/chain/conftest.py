@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from node.chain.in_process import InProcessProvider
 from node.chain.rpc_server import ChainServer
 from node.chain.tester import DevelopmentChain
 from tests.chain.market import Clock, Market, build
@@ -27,7 +28,7 @@ def market(
     request: pytest.FixtureRequest, chain: DevelopmentChain, clock: Clock
 ) -> Iterator[Market]:
     if request.param == "in process":
-        yield build(chain, chain, clock)
+        yield build(chain, InProcessProvider(chain), clock)
         return
     with ChainServer(chain) as server:
         market = build(chain, server.url, clock)

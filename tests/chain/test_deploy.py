@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from node.chain.client import ChainClient, InProcessProvider
+from node.chain.client import ChainClient
 from node.chain.deploy import (
     check_escrow,
     creation_code,
@@ -24,6 +24,7 @@ from node.chain.errors import (
     UnfundedAccountError,
     WrongContractError,
 )
+from node.chain.in_process import InProcessProvider
 from node.chain.tester import DevelopmentChain, fund_account
 from node.protocol.eip712 import Domain
 from node.protocol.signing import address_of
@@ -36,7 +37,7 @@ WHO = address_of(BROKER)
 @pytest.fixture
 def client(chain: DevelopmentChain) -> ChainClient:
     fund_account(chain, WHO, Wei(ETHER))
-    return ChainClient(chain)
+    return ChainClient(InProcessProvider(chain))
 
 
 def test_the_address_is_known_beforehand_and_deploying_twice_is_once(

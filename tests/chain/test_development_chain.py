@@ -15,9 +15,11 @@ from node.chain.errors import (
     TransactionRefusedError,
     UnfundedAccountError,
 )
+from node.chain.factory import FACTORY
+from node.chain.in_process import InProcessProvider
 from node.chain.port import Finalize, Fund, Reveal, Withdraw
 from node.chain.rpc_methods import RpcMethods
-from node.chain.tester import FACTORY, LOG_NAME, DevelopmentChain, fund_account
+from node.chain.tester import LOG_NAME, DevelopmentChain, fund_account
 from node.protocol.signing import address_of
 from node.protocol.types import Address, Wei
 from tests.chain.market import BUYER, ETHER, SECRET, SELLER, Clock, build, do
@@ -62,7 +64,7 @@ def picture(chain: DevelopmentChain) -> dict[str, Any]:
 
 def test_a_restart_from_the_log_gives_the_same_chain(tmp_path: Path, clock: Clock) -> None:
     with DevelopmentChain(tmp_path, clock=clock) as chain:
-        market = build(chain, chain, clock)
+        market = build(chain, InProcessProvider(chain), clock)
         buyer, seller = market.escrow(BUYER), market.escrow(SELLER)
         quote, signature = market.quote()
         do(buyer, Fund(quote, signature))
@@ -77,7 +79,8 @@ def test_a_restart_from_the_log_gives_the_same_chain(tmp_path: Path, clock: Cloc
     with DevelopmentChain(tmp_path, clock=clock) as again:
         assert picture(again) == before
         assert before["receipts"][-2]["status"] == "0x0"
-        seller = build(again, again, clock).escrow(SELLER)  # deploying again finds it there
+        # deploying again finds the escrow there
+        seller = build(again, InProcessProvider(again), clock).escrow(SELLER)
         assert do(seller, Withdraw(seller.account)).succeeded
 
 
@@ -121,7 +124,7 @@ def test_two_chains_of_one_history_are_equal_to_the_hash(clock: Clock) -> None:
     heads = []
     for _ in range(2):
         with DevelopmentChain(clock=clock) as chain:
-            build(chain, chain, clock)
+            build(chain, InProcessProvider(chain), clock)
             heads.append(bytes(chain.evm.head.hash))
     assert heads[0] == heads[1]
 

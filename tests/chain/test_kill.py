@@ -16,6 +16,7 @@ import pytest
 
 from node.chain.client import ChainClient
 from node.chain.errors import ChainUnavailableError
+from node.chain.in_process import InProcessProvider
 from node.chain.port import EscrowState, Fund
 from node.chain.tester import DevelopmentChain, Stage, wall_clock
 from node.chain.web3_escrow import open_escrow
@@ -66,7 +67,7 @@ def market(tmp_path: Path) -> Market:
     clock = Clock()
     clock.now = wall_clock()
     with DevelopmentChain(tmp_path, clock=clock) as chain:
-        return build(chain, chain, clock)
+        return build(chain, InProcessProvider(chain), clock)
 
 
 @pytest.mark.parametrize("stage", ["accepted", "executed"])
@@ -84,7 +85,7 @@ def test_a_payment_cut_off_by_a_kill_is_made_exactly_once(
         escrow.close()
 
     with DevelopmentChain(tmp_path) as chain:
-        again = open_escrow(chain, BUYER, market.domain)
+        again = open_escrow(InProcessProvider(chain), BUYER, market.domain)
         for _ in range(2):
             again.broadcast(transaction.raw)
         outcome = again.receipt(transaction.hash)
@@ -116,5 +117,5 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_answered(
     with DevelopmentChain(tmp_path) as chain:
         assert answered
         assert all(chain.mined(one) is not None for one in answered)
-        paid = ChainClient(chain).ask("eth_getBalance", receiver)
+        paid = ChainClient(InProcessProvider(chain)).ask("eth_getBalance", receiver)
         assert int(paid, 16) - len(answered) in (0, 1)  # the last one may have gone unheard

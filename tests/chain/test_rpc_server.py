@@ -208,7 +208,7 @@ PARAMETER = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(method=st.sampled_from(METHODS), params=st.lists(PARAMETER, max_size=3))
 def test_any_parameters_get_an_answer(method: str, params: list[object]) -> None:
     answer = METHODS_OF_A_CHAIN.answer(

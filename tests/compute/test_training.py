@@ -84,7 +84,7 @@ def test_one_step_is_plain_gradient_descent() -> None:
     optimiser = torch.optim.SGD(module.parameters(), lr=0.1)
     logits_RC = module(torch.from_numpy(rows.inputs_RF.copy()))
     loss = torch.nn.functional.cross_entropy(logits_RC, torch.tensor([0, 1]))
-    loss.backward()
+    torch.autograd.backward(loss)
     optimiser.step()
     trained = trainer.train_epoch(start, 0)
     assert trained.loss == pytest.approx(loss.item())

@@ -9,11 +9,16 @@ from typing import Any
 from eth_abi.abi import decode
 from eth_account import Account
 from eth_account.messages import SignableMessage, encode_typed_data
+from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from contracts.stage import Contract, Quote, Stage, type_of
+from node.protocol.eip712 import Domain, digest
+from node.protocol.quote import Quote as MarketQuote
+from node.protocol.signing import sign_digest
+from node.protocol.types import Address
 
 SOURCE = Path(__file__).resolve().parents[2] / "contracts" / "src" / "IParameterEscrow.sol"
 
@@ -72,6 +77,42 @@ def test_the_contract_and_a_wallet_agree_on_the_digest_of_any_quote(
 ) -> None:
     message = encode_typed_data(full_message=typed_data(stage, quote))
     assert stage.view("quoteDigest", quote) == eip712_digest(message)
+
+
+def market_quote(quote: Quote) -> MarketQuote:
+    """Return the same terms in the market's own words."""
+    words: dict[str, Any] = quote._asdict()
+    for name, value in words.items():
+        if isinstance(value, str):
+            words[name] = to_checksum_address(value)
+    return MarketQuote(**words)
+
+
+def market_domain(stage: Stage) -> Domain:
+    """Return the domain of this escrow, as the nodes speak of it."""
+    chain_id = stage.chain.backend.chain.chain_id
+    return Domain(chain_id=chain_id, escrow=Address(stage.escrow.address))
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(quote=quotes)
+def test_the_contract_and_the_nodes_agree_on_the_digest_of_any_quote(
+    stage: Stage, quote: Quote
+) -> None:
+    assume(quote.fund_by != quote.reveal_by)
+    fee, price = sorted((quote.fee, quote.price))
+    fund_by, reveal_by = sorted((quote.fund_by, quote.reveal_by))
+    quote = quote._replace(fee=fee, price=price, fund_by=fund_by, reveal_by=reveal_by)
+    assert stage.view("quoteDigest", quote) == digest(market_domain(stage), market_quote(quote))
+
+
+def test_what_a_node_signs_the_escrow_accepts(stage: Stage) -> None:
+    quote = stage.quote()
+    signed = digest(market_domain(stage), market_quote(quote))
+    signature = sign_digest(stage.keys["broker"].to_bytes(), signed)
+    stage.send("fund", quote, signature, sender="buyer", value=quote.price)
 
 
 def test_a_wallet_can_sign_as_the_broker(stage: Stage) -> None:

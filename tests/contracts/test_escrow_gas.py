@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 
 from contracts.gas import committed, floor, measure, table
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_gas_is_as_committed() -> None:
@@ -29,6 +32,12 @@ def test_the_floor_of_calldata_is_what_the_fork_charges() -> None:
     assert floor(b"", 9_000, given_back=4_800) == 30_000 - 4_800
     assert floor(b"", 9_000, given_back=9_600) == 30_000 - 6_000
     assert floor(b"", 0, given_back=4_800) == 21_000
+
+
+def test_the_table_in_the_readme_is_the_committed_one() -> None:
+    readme = (ROOT / "contracts" / "README.md").read_text()
+    for operation, entry in committed().items():
+        assert f"| {operation} | {entry['gas']:,} | {entry['floor']:,} |" in readme
 
 
 def test_the_benchmark_has_a_row_for_each_operation(bench: ModuleType) -> None:

@@ -233,15 +233,17 @@ def test_an_account_that_is_owed_nothing_cannot_withdraw(stage: Stage, refused: 
 
 
 def test_credits_of_several_trades_add_up(stage: Stage) -> None:
-    sold, bought = stage.quote(trade_id=b"s" * 32), stage.quote(trade_id=b"b" * 32, price=11)
-    paid(stage, sold)
     seller = stage.accounts["seller"]
-    also = stage.quote(trade_id=b"a" * 32, fee_recipient=seller)
-    paid(stage, also)
-    assert credit(stage, "seller") == sold.price - sold.fee + also.price
+    sold = stage.quote(trade_id=b"s" * 32)
+    paid(stage, sold)
+    both = stage.quote(trade_id=b"b" * 32, fee_recipient=seller)
+    paid(stage, both)
+    assert credit(stage, "seller") == sold.price - sold.fee + both.price
+    for price, trade_id in ((5, b"5" * 32), (7, b"7" * 32)):
+        refunded(stage, stage.quote(trade_id=trade_id, price=price, fee=1))
+    assert credit(stage, "buyer") == 12
     outcome = stage.send("withdraw", seller, sender="stranger")
-    assert outcome.events[0].fields["amount"] == sold.price - sold.fee + also.price
-    assert bought.price == 11
+    assert outcome.events[0].fields["amount"] == sold.price - sold.fee + both.price
 
 
 def recipient(stage: Stage, name: str) -> Contract:

@@ -73,11 +73,11 @@ def test_the_area_under_the_tail_is_its_integral(
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
 def test_expected_profit_is_the_mean_over_buyers(prior: Prior, share: float) -> None:
     generator = np.random.Generator(np.random.Philox(5))
-    buyers = np.array([prior.quantile(float(u)) for u in generator.uniform(size=200_000)])
+    buyers = np.array([prior.quantile(float(u)) for u in generator.uniform(size=20_000)])
     ask, cost = 2.4, 0.8
     paid = share * buyers + (1 - share) * ask
     simulated = float(np.where(buyers >= ask, paid - cost, 0.0).mean())
-    assert expected_profit(prior, ask, cost=cost, share=share) == pytest.approx(simulated, rel=0.02)
+    assert expected_profit(prior, ask, cost=cost, share=share) == pytest.approx(simulated, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ priors = st.one_of(
     cost=st.floats(0, 3),
     share=st.sampled_from([0.0, 0.3, 0.5, 0.9]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_no_ask_on_a_fine_grid_earns_more(
     prior: Prior, cut: tuple[float, float] | None, cost: float, share: float
 ) -> None:
@@ -160,7 +160,7 @@ def test_no_ask_on_a_fine_grid_earns_more(
     assert ask >= cost
     earned = expected_profit(believed, ask, cost=cost, share=share)
     top = believed.high if math.isfinite(believed.high) else believed.quantile(0.99999)
-    for rival in np.linspace(cost, max(top, cost), 1500):
+    for rival in np.linspace(cost, max(top, cost), 400):
         other = expected_profit(believed, float(rival), cost=cost, share=share)
         assert other <= earned + 1e-6 * max(abs(earned), 1e-6)
 

@@ -80,7 +80,7 @@ def test_without_a_fee_it_is_the_midpoint_rounded_for_the_buyer(bid: Wei, ask: W
 def test_a_trade_that_helps_nobody_is_no_deal() -> None:
     assert bargain(Wei(100), Wei(100), fee_basis_points=0) is None
     assert bargain(Wei(0), Wei(0), fee_basis_points=0) is None
-    assert bargain(Wei(100), Wei(98), fee_basis_points=200) is None
+    assert bargain(Wei(50), Wei(50), fee_basis_points=200) is None
 
 
 def test_one_wei_of_surplus_is_a_deal() -> None:

@@ -146,13 +146,13 @@ async def test_a_banned_peer_is_disconnected_and_stays_out(
 
 
 async def test_no_more_connections_than_allowed(open_hosts: Any) -> None:
-    async with open_hosts("a", limits=Limits(max_connections=1)) as (a,):
-        async with open_hosts("b", "c", connect=False) as (b, c):
-            await b.connect(a.addresses()[0])
-            with pytest.raises(RemoteProtocolError):
-                await c.connect(a.addresses()[0])
-                await c.request(a.peer_id, ECHO, b"", deadline_s=2)
-            assert a.connected() == {b.peer_id}
+    full = open_hosts("a", limits=Limits(max_connections=1))
+    async with full as (a,), open_hosts("b", "c", connect=False) as (b, c):
+        await b.connect(a.addresses()[0])
+        with pytest.raises(RemoteProtocolError):
+            await c.connect(a.addresses()[0])
+            await c.request(a.peer_id, ECHO, b"", deadline_s=2)
+        assert a.connected() == {b.peer_id}
 
 
 # ---------------------------------------------------------------------------------- asking
@@ -204,7 +204,7 @@ async def test_a_handler_that_does_not_answer_is_given_up_at_the_deadline(
     open_hosts: Any,
 ) -> None:
     async def sleep(_: PeerId, __: bytes) -> bytes:
-        await trio.sleep_forever()
+        await trio.sleep(3600)
         return b""
 
     async with open_hosts("a", "b") as (a, b):
@@ -250,16 +250,14 @@ async def test_a_bug_of_the_handler_is_reported_and_the_host_goes_on(
         raise ExceptionGroup("several", [KeyError("one"), ValueError("two")])
 
     heard: list[str] = []
-    async with open_host(
-        b"a" * 32, LISTEN, on_fault=lambda where, peer, error: heard.append(where)
-    ) as a:
-        async with open_hosts("b") as (b,):
-            await b.connect(a.addresses()[0])
-            a.handle_requests("/test/explode/1", explode)
-            a.handle_requests(ECHO, echo)
-            with pytest.raises(RemoteProtocolError, match="internal-error"):
-                await b.request(a.peer_id, "/test/explode/1", b"", deadline_s=5)
-            assert await b.request(a.peer_id, ECHO, b"x", deadline_s=5) == b"x"
+    watched = open_host(b"a" * 32, LISTEN, on_fault=lambda where, peer, error: heard.append(where))
+    async with watched as a, open_hosts("b") as (b,):
+        await b.connect(a.addresses()[0])
+        a.handle_requests("/test/explode/1", explode)
+        a.handle_requests(ECHO, echo)
+        with pytest.raises(RemoteProtocolError, match="internal-error"):
+            await b.request(a.peer_id, "/test/explode/1", b"", deadline_s=5)
+        assert await b.request(a.peer_id, ECHO, b"x", deadline_s=5) == b"x"
     assert heard == ["request /test/explode/1"]
 
 
@@ -308,8 +306,8 @@ async def test_what_is_not_accepted_is_not_relayed(open_hosts: Any, eventually: 
 async def test_a_peer_that_comes_later_hears_what_is_published_then(
     open_hosts: Any, eventually: Any
 ) -> None:
-    async with open_hosts("a", "b") as (a, b), open_hosts("late") as (late,):
-        await eventually(lambda: a.gossiping_with())
+    async with open_hosts("a", "b") as (a, _), open_hosts("late") as (late,):
+        await eventually(a.gossiping_with)
         await a.publish(b"early")
         await late.connect(a.addresses()[0])
         await eventually(lambda: late.peer_id in a.gossiping_with())
@@ -336,7 +334,7 @@ async def test_whoever_sends_rubbish_is_banned_and_disconnected(
 
 async def test_leaving_is_quick_even_with_work_in_progress(open_hosts: Any) -> None:
     async def sleep(_: PeerId, __: bytes) -> bytes:
-        await trio.sleep_forever()
+        await trio.sleep(3600)
         return b""
 
     async with open_hosts("a", "b", "c") as (a, b, c):
@@ -365,7 +363,7 @@ async def test_cancelling_the_block_closes_the_host() -> None:
     with trio.move_on_after(0.2) as scope:
         async with open_host(b"a" * 32, LISTEN) as network:
             (address,) = network.addresses()
-            await trio.sleep_forever()
+            await trio.sleep(3600)
     assert scope.cancelled_caught
     port = int(address.split("/")[4])
     async with open_host(b"b" * 32, f"/ip4/127.0.0.1/tcp/{port}"):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-import signal
 import stat
 import subprocess
 import sys
@@ -49,21 +49,23 @@ def home(tmp_path: Path) -> Home:
     return Home(tmp_path / "node").prepare()
 
 
-def child(code: str) -> subprocess.Popen[str]:
-    """Start a Python that prints a line once it is where the test wants it."""
+@contextlib.contextmanager
+def child(code: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a Python that prints a line once it is where the test wants it, and kill it."""
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def killed(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.wait(10)
-    assert process.stdout is not None
-    process.stdout.close()
+    with process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
 
 
 # ------------------------------------------------------------------- the data directory
@@ -109,13 +111,10 @@ def test_a_second_process_learns_the_pid_of_the_first(home: Home) -> None:
         "import sys; from pathlib import Path; from node.home import Home\n"
         f"with Home(Path({str(home.root)!r})).lock(): print('ready', flush=True); sys.stdin.read()"
     )
-    process = child(code)
-    try:
+    with child(code) as process:
         with pytest.raises(AlreadyRunningError, match=str(process.pid)) as caught, home.lock():
             pass
         assert caught.value.pid == process.pid
-    finally:
-        killed(process)
     with home.lock():  # a kill -9 leaves nothing to clean up
         assert home.run_lock.read_text() == f"{os.getpid()}\n"
 
@@ -152,15 +151,14 @@ def test_a_running_broker_is_found_and_a_stopped_one_leaves_nothing(tmp_path: Pa
 
 def test_the_file_of_a_killed_broker_is_stale(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from tests_broker import BROKER\n"
-        "from node.home import announced_broker\n"
-        f"with announced_broker(Path({str(tmp_path)!r}), BROKER):\n"
+        "import sys; from pathlib import Path\n"
+        "from node.home import BrokerAddress, announced_broker\n"
+        f"broker = BrokerAddress(**{dataclasses.asdict(BROKER)!r})\n"
+        f"with announced_broker(Path({str(tmp_path)!r}), broker):\n"
         "    print('ready', flush=True); sys.stdin.read()"
-    ).replace("from tests_broker import BROKER", f"from node.home import BrokerAddress as _B\n"
-              f"BROKER = _B(**{dataclasses.asdict(BROKER)!r})")  # fmt: skip
-    process = child(code)
-    assert find_broker(tmp_path) == BROKER
-    killed(process)
+    )
+    with child(code):
+        assert find_broker(tmp_path) == BROKER
     with pytest.raises(BrokerNotFoundError, match=str(BROKER.pid)) as caught:
         find_broker(tmp_path)
     assert caught.value.reason == "stale"

@@ -255,11 +255,19 @@ def test_a_garbled_keystore_is_named_corrupt(document: str) -> None:
         open_account(document, "x")
 
 
-def test_a_keystore_that_asks_for_years_of_work_is_refused() -> None:
-    document = json.loads(PBKDF2_VECTOR)
-    document["crypto"]["kdfparams"]["c"] = 2**62
+@pytest.mark.parametrize(
+    "document",
+    [
+        PBKDF2_VECTOR.replace("262144", str(2**62)),
+        PBKDF2_VECTOR.replace("262144", "0"),
+        _mutated(lambda d: d["crypto"]["kdfparams"].update(n=2**40)),
+        _mutated(lambda d: d["crypto"]["kdfparams"].update(r=2**30)),
+        _mutated(lambda d: d["crypto"]["kdfparams"].update(p=2**20)),
+    ],
+)
+def test_a_keystore_that_asks_for_years_of_work_is_refused(document: str) -> None:
     with pytest.raises(CorruptKeyError, match="unreasonable"):
-        open_account(json.dumps(document), "testpassword")
+        open_account(document, "testpassword")
 
 
 def test_a_keystore_under_another_accounts_name_is_refused(tmp_path: Path) -> None:

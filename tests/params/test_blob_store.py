@@ -244,13 +244,33 @@ def test_no_encryptor_is_accused_for_our_own_disk(store: BlobStore) -> None:
         store.decrypt_to(goods.root, KEY, offered.root)
     assert reason_of(caught) == "corrupt-blob"
     assert store.encrypt(offered.root, KEY) == goods
-    for root in (offered.root, goods.root):
-        spoil(store.path(root).with_suffix(".hashes"), 70)
-        spoil(store.path(goods.root), 2050)  # so that leaf 2 of the goods is wrong as well
-        with pytest.raises(StoreError, match="corrupt"):
-            store.decrypt_to(goods.root, KEY, offered.root)
-        store.put_hashes(offered.root, len(data), merkle.leaf_hashes(data))
-        assert store.encrypt(offered.root, KEY) == goods
+    spoil(store.path(offered.root).with_suffix(".hashes"), 70)
+    with pytest.raises(StoreError) as caught:
+        store.decrypt_to(goods.root, KEY, offered.root)
+    assert reason_of(caught) == "corrupt-hashes"
+
+
+def test_no_encryptor_is_accused_by_files_that_agree_with_each_other_only(
+    store: BlobStore,
+) -> None:
+    offered = store.put_bytes(blob(5000))
+    goods = store.encrypt(offered.root, KEY)
+    spoil(store.path(goods.root), 2000)
+    forged = merkle.leaf_hashes(store.path(goods.root).read_bytes())
+    store.path(goods.root).with_suffix(".hashes").write_bytes(forged)
+    with pytest.raises(StoreError) as caught:
+        store.decrypt_to(goods.root, KEY, offered.root)
+    assert reason_of(caught) == "corrupt-hashes"
+
+
+def test_other_goods_are_not_taken_for_those_under_the_root(store: BlobStore) -> None:
+    offered, other = merkle.root_of(blob(5000)), blob(5000, b"other")
+    goods = store.encrypt(store.put_bytes(other).root, KEY)
+    store.path(offered).with_suffix(".hashes").write_bytes(merkle.leaf_hashes(other))
+    with pytest.raises(StoreError) as caught:
+        store.decrypt_to(goods.root, KEY, offered)
+    assert reason_of(caught) == "corrupt-hashes"
+    assert not store.has(offered)
 
 
 def test_goods_cannot_be_opened_before_the_hash_list_is_here(store: BlobStore) -> None:

@@ -1,0 +1,176 @@
+"""From a bid to a deal: ask the seller, price, have the goods prepared, quote, countersign.
+
+    valuation ─► ask ─► price ─► goods ─► receipt and quote, saved ─► countersignature ─► deal
+
+Either side may walk away at each step; nobody is bound before both have signed, and the
+quote is in the journal before the seller sees it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from broker_node.appraisal import Trial
+from broker_node.mechanisms.price import bargain
+from broker_node.settings import BrokerSettings
+from node.chronicle import NoDealReached
+from node.protocol.brokerage import Brokerage, BrokerageRecord, BrokerageState
+from node.protocol.eip712 import digest
+from node.protocol.errors import RemoteProtocolError
+from node.protocol.messages import (
+    Ask,
+    AskRequest,
+    Countersign,
+    Countersigned,
+    Deal,
+    GoodsPrepared,
+    NoDeal,
+    PrepareGoods,
+    QuoteRequest,
+)
+from node.protocol.offer import Offer, Receipt
+from node.protocol.quote import Quote, check_signer
+from node.protocol.signing import sign_digest
+from node.protocol.types import NO_ADDRESS, Digest, UnixTime, Wei
+from node.settlement.desk import TradeDesk
+from node.station.station import Station
+
+SELLER_SECONDS: Final = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Tried:
+    """A trial, and between whom."""
+
+    trial: Trial
+    buyer: Offer
+    offer_digest: Digest
+    offer: Offer
+    notice_digest: Digest
+
+
+class Negotiator:
+    """Brings a buyer's bid and a seller's ask to a quote that both have signed."""
+
+    def __init__(self, station: Station, desk: TradeDesk, settings: BrokerSettings) -> None:
+        self._station = station
+        self._desk = desk
+        self._settings = settings
+
+    async def negotiate(
+        self, tried: Tried, question: QuoteRequest, trade_id: Digest
+    ) -> Deal | NoDeal:
+        station, seller = self._station, tried.offer.peer_id
+        fee = self._settings.fee_basis_points
+        ask = await station.ask(
+            seller,
+            AskRequest(trade_id=trade_id, offer_digest=tried.offer_digest, fee_basis_points=fee),
+            Ask,
+            seconds=SELLER_SECONDS,
+        )
+        price = bargain(question.valuation, ask.ask, fee_basis_points=fee)
+        if price is None:
+            station.observer.emit(
+                NoDealReached(offer_digest=tried.offer_digest, reason="no-surplus")
+            )
+            return NoDeal(reason="no-surplus")
+        goods = await station.ask(
+            seller,
+            PrepareGoods(
+                trade_id=trade_id,
+                offer_digest=tried.offer_digest,
+                buyer=tried.buyer.seller,
+                buyer_key=question.buyer_key,
+                buyer_nonce=question.buyer_nonce,
+            ),
+            GoodsPrepared,
+            seconds=SELLER_SECONDS,
+        )
+        size = (tried.offer.leaf_count, tried.offer.byte_length)
+        if (goods.leaf_count, goods.byte_length) != size:
+            raise RemoteProtocolError("wrong-size", f"{goods.byte_length} bytes", peer=seller)
+        proposed = self._propose(tried, question, trade_id, price.price, price.fee, goods)
+        trade = self._desk.open(Brokerage(proposed))
+        answer = await station.ask(
+            seller,
+            Countersign(
+                quote=proposed.deal.quote,
+                broker_signature=proposed.deal.broker_signature,
+                receipt=proposed.deal.receipt,
+            ),
+            Countersigned,
+            seconds=SELLER_SECONDS,
+        )
+        check_signer(station.domain, proposed.deal.quote, answer.signature, tried.offer.seller)
+        brokerage = trade.machine
+        assert isinstance(brokerage, Brokerage)
+        before = brokerage.record
+        brokerage.countersigned(answer.signature)
+        self._desk.changed(trade, before)
+        return brokerage.record.deal
+
+    def _propose(
+        self,
+        tried: Tried,
+        question: QuoteRequest,
+        trade_id: Digest,
+        price: Wei,
+        fee: Wei,
+        goods: GoodsPrepared,
+    ) -> BrokerageRecord:
+        """Write out the receipt and the quote, signed; nothing has left yet."""
+        station, settings = self._station, self._settings
+        now = station.clock()
+        receipt = Receipt(
+            broker=station.account,
+            peer_id=station.peer_id,
+            trade_id=trade_id,
+            task=tried.offer.task,
+            buyer=tried.buyer.seller,
+            seller=tried.offer.seller,
+            offer_digest=tried.offer_digest,
+            offer_root=tried.offer.weights_root,
+            notice_digest=tried.notice_digest,
+            price=price,
+            fee=fee,
+            evaluation_hash=tried.trial.evaluation.hash,
+            issued_at=now,
+            expires_at=UnixTime(now + settings.receipt_seconds),
+            nonce=station.journal.next_nonce(),
+        )
+        fund_by = UnixTime(now + settings.fund_seconds)
+        quote = Quote(
+            trade_id=trade_id,
+            buyer=tried.buyer.seller,
+            seller=tried.offer.seller,
+            encryptor=tried.offer.seller,
+            asset=NO_ADDRESS,
+            price=price,
+            fee=fee,
+            fee_recipient=station.account,
+            offer_root=tried.offer.weights_root,
+            goods_root=goods.goods_root,
+            leaf_count=goods.leaf_count,
+            byte_length=goods.byte_length,
+            secret_commitment=goods.secret_commitment,
+            dh_commitment=goods.dh_commitment,
+            fund_by=fund_by,
+            reveal_by=UnixTime(fund_by + settings.reveal_seconds),
+            grace=settings.grace_seconds,
+            dispute_window=settings.dispute_window_seconds,
+            receipt_hash=digest(station.domain, receipt),
+        )
+        return BrokerageRecord(
+            state=BrokerageState.PROPOSED.value,
+            note="",
+            deal=Deal(
+                quote=quote,
+                broker_signature=sign_digest(station.keys.account, digest(station.domain, quote)),
+                seller_signature=b"",
+                seller_key=goods.seller_key,
+                receipt=station.seal(receipt),
+                evaluation=tried.trial.evaluation,
+                recipe=tried.trial.recipe,
+            ),
+        )

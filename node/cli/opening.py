@@ -1,0 +1,224 @@
+"""Opens what a node owns, from its settings: observer, chain, account, escrow, journal.
+
+A chain that is down is waited for; everything else that is wrong ends here, by name.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from node.chain.answers import wei
+from node.chain.client import ChainClient
+from node.chain.deploy import deploy_escrow, load_or_make_salt
+from node.chain.errors import ChainUnavailableError
+from node.chain.port import Escrow
+from node.chain.web3_escrow import open_escrow
+from node.chronicle import ChainAway
+from node.cli.failpoint import failpoint
+from node.config.table import Config, ConfigError, Origin
+from node.home import Home, find_broker, state_directory
+from node.identity import (
+    AccountKey,
+    create_account,
+    list_accounts,
+    load_account,
+    load_or_create_peer_key,
+    read_password,
+)
+from node.journal import Journal
+from node.observe import Console, JsonLines, Level, Observer
+from node.protocol.eip712 import Domain
+from node.protocol.types import NO_ADDRESS, Address, Wei
+from node.settlement.watch import POLL_SECONDS
+from node.station.station import Keys
+
+T = TypeVar("T")
+DEVELOPMENT_CLIENT: Final = "pm-node-development-chain/"
+PLAY_MONEY: Final = Wei(100 * 10**18)
+"""What the faucet of a development chain gives to a new account."""
+PLAY_MONEY_NOTICE: Final = "This is a development chain: the money is play money."
+LONGEST_BACKOFF: Final = 5.0
+
+
+@dataclass
+class Opened:
+    """What a node of either role has open."""
+
+    config: Config
+    home: Home
+    observer: Observer
+    journal: Journal
+    keys: Keys
+    escrow: Escrow
+    chain_url: str
+    brokers: tuple[str, ...]
+    trusted: frozenset[Address]
+
+
+def open_observer(
+    config: Config,
+    home: Home,
+    environ: Mapping[str, str],
+    stack: ExitStack,
+    *,
+    json_output: bool,
+) -> Observer:
+    observer = Observer().bind(node=config.data_dir.name if config.data_dir else config.role)
+    log = JsonLines(home.logs / f"{config.role}.jsonl")
+    stack.callback(log.close)
+    observer.subscribe(log)
+    if not json_output:
+        observer.subscribe(Console(sys.stderr, level=Level.named(config.log_level)))
+    freeze = failpoint(environ)
+    if freeze is not None:
+        observer.subscribe(freeze)
+    return observer
+
+
+def open_node(
+    config: Config,
+    home: Home,
+    observer: Observer,
+    environ: Mapping[str, str],
+    stack: ExitStack,
+) -> Opened:
+    market = _market(config, environ)
+    chain_url = market.chain
+    if not chain_url:
+        chain_url = stack.enter_context(_embedded_chain(home))
+    client = ChainClient(chain_url)
+    stack.callback(client.close)
+    chain_id = _patiently(client.chain_id, observer)
+    play_money = str(client.ask("web3_clientVersion")).startswith(DEVELOPMENT_CLIENT)
+    account = _account(config, home, play_money=play_money)
+    if play_money:
+        print(PLAY_MONEY_NOTICE, file=sys.stderr, flush=True)  # noqa: T201 (a promise to the user)
+        _patiently(lambda: _top_up(client, account.address), observer)
+    escrow_address = market.escrow
+    if escrow_address == NO_ADDRESS:
+        if config.role != "broker":
+            raise _missing("escrow", "name the escrow of the market, or join a broker here")
+        if not play_money:
+            raise _missing("escrow", "deploy it first; only play-money chains get one unasked")
+        salt = load_or_make_salt(home.root / "escrow.salt")
+        domain = _patiently(
+            lambda: deploy_escrow(client, account.private_key, account.address, salt), observer
+        )
+    else:
+        domain = Domain(chain_id=chain_id, escrow=escrow_address)
+    escrow = _patiently(lambda: open_escrow(chain_url, account.private_key, domain), observer)
+    stack.callback(escrow.close)
+    journal = Journal(home.journal)
+    stack.callback(journal.close)
+    peer = load_or_create_peer_key(home.peer_key)
+    return Opened(
+        config=config,
+        home=home,
+        observer=observer,
+        journal=journal,
+        keys=Keys(account=account.private_key, peer=peer.seed),
+        escrow=escrow,
+        chain_url=chain_url,
+        brokers=market.brokers,
+        trusted=frozenset(config.brokers),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Market:
+    chain: str
+    escrow: Address
+    brokers: tuple[str, ...]
+
+
+def _market(config: Config, environ: Mapping[str, str]) -> _Market:
+    """Return where the market is: as configured, else as the broker of this machine says."""
+    if config.role == "broker":
+        return _Market(chain=config.chain, escrow=config.escrow, brokers=())
+    if config.bootstrap and config.chain:
+        return _Market(chain=config.chain, escrow=config.escrow, brokers=config.bootstrap)
+    here = find_broker(state_directory(environ))
+    return _Market(
+        chain=config.chain or here.chain,
+        escrow=config.escrow if config.escrow != NO_ADDRESS else here.escrow,
+        brokers=config.bootstrap or here.multiaddrs[:1],
+    )
+
+
+@contextmanager
+def _embedded_chain(home: Home) -> Iterator[str]:
+    """Serve a development chain from this process; its state is in the data directory."""
+    from node.chain.rpc_server import serve_chain
+
+    stop, ready, url = threading.Event(), threading.Event(), [""]
+
+    def note(address: str) -> None:
+        url[0] = address
+        ready.set()
+
+    thread = threading.Thread(
+        target=serve_chain,
+        kwargs={"directory": home.root / "chain", "stop": stop, "ready": note},
+        name="embedded chain",
+        daemon=True,
+    )
+    thread.start()
+    while not ready.wait(0.1):
+        if not thread.is_alive():
+            raise ChainUnavailableError("the embedded chain did not start; see above")
+    try:
+        yield url[0]
+    finally:
+        stop.set()
+        thread.join(5)
+
+
+def _account(config: Config, home: Home, *, play_money: bool) -> AccountKey:
+    """Open the account, or make one; only play money may lie behind a password of our own."""
+    own = home.root / "development.password"
+    if config.password_file is not None:
+        password = read_password(config.password_file)
+    elif play_money:
+        if not own.exists():
+            descriptor = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(secrets.token_urlsafe(24) + "\n")
+        password = read_password(own)
+    else:
+        password = read_password(sys.stdin)
+    if list_accounts(home.keystore):
+        return load_account(home.keystore, password)
+    return create_account(home.keystore, password, development=play_money)
+
+
+def _top_up(client: ChainClient, account: Address) -> None:
+    """Ask the faucet, once for each account."""
+    held = wei(client.ask("eth_getBalance", account, "latest"), "eth_getBalance")
+    if client.nonce(account) == 0 and held == 0:
+        client.request_funds(account, PLAY_MONEY)
+
+
+def _patiently(question: Callable[[], T], observer: Observer) -> T:
+    """Ask the chain until it answers; a node never exits because an endpoint is down."""
+    pause, told = POLL_SECONDS, False
+    while True:
+        try:
+            return question()
+        except ChainUnavailableError as error:
+            if not told:
+                observer.emit(ChainAway(reason=str(error)))
+            told = True
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_BACKOFF)
+
+
+def _missing(key: str, remedy: str) -> ConfigError:
+    return ConfigError(key, "", Origin("default"), remedy)

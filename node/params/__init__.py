@@ -1,0 +1,1 @@
+"""Parameter sets on this machine: their files, encodings, architectures, and the blob store."""
