@@ -22,12 +22,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
+from node.protocol import bounded_json
 from node.protocol.errors import MarketError
 from node.protocol.types import Address
 
 PRIVATE_DIRECTORY: Final = 0o700
 MAX_ADDRESS_FILE_BYTES: Final = 64 * 1024
-MAX_NESTING: Final = 16
 ADDRESS_FILE: Final = "broker.json"
 ADDRESS_FILE_VERSION: Final = 1
 
@@ -247,11 +247,10 @@ def _parse_address(data: bytes, path: Path) -> BrokerAddress:
     def malformed(detail: str) -> BrokerNotFoundError:
         return BrokerNotFoundError("malformed", f"{path}: {detail}")
 
-    # The parser recurses in C, and can run out of stack before it would raise.
-    if len(data) > MAX_ADDRESS_FILE_BYTES or data.count(b"[") + data.count(b"{") > MAX_NESTING:
-        raise malformed("too long or too deep")
+    if len(data) > MAX_ADDRESS_FILE_BYTES:
+        raise malformed("too long")
     try:
-        parsed = json.loads(data)
+        parsed = bounded_json.loads(data)
     except ValueError as error:
         raise malformed("not JSON") from error
     if not isinstance(parsed, dict):

@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from eth_keyfile import create_keyfile_json, decode_keyfile_json
 
+from node.protocol import bounded_json
 from node.protocol.errors import MarketError
 from node.protocol.signing import address_of, peer_id_of, peer_sign
 from node.protocol.types import Address, PeerId
@@ -43,7 +44,6 @@ DEVELOPMENT_SCRYPT_N: Final = 2**10
 MAX_SCRYPT_MEMORY: Final = 2**30  # 128·n·r bytes: a keystore may not ask for more to be read
 MAX_PBKDF2_ROUNDS: Final = 10_000_000
 MAX_FILE_BYTES: Final = 64 * 1024
-MAX_NESTING: Final = 64
 MAX_PASSWORD_BYTES: Final = 4 * 1024
 
 
@@ -343,11 +343,10 @@ def _read_private(path: Path) -> bytes:
 
 
 def _parse_keystore(document: str, source: str) -> dict[str, Any]:
-    # The parser recurses in C, and can run out of stack before it would raise.
-    if len(document) > MAX_FILE_BYTES or document.count("[") + document.count("{") > MAX_NESTING:
-        raise CorruptKeyError(f"{source} is no keystore: too long or too deep")
+    if len(document) > MAX_FILE_BYTES:
+        raise CorruptKeyError(f"{source} is no keystore: too long")
     try:
-        parsed = json.loads(document)
+        parsed = bounded_json.loads(document)
     except ValueError as error:
         raise CorruptKeyError(f"{source} is not JSON: {error}") from error
     if not isinstance(parsed, dict):

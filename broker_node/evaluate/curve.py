@@ -48,8 +48,8 @@ class LossCurve:
     def __len__(self) -> int:
         return len(self._labels_R)
 
-    def loss(self, alpha: Millionths, rows: int) -> float:
-        """Return the mean loss in nats over the first `rows` rows; inf where it overflows."""
+    def losses(self, alpha: Millionths, rows: int) -> torch.Tensor:
+        """Return the losses of the first `rows` rows in nats, losses_R in float64."""
         known_R = self._known.get(alpha, torch.empty(0, dtype=torch.float64))
         if len(known_R) < rows:
             merged = interpolate(self._base, self._transformed, alpha)
@@ -60,5 +60,9 @@ class LossCurve:
             self.row_evaluations += len(fresh_R)
             known_R = torch.cat((known_R, fresh_R))
             self._known[alpha] = known_R
-        mean = float(known_R[:rows].mean())
+        return known_R[:rows]
+
+    def loss(self, alpha: Millionths, rows: int) -> float:
+        """Return the mean loss over the first `rows` rows; inf where it overflows."""
+        mean = float(self.losses(alpha, rows).mean())
         return mean if math.isfinite(mean) else math.inf

@@ -2,16 +2,18 @@
 
 Two methods, by name:
 
-`halving-brent`  Eleven values 0, .1 … 1 are screened on a few rows, the better ones on
-                 more (successive halving), and Brent's bounded minimisation ends between
-                 the neighbours of the best. The curve may have more than one minimum, which
-                 is what the screen is for; 0 (no trade) and 1 (buy outright) are in it.
+`halving-brent`  Eleven values 0, .1 … 1 are measured on a few rows, and on twice as many
+                 until those that are not significantly worse than the best, row for row,
+                 form one valley. Brent's bounded minimisation ends in it. The curve may
+                 have more than one minimum, which is what the screen is for; 0 (no trade)
+                 and 1 (buy outright) are in it.
 `paper-grid`     .05, .15 … .95, all on all rows (Train 'n Trade, its authors' settings).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from scipy.optimize import minimize_scalar
@@ -19,48 +21,81 @@ from scipy.optimize import minimize_scalar
 from broker_node.evaluate.curve import LossCurve
 from node.protocol.types import ONE, Millionths
 
-SCREEN: Final = tuple(Millionths(tenth * ONE // 10) for tenth in range(11))
-SCREEN_ROWS: Final = 128
-SECOND_ROWS: Final = 512
-SECOND_KEPT: Final = 4
-BRENT_ROWS: Final = 2048
-BRENT_TOLERANCE: Final = 0.01
-BRENT_CALLS: Final = 8
+STEP: Final = ONE // 10
+SCREEN: Final = tuple(Millionths(k * STEP) for k in range(11))
+SCREEN_ROWS: Final = 256
+SIGNIFICANT: Final = 2.0
+"""Standard errors by which a value must be worse than the best to be dropped."""
+BRENT_ROWS: Final = 1024
+"""Fewest rows, where there are as many, for the minimisation within the valley."""
+BRENT_TOLERANCE: Final = 0.02
+BRENT_CALLS: Final = 6
 
-PAPER_GRID: Final = tuple(Millionths(ONE // 20 + tenth * ONE // 10) for tenth in range(10))
+PAPER_GRID: Final = tuple(Millionths(ONE // 20 + k * STEP) for k in range(10))
 
 Search = Callable[[LossCurve], Millionths]
 
 
+def _best(curve: LossCurve, alphas: Sequence[Millionths], rows: int) -> Millionths:
+    return min(alphas, key=lambda alpha: (curve.loss(alpha, rows), alpha))
+
+
+def _not_worse(
+    curve: LossCurve, alphas: Sequence[Millionths], best: Millionths, rows: int
+) -> list[Millionths]:
+    """Return `best` and the values that are not significantly worse, in their order."""
+    best_R = curve.losses(best, rows)
+    kept = []
+    for alpha in alphas:
+        worse_R = curve.losses(alpha, rows) - best_R
+        margin = SIGNIFICANT * float(worse_R.std(correction=0)) / math.sqrt(rows)
+        # an overflow makes the margin a NaN, which nothing is under
+        if alpha == best or float(worse_R.mean()) < margin:
+            kept.append(alpha)
+    return kept
+
+
+def _one_valley(curve: LossCurve, alphas: Sequence[Millionths], rows: int) -> bool:
+    """Whether the values are neighbours and their losses fall, then rise."""
+    if any(right - left != STEP for left, right in zip(alphas, alphas[1:], strict=False)):
+        return False
+    losses = [curve.loss(alpha, rows) for alpha in alphas]
+    bottom = losses.index(min(losses))
+    falling, rising = losses[: bottom + 1], losses[bottom:]
+    return falling == sorted(falling, reverse=True) and rising == sorted(rising)
+
+
 def halving_brent(curve: LossCurve) -> Millionths:
-    """Return the α with the lowest loss that the halving and Brent's method found."""
-    rows = len(curve)
-    first, second, last = (min(limit, rows) for limit in (SCREEN_ROWS, SECOND_ROWS, BRENT_ROWS))
-
-    def ranked(alphas: tuple[Millionths, ...], limit: int) -> tuple[Millionths, ...]:
-        return tuple(sorted(alphas, key=lambda alpha: (curve.loss(alpha, limit), alpha)))
-
-    survivors = ranked(SCREEN, first)[:SECOND_KEPT]
-    best = ranked(survivors, second)[0]
-    step = ONE // 10
-    low, high = max(0, best - step), min(ONE, best + step)
-
-    def loss(alpha: float) -> float:
-        return curve.loss(Millionths(round(alpha * ONE)), last)
-
+    """Return the α with the lowest loss that the screen and Brent's method found."""
+    rows = min(SCREEN_ROWS, len(curve))
+    alphas = list(SCREEN)
+    while True:
+        best = _best(curve, alphas, rows)
+        alphas = _not_worse(curve, alphas, best, rows)
+        if _one_valley(curve, alphas, rows):
+            low, high = alphas[0], alphas[-1]
+            break
+        if rows == len(curve):
+            low = high = best
+            break
+        rows = min(2 * rows, len(curve))
+    if low == best:
+        low = Millionths(max(0, low - STEP))
+    if high == best:
+        high = Millionths(min(ONE, high + STEP))
+    rows = max(rows, min(BRENT_ROWS, len(curve)))
     found = minimize_scalar(
-        loss,
+        lambda alpha: curve.loss(Millionths(round(alpha * ONE)), rows),
         bounds=(low / ONE, high / ONE),
         method="bounded",
         options={"xatol": BRENT_TOLERANCE, "maxiter": BRENT_CALLS},
     )
-    candidates = {best, Millionths(round(float(found.x) * ONE))}
-    return ranked(tuple(candidates), last)[0]
+    return _best(curve, [best, Millionths(round(float(found.x) * ONE))], rows)
 
 
 def paper_grid(curve: LossCurve) -> Millionths:
     """Return the α of the grid with the lowest loss on all rows."""
-    return min(PAPER_GRID, key=lambda alpha: (curve.loss(alpha, len(curve)), alpha))
+    return _best(curve, PAPER_GRID, len(curve))
 
 
 SEARCHES: Final[dict[str, Search]] = {

@@ -27,9 +27,10 @@ from web3.exceptions import Web3Exception
 from web3.providers import BaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
-from node.chain import answers, bounded_json
+from node.chain import answers
 from node.chain.codec import revert_data
 from node.chain.errors import ChainAnswerError, ChainUnavailableError
+from node.protocol import bounded_json
 from node.protocol.errors import LocalProtocolError
 from node.protocol.types import Address, Digest, Wei
 

@@ -18,9 +18,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final, Self
 
-from node.chain import bounded_json
 from node.chain.rpc_methods import INVALID_REQUEST, PARSE_ERROR, RpcMethods, error_answer
 from node.chain.tester import DevelopmentChain, Observer, wall_clock
+from node.protocol import bounded_json
 from node.protocol.errors import LocalProtocolError
 from node.protocol.types import UnixTime
 

@@ -145,8 +145,7 @@ def chain(directory: Path, host: str, port: int) -> None:
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--name", default=None, help="folder under runs/ (default: by data set and seed)")
 @click.option("--json", "as_json", is_flag=True, help="the report alone, on standard output")
-@click.pass_context
-def devnet(context: click.Context, /, **options: Any) -> None:
+def devnet(**options: Any) -> None:
     """Play a market on this machine: chain, broker and agents, to a settled ledger."""
     from node.devnet.processes import run_devnet
 

@@ -10,13 +10,13 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from node.chain.client import ChainClient
+from node.chain.errors import ChainUnavailableError
 from node.home import BrokerAddress, BrokerNotFoundError, find_broker
 from node.protocol.errors import MarketError
 
@@ -127,20 +127,17 @@ class Market:
 
     def await_chain(self) -> None:
         """Wait until the chain answers."""
-        request = urllib.request.Request(
-            self.chain_url,
-            data=b'{"jsonrpc":"2.0","id":1,"method":"eth_chainId","params":[]}',
-            headers={"Content-Type": "application/json"},
-        )
+        client = ChainClient(self.chain_url, timeout=5)
 
         def answers() -> bool:
-            try:
-                with urllib.request.urlopen(request, timeout=5) as response:
-                    return bool(response.status == 200)
-            except (urllib.error.URLError, OSError):
-                return False
+            with contextlib.suppress(ChainUnavailableError):
+                return client.chain_id() > 0
+            return False
 
-        self._await(answers, self.chain)
+        try:
+            self._await(answers, self.chain)
+        finally:
+            client.close()
 
     def await_broker(self) -> None:
         """Wait until the broker has said where it listens."""

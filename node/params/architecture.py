@@ -20,6 +20,7 @@ from node.params.families.linear import Linear
 from node.params.families.mlp import Mlp
 from node.params.families.shapes import Shapes
 from node.params.permutation import PermutationSpec, Tensors
+from node.protocol import bounded_json
 from node.protocol.parameters import Layout
 from node.protocol.types import Digest
 
@@ -76,8 +77,8 @@ def parse_architecture(text: str) -> Architecture:
     if len(text) > MAX_TEXT_BYTES:
         raise ArchitectureError(f"a text of {len(text)} characters, of at most {MAX_TEXT_BYTES}")
     try:
-        value = json.loads(text, parse_float=_refuse_number, parse_constant=_refuse_number)
-    except (ValueError, RecursionError) as error:
+        value = bounded_json.loads(text, parse_float=_refuse_number, parse_constant=_refuse_number)
+    except ValueError as error:
         raise ArchitectureError(f"not JSON of integers: {error}"[:200]) from error
     if not isinstance(value, dict) or set(value) != {"config", "name"}:
         raise ArchitectureError("must be an object of exactly `config` and `name`")

@@ -32,7 +32,6 @@ the header is checked first, from the bytes, and nothing is mapped until it has 
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import struct
@@ -43,6 +42,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import torch
 
 from node.params.errors import ProfileError
+from node.protocol import bounded_json
 from node.protocol.parameters import (
     MAX_TENSORS,
     MAX_TOTAL_BYTES,
@@ -164,7 +164,7 @@ def _parse(text: bytes) -> dict[str, Any]:
     if not text.startswith(b"{"):
         raise ProfileError("malformed-header", "does not start with an object")
     try:
-        entries = json.loads(
+        entries = bounded_json.loads(
             text.decode("utf-8"),
             object_pairs_hook=_unique,
             parse_constant=_no_number,
@@ -172,8 +172,6 @@ def _parse(text: bytes) -> dict[str, Any]:
         )
     except UnicodeDecodeError as error:
         raise ProfileError("malformed-header", f"not UTF-8 at byte {error.start}") from error
-    except RecursionError as error:
-        raise ProfileError("malformed-header", "nested too deeply") from error
     except ValueError as error:
         raise ProfileError("malformed-header", f"not JSON: {error!s:.120}") from error
     if not isinstance(entries, dict):

@@ -106,9 +106,9 @@ class Brokerage:
     def receive(self, event: SaleEvent, now: UnixTime) -> list[Effect]:
         """Take one event. An event that says nothing new in this state changes nothing."""
         match self.state, event:
-            case (S.PROPOSED | S.QUOTED), (Funded() | Revealed()):
+            case ((S.PROPOSED | S.QUOTED), (Funded() | Revealed())):
                 return self._go(S.FUNDED)
-            case (S.PROPOSED | S.QUOTED), Tick(time) if time > self.record.deal.quote.fund_by:
+            case ((S.PROPOSED | S.QUOTED), Tick(time)) if time > self.record.deal.quote.fund_by:
                 return self._go(S.EXPIRED)
             case ((S.QUOTED | S.FUNDED), Paid()):
                 return self._go(S.CREDITED)

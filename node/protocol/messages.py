@@ -192,4 +192,3 @@ def decode(data: bytes) -> StreamMessage:
     if value[0] not in _KINDS:
         raise RemoteProtocolError("unknown-kind", value[0][:64])
     return from_map(_KINDS[value[0]], value[1])
-

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from web3 import HTTPProvider, Web3
 from web3.types import TxParams
 
-from node.chain import bounded_json, rpc_server
+from node.chain import rpc_server
 from node.chain.client import HttpProvider
 from node.chain.rpc_methods import MAX_BATCH, RpcMethods
 from node.chain.rpc_server import MAX_BODY, ChainServer, serve_chain
 from node.chain.tester import DevelopmentChain
+from node.protocol import bounded_json
 from node.protocol.errors import LocalProtocolError
 from node.protocol.signing import address_of
 from tests.chain.market import BUYER, ETHER, SELLER, Clock

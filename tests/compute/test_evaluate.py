@@ -135,15 +135,16 @@ class Parabola(LossCurve):
     def __init__(self, rows: int, *valleys: tuple[float, float]) -> None:
         self.rows = rows
         self.valleys = valleys
-        self.row_evaluations = 0
+        self.noise = 0.0
 
     def __len__(self) -> int:
         return self.rows
 
-    def loss(self, alpha: Millionths, rows: int) -> float:
+    def losses(self, alpha: Millionths, rows: int) -> torch.Tensor:
         assert 0 < rows <= self.rows
-        self.row_evaluations += rows
-        return min(depth + (alpha / ONE - at) ** 2 for at, depth in self.valleys)
+        depth = min(depth + (alpha / ONE - at) ** 2 for at, depth in self.valleys)
+        noise_R = torch.randn(rows, generator=torch.Generator().manual_seed(alpha))
+        return depth + self.noise * noise_R.double()
 
 
 @given(at=st.floats(0, 1), rows=st.integers(1, 5000))
@@ -164,6 +165,19 @@ def test_the_deeper_of_two_valleys_wins() -> None:
     assert halving_brent(Parabola(2500, (0.2, 0.01), (0.8, 0.0))) / ONE == pytest.approx(
         0.8, abs=0.02
     )
+
+
+def test_a_valley_is_told_from_another_through_the_noise_of_rows() -> None:
+    curve = Parabola(20_000, (0.2, 0.01), (0.8, 0.0))
+    curve.noise = 0.1
+    assert halving_brent(curve) / ONE == pytest.approx(0.8, abs=0.1)
+
+
+def test_the_smooth_curve_of_two_models_costs_less_than_the_grid(
+    pair: tuple[Verified, Verified], validation: ValidationSet
+) -> None:
+    own, grid = (trial(pair, validation, search=name) for name in ("halving-brent", "paper-grid"))
+    assert own.loss_after <= grid.loss_after * 1.01
 
 
 def test_the_papers_grid_stays_on_its_ten_values() -> None:

@@ -6,6 +6,8 @@ import json
 import os
 import socket
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -374,3 +376,18 @@ def test_a_mutated_file_is_refused_by_name_or_read_as_others_read_it(
 
 def test_the_refusals_are_errors_of_the_peer() -> None:
     assert issubclass(ProfileError, RemoteProtocolError)
+
+
+def test_a_header_of_brackets_ends_in_an_error_and_not_in_a_dead_process(tmp_path: Path) -> None:
+    # py-evm raises the recursion limit as it is imported; the C decoder then has no bound
+    header = b'{"a":' + b"[" * 90_000
+    path = tmp_path / "deep.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    code = (
+        "import sys, pathlib; sys.setrecursionlimit(1_000_000)\n"
+        "from node.params.profile import ProfileError, check_header\n"
+        f"try: check_header(pathlib.Path({str(path)!r}))\n"
+        "except ProfileError as error: print(error.reason)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "malformed-header"

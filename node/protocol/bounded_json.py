@@ -18,12 +18,13 @@ MAX_DEPTH: Final = 32
 _TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 
 
-def loads(data: bytes) -> Any:
-    """Decode JSON in UTF-8.
+def loads(data: bytes | str, **options: Any) -> Any:
+    """Decode JSON in UTF-8; `options` are those of `json.loads`.
 
     Raises `ValueError` for anything else, and for nesting over `MAX_DEPTH`.
     """
-    text = data.decode()  # json would also guess UTF-16, in which brackets hide from the count
+    # json would also guess UTF-16, in which brackets hide from the count
+    text = data if isinstance(data, str) else data.decode()
     depth = 0
     for token in _TOKEN.finditer(text):
         first = text[token.start()]
@@ -33,4 +34,4 @@ def loads(data: bytes) -> Any:
                 raise ValueError(f"JSON nested deeper than {MAX_DEPTH}")
         elif first in "]}":
             depth -= 1
-    return json.loads(text)
+    return json.loads(text, **options)

@@ -1,0 +1,62 @@
+"""Settlement without waiting: trio's clock jumps, and the chain's clock with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import trio
+import trio.testing
+
+from node.protocol.types import Address
+from tests.settlement.fake_chain import ETHER, FakeChain
+from tests.settlement.trades import BROKER, BUYER, SELLER, Node, begin, wall
+
+T = TypeVar("T")
+
+
+@pytest.fixture(autouse=True)
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask the fake chain without a thread: the jumping clock does not wait for threads."""
+
+    async def run_here(question: Callable[..., T], *arguments: object) -> T:
+        await trio.lowlevel.checkpoint()
+        return question(*arguments)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", run_here)
+
+
+@pytest.fixture
+async def chain(autojump_clock: trio.testing.MockClock) -> FakeChain:
+    begin()
+    chain = FakeChain(wall)
+    for account in (BUYER, SELLER, BROKER):
+        chain.balances[account] = 10 * ETHER
+    return chain
+
+
+@pytest.fixture
+def node_of(chain: FakeChain, tmp_path: Path) -> Callable[..., Node]:
+    """Make a node of an account on this chain."""
+
+    def make(account: Address = BUYER, *, confirmations: int = 0) -> Node:
+        return Node(tmp_path, chain, account, confirmations=confirmations)
+
+    return make
+
+
+@pytest.fixture
+def buyer(node_of: Callable[..., Node]) -> Node:
+    return node_of(BUYER)
+
+
+@pytest.fixture
+def seller(node_of: Callable[..., Node]) -> Node:
+    return node_of(SELLER)
+
+
+@pytest.fixture
+def broker(node_of: Callable[..., Node]) -> Node:
+    return node_of(BROKER)

@@ -1,0 +1,342 @@
+"""A chain in memory that is as strict as the real one, and an endpoint that can be cut.
+
+`FakeChain` keeps the escrow's rules, nonces, fees and balances; its blocks follow a clock that
+it is given, and what was broadcast waits in a pool until a block takes it.
+`test_fake_chain.py` plays the same calls to it and to the real contract. `FakeEscrow` is one
+account's view of it: the port that the shells are given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from node.chain.errors import (
+    ChainUnavailableError,
+    NonceTooLowError,
+    TransactionRefusedError,
+    UnfundedAccountError,
+)
+from node.chain.port import (
+    Block,
+    Call,
+    EscrowEvent,
+    EscrowState,
+    Fees,
+    Finalize,
+    Fund,
+    FundedEvent,
+    PaidEvent,
+    Refund,
+    RefundedEvent,
+    Reveal,
+    RevealedEvent,
+    SignedTransaction,
+    TradeState,
+    TransactionOutcome,
+    Withdraw,
+    WithdrawnEvent,
+)
+from node.protocol.eip712 import Domain, digest
+from node.protocol.types import Address, Digest, UnixTime, Wei
+
+T = TypeVar("T")
+ETHER = 10**18
+GAS = 60_000
+DOMAIN = Domain(chain_id=31_337, escrow=Address("0x5FbDB2315678afecb367f032d93F642f64180aa3"))
+
+
+class Reverted(Exception):
+    """The contract will not do it."""
+
+
+@dataclass(frozen=True)
+class Transaction:
+    sender: Address
+    call: Call
+    nonce: int
+    max_fee: int
+
+    @property
+    def raw(self) -> bytes:
+        return repr(self).encode()
+
+    @property
+    def hash(self) -> Digest:
+        return Digest(hashlib.sha256(self.raw).digest())
+
+
+@dataclass
+class Deal:
+    """What the escrow keeps of a trade."""
+
+    state: EscrowState
+    since: UnixTime
+    terms: Digest
+
+
+@dataclass
+class FakeChain:
+    """Blocks, a pool, and the escrow. `instant`: each transaction gets a block at once."""
+
+    clock: Callable[[], UnixTime]
+    block_seconds: int = 2
+    instant: bool = False
+    simulates: bool = False
+    """Whether a call that would revert is refused when it is broadcast, or mined and paid for."""
+    base_fee: int = 10
+    paused: bool = False
+    """Whether blocks leave the pool alone."""
+    blocks: list[Block] = field(default_factory=list)
+    events: list[EscrowEvent] = field(default_factory=list)
+    balances: dict[Address, int] = field(default_factory=dict)
+    nonces: dict[Address, int] = field(default_factory=dict)
+    credits: dict[Address, int] = field(default_factory=dict)
+    deals: dict[Digest, Deal] = field(default_factory=dict)
+    pool: dict[tuple[Address, int], Transaction] = field(default_factory=dict)
+    mined: dict[Digest, TransactionOutcome] = field(default_factory=dict)
+    history: list[Transaction] = field(default_factory=list)
+    """Everything that was mined, in order."""
+    published: list[Transaction] = field(default_factory=list)
+    """Everything that anybody could have read in the pool."""
+    known: dict[bytes, Transaction] = field(default_factory=dict)
+    """Signed bytes, decoded."""
+
+    def __post_init__(self) -> None:
+        self.blocks.append(Block(0, self.clock()))
+
+    # ── blocks ──
+
+    def advance(self) -> None:
+        """Mine every block that is due by now."""
+        now = self.clock()
+        while now - self.blocks[-1].time >= self.block_seconds:
+            self.mine(UnixTime(self.blocks[-1].time + self.block_seconds))
+
+    def mine(self, time: UnixTime | None = None) -> None:
+        """Mine one block of whatever is executable."""
+        at = time if time is not None else UnixTime(max(self.blocks[-1].time, self.clock()))
+        self.blocks.append(Block(self.blocks[-1].number + 1, at))
+        if self.paused:
+            return
+        for key in sorted(self.pool, key=lambda key: key[1]):
+            sender, nonce = key
+            due = nonce == self.nonces.get(sender, 0)
+            if due and self.pool[key].max_fee >= self.base_fee:
+                self._execute(self.pool.pop(key), at)
+
+    def _execute(self, transaction: Transaction, now: UnixTime) -> None:
+        self.nonces[transaction.sender] = transaction.nonce + 1
+        self.balances[transaction.sender] -= GAS * self.base_fee
+        number, revert = self.blocks[-1].number, None
+        try:
+            self._call(transaction, now, number)
+        except Reverted as error:
+            revert = str(error)
+        self.history.append(transaction)
+        self.mined[transaction.hash] = TransactionOutcome(
+            succeeded=revert is None,
+            block=number,
+            gas_used=GAS,
+            revert=revert,
+            fee=Wei(GAS * self.base_fee),
+        )
+
+    # ── the contract ──
+
+    def _call(self, transaction: Transaction, now: UnixTime, block: int) -> None:
+        for event in self._effects(transaction, now, block):
+            self.events.append(event)
+
+    def _effects(self, transaction: Transaction, now: int, block: int) -> list[EscrowEvent]:
+        sender, call, hash_ = transaction.sender, transaction.call, transaction.hash
+        if isinstance(call, Withdraw):
+            amount = self.credits.pop(call.account, 0)
+            if amount == 0:
+                raise Reverted("NothingOwed")
+            self.balances[call.account] = self.balances.get(call.account, 0) + amount
+            self.balances[DOMAIN.escrow] -= amount
+            return [WithdrawnEvent(block, hash_, call.account, Wei(amount))]
+        quote = call.quote
+        name = quote.trade_id
+        if isinstance(call, Fund):
+            if name in self.deals:
+                raise Reverted("WrongState")
+            if sender != quote.buyer:
+                raise Reverted("NotBuyer")
+            if now > quote.fund_by:
+                raise Reverted("FundingClosed")
+            self.balances[sender] -= quote.price
+            self.balances[DOMAIN.escrow] = self.balances.get(DOMAIN.escrow, 0) + quote.price
+            self.deals[name] = Deal(EscrowState.FUNDED, UnixTime(now), digest(DOMAIN, quote))
+            return [FundedEvent(block, hash_, name, quote.buyer, quote.seller, quote.price)]
+        deal = self.deals.get(name)
+        expected = EscrowState.REVEALED if isinstance(call, Finalize) else EscrowState.FUNDED
+        if deal is None or deal.state is not expected:
+            raise Reverted("WrongState")
+        if deal.terms != digest(DOMAIN, quote):
+            raise Reverted("WrongTerms")
+        match call:
+            case Reveal(_, secret):
+                if hashlib.sha256(secret).digest() != quote.secret_commitment:
+                    raise Reverted("WrongSecret")
+                deal.state, deal.since = EscrowState.REVEALED, UnixTime(now)
+                return [RevealedEvent(block, hash_, name, secret)]
+            case Finalize():
+                if now <= deal.since + quote.dispute_window:
+                    raise Reverted("TooEarly")
+                deal.state, deal.since = EscrowState.PAID, UnixTime(now)
+                to_seller = Wei(quote.price - quote.fee)
+                self._owe(quote.seller, to_seller)
+                self._owe(quote.fee_recipient, quote.fee)
+                return [PaidEvent(block, hash_, name, to_seller, quote.fee)]
+            case Refund():
+                if now <= quote.refund_from:
+                    raise Reverted("TooEarly")
+                deal.state, deal.since = EscrowState.REFUNDED, UnixTime(now)
+                self._owe(quote.buyer, quote.price)
+                return [RefundedEvent(block, hash_, name, quote.price)]
+        raise AssertionError(call)
+
+    def _owe(self, account: Address, amount: int) -> None:
+        if amount:
+            self.credits[account] = self.credits.get(account, 0) + amount
+
+    # ── the pool ──
+
+    def receive(self, raw: bytes) -> None:
+        """Take a transaction in, as a node does that keeps a pool."""
+        transaction = self.known[raw]
+        key = transaction.sender, transaction.nonce
+        if transaction.hash in self.mined or self.pool.get(key) == transaction:
+            return
+        if transaction.nonce < self.nonces.get(transaction.sender, 0):
+            raise NonceTooLowError(f"nonce too low: {transaction.nonce}")
+        value = transaction.call.quote.price if isinstance(transaction.call, Fund) else 0
+        cost = value + GAS * transaction.max_fee
+        if self.balances.get(transaction.sender, 0) < cost:
+            raise UnfundedAccountError(f"insufficient funds: needs {cost}")
+        held = self.pool.get(key)
+        if held is not None and transaction.max_fee * 10 < held.max_fee * 11:
+            raise TransactionRefusedError("replacement transaction underpriced")
+        if self.simulates:
+            self._simulate(transaction)
+        self.pool[key] = transaction
+        self.published.append(transaction)
+        if self.instant:
+            self.mine()
+
+    def _simulate(self, transaction: Transaction) -> None:
+        trial = FakeChain(self.clock)
+        trial.balances, trial.credits = dict(self.balances), dict(self.credits)
+        trial.deals = {i: Deal(d.state, d.since, d.terms) for i, d in self.deals.items()}
+        try:
+            trial._call(transaction, self.clock(), 0)
+        except Reverted as error:
+            raise TransactionRefusedError(str(error)) from error
+
+    def next_nonce(self, account: Address) -> int:
+        """The first nonce that is neither mined nor in the pool."""
+        nonce = self.nonces.get(account, 0)
+        while (account, nonce) in self.pool:
+            nonce += 1
+        return nonce
+
+    @property
+    def total(self) -> int:
+        """Every wei there is, with what was burnt for gas."""
+        return sum(self.balances.values()) + sum(o.fee for o in self.mined.values())
+
+    def calls(self, kind: type[Call], *, succeeded: bool | None = None) -> list[Transaction]:
+        """Mined transactions of one kind."""
+        return [
+            t
+            for t in self.history
+            if isinstance(t.call, kind)
+            and (succeeded is None or self.mined[t.hash].succeeded is succeeded)
+        ]
+
+
+Hook = Callable[[str], None]
+
+
+class FakeEscrow:
+    """`node.chain.port.Escrow` on a `FakeChain`, over a line that a test may cut.
+
+    `before` and `after` are called with the name of each call, and may raise: after means
+    that the call has been carried out and only its answer was lost.
+    """
+
+    def __init__(self, chain: FakeChain, account: Address) -> None:
+        self.chain = chain
+        self._account = account
+        self.before: Hook = lambda _: None
+        self.after: Hook = lambda _: None
+        self.asked: list[str] = []
+
+    @property
+    def domain(self) -> Domain:
+        return DOMAIN
+
+    @property
+    def account(self) -> Address:
+        return self._account
+
+    def head(self) -> Block:
+        self._begin("head")
+        return self._end("head", self.chain.blocks[-1])
+
+    def trade_state(self, trade_id: Digest) -> TradeState:
+        self._begin("trade_state")
+        deal = self.chain.deals.get(trade_id)
+        state = TradeState(EscrowState.NONE, UnixTime(0))
+        return self._end("trade_state", TradeState(deal.state, deal.since) if deal else state)
+
+    def credit(self, account: Address) -> Wei:
+        self._begin("credit")
+        return self._end("credit", Wei(self.chain.credits.get(account, 0)))
+
+    def balance(self, account: Address) -> Wei:
+        self._begin("balance")
+        return self._end("balance", Wei(self.chain.balances.get(account, 0)))
+
+    def next_nonce(self) -> int:
+        self._begin("next_nonce")
+        return self._end("next_nonce", self.chain.next_nonce(self._account))
+
+    def events(self, first_block: int, last_block: int) -> list[EscrowEvent]:
+        self._begin("events")
+        found = [e for e in self.chain.events if first_block <= e.block <= last_block]
+        return self._end("events", found)
+
+    def sign(self, call: Call, nonce: int, fees: Fees | None = None) -> SignedTransaction:
+        self._begin("sign")
+        most = fees.max_fee if fees is not None else 2 * self.chain.base_fee
+        transaction = Transaction(self._account, call, nonce, most)
+        self.chain.known[transaction.raw] = transaction
+        return self._end("sign", SignedTransaction(transaction.hash, transaction.raw, nonce))
+
+    def broadcast(self, raw: bytes) -> None:
+        self._begin("broadcast")
+        self.chain.receive(raw)
+        self._end("broadcast", None)
+
+    def receipt(self, transaction: Digest) -> TransactionOutcome | None:
+        self._begin("receipt")
+        return self._end("receipt", self.chain.mined.get(transaction))
+
+    def _begin(self, name: str) -> None:
+        self.asked.append(name)
+        self.before(name)
+        self.chain.advance()
+
+    def _end(self, name: str, answer: T) -> T:
+        self.after(name)
+        return answer
+
+
+def down(name: str) -> None:
+    """A hook: the endpoint does not answer."""
+    raise ChainUnavailableError(f"{name}: connection refused")
