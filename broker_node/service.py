@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections import OrderedDict
+from typing import Final
 
 import trio
 
@@ -45,9 +46,10 @@ from node.settlement.desk import TradeDesk
 from node.settlement.treasury import Treasury
 from node.settlement.watch import ChainWatch
 from node.station.station import Station
+from node.station.turns import Turns
 
-LISTED = 400
-LISTED_BYTES = 200_000
+LISTED: Final = 400
+LISTED_BYTES: Final = 200_000
 
 
 class Broker:
@@ -66,7 +68,7 @@ class Broker:
         self._appraiser = appraiser
         self._settings = settings
         self._shelf = ModelShelf(settings.max_models_held)
-        self._fetching: dict[Digest, trio.Lock] = {}
+        self._turns = Turns()
         self._trials: OrderedDict[Digest, Tried] = OrderedDict()
         self._compute = trio.CapacityLimiter(1)
         self.desk = TradeDesk(
@@ -84,6 +86,9 @@ class Broker:
     async def run(self) -> None:
         """Serve until cancelled."""
         station = self.station
+        for root in station.blobs.roots():
+            # what was fetched before a restart can be fetched again; nothing is kept for longer
+            station.blobs.delete(root)
         station.listen(
             {
                 ListBook: self._list,
@@ -162,34 +167,40 @@ class Broker:
 
     async def _model(self, offer: Offer) -> Verified:
         """Return the verified model of an offer, fetched from its seller if need be."""
-        held = self._shelf.get(offer.weights_root)
-        if held is not None and held.architecture.text == offer.architecture:
+        held = self._held(offer)
+        if held is not None:
             return held
         if offer.byte_length > self._settings.max_model_bytes:
             raise RemoteProtocolError("too-large", f"{offer.byte_length} bytes", peer=offer.peer_id)
-        async with self._fetching.setdefault(offer.weights_root, trio.Lock()):
-            blobs, root = self.station.blobs, offer.weights_root
-            if not blobs.has(root):
-                source = Source(
-                    peer=offer.peer_id,
-                    protocol=PARAMS_PROTOCOL,
-                    name=root,
-                    addresses=(*self.station.book.addresses_of(offer.peer_id), *offer.addresses),
-                )
-                await fetch_blob(
-                    self.station.network,
-                    source,
-                    lambda hashes: blobs.writer(root, offer.byte_length, hashes),
-                    root=root,
-                    byte_length=offer.byte_length,
-                )
-            model = await trio.to_thread.run_sync(
-                self._appraiser.admit, blobs.path(root), offer, limiter=self._compute
+        async with self._turns.of(offer.weights_root):
+            return self._held(offer) or await self._fetch(offer)
+
+    def _held(self, offer: Offer) -> Verified | None:
+        model = self._shelf.get(offer.weights_root)
+        return model if model and model.architecture.text == offer.architecture else None
+
+    async def _fetch(self, offer: Offer) -> Verified:
+        blobs, root = self.station.blobs, offer.weights_root
+        if not blobs.has(root):
+            source = Source(
+                peer=offer.peer_id,
+                protocol=PARAMS_PROTOCOL,
+                name=root,
+                addresses=(*self.station.book.addresses_of(offer.peer_id), *offer.addresses),
             )
-            forgotten = self._shelf.put(model)
-            if forgotten is not None:
-                blobs.delete(forgotten)
-        self._fetching.pop(offer.weights_root, None)
+            await fetch_blob(
+                self.station.network,
+                source,
+                lambda hashes: blobs.writer(root, offer.byte_length, hashes),
+                root=root,
+                byte_length=offer.byte_length,
+            )
+        model = await trio.to_thread.run_sync(
+            self._appraiser.admit, blobs.path(root), offer, limiter=self._compute
+        )
+        forgotten = self._shelf.put(model)
+        if forgotten is not None:
+            blobs.delete(forgotten)
         return model
 
     # ── trials ──

@@ -12,6 +12,7 @@ Two methods, by name:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -57,7 +58,7 @@ def _not_worse(
 
 def _one_valley(curve: LossCurve, alphas: Sequence[Millionths], rows: int) -> bool:
     """Whether the values are neighbours and their losses fall, then rise."""
-    if any(right - left != STEP for left, right in zip(alphas, alphas[1:], strict=False)):
+    if any(right - left != STEP for left, right in itertools.pairwise(alphas)):
         return False
     losses = [curve.loss(alpha, rows) for alpha in alphas]
     bottom = losses.index(min(losses))

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from node.data.datasets import Rows
 from node.protocol.errors import LocalProtocolError
 from node.protocol.merkle import root_of
 from node.protocol.types import DIGEST_BYTES, Digest
@@ -53,6 +54,11 @@ class ValidationSet:
         if not bool(torch.isfinite(inputs_RF).all()) or int(labels_R.min()) < 0:
             raise LocalProtocolError("validation rows must be finite, and their labels 0 or more")
         object.__setattr__(self, "root", root_of(self._digests()))
+
+    @classmethod
+    def of(cls, rows: Rows) -> ValidationSet:
+        """Return the set of a data set's rows."""
+        return cls(torch.from_numpy(rows.inputs_RF.copy()), torch.from_numpy(rows.labels_R.copy()))
 
     def __len__(self) -> int:
         return len(self.labels_R)

@@ -21,17 +21,19 @@ from node.chronicle import PeerFault, RoundPlayed, RoundsPlayed
 from node.params.architecture import layout
 from node.params.disk import BlobRef
 from node.params.encoding import decode_file, encode_tensors
+from node.protocol.book import body_of
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.messages import Submit, Submitted
 from node.protocol.offer import Offer
 from node.protocol.purchase import Purchase, PurchaseState
 from node.protocol.types import Digest, PeerId, UnixTime
-from node.settlement.desk import Trade, TradeDesk
+from node.settlement.desk import Trade, TradeDesk, roots_of
 from node.station.station import Station
 from node.training.trainer import Trainer
 
 SUBMIT_SECONDS: Final = 60.0
-BROKER_RETRY_SECONDS: Final = 1.0
+FIRST_RETRY_SECONDS: Final = 0.25
+LONGEST_RETRY_SECONDS: Final = 5.0
 FORGOTTEN: Final = frozenset({"unknown-offer", "unreachable", "timeout"})
 Tensors = Mapping[str, torch.Tensor]
 
@@ -92,6 +94,7 @@ class Learner:
         root = held.root if adopted is None else adopted
         accuracy = before if adopted is None else await self._accuracy(self._load(root))
         progress = self._remember(Progress(progress.round + 1, progress.epoch, root, False))
+        self._forget_blobs(progress)
         self._station.observer.emit(
             RoundPlayed(
                 round=progress.round,
@@ -142,16 +145,20 @@ class Learner:
 
     async def _submit(self, data: bytes) -> None:
         """Have the broker fetch and verify; keep trying while it is away."""
+        told, pause = "", FIRST_RETRY_SECONDS
         while True:
             try:
                 await self._station.ask(
                     self._broker, Submit(statement=data), Submitted, seconds=SUBMIT_SECONDS
                 )
             except RemoteProtocolError as error:
-                self._fault("submit", error)
+                if error.reason != told:
+                    self._fault("submit", error)
+                told = error.reason
                 if error.reason not in PASSING:
                     return
-                await trio.sleep(BROKER_RETRY_SECONDS)
+                await trio.sleep(pause)
+                pause = min(2 * pause, LONGEST_RETRY_SECONDS)
             else:
                 return
 
@@ -274,6 +281,24 @@ class Learner:
 
     async def _accuracy(self, parameters: Tensors) -> float:
         return (await trio.to_thread.run_sync(self._trainer.evaluate, parameters)).accuracy
+
+    def _forget_blobs(self, progress: Progress) -> None:
+        """Delete what nobody can ask for any more; what was bought stays."""
+        kept = {progress.root}
+        for data in self._station.journal.statements(self._station.clock()):
+            body = body_of(data)
+            if isinstance(body, Offer):
+                kept.add(body.weights_root)
+        for trade in self._desk.open_trades():
+            kept |= roots_of(trade)
+        for row in self._station.journal.trades(role="buyer"):
+            purchase = self._desk.find(row.trade_id, "buyer")
+            if purchase is not None and isinstance(purchase.machine, Purchase):
+                record = purchase.machine.record
+                kept |= {record.quote.offer_root, record.evaluation.merged_root}
+        for root in self._station.blobs.roots() - kept:
+            self._station.blobs.delete(root)
+        self._station.served &= kept
 
     def _fault(self, during: str, error: RemoteProtocolError) -> None:
         self._station.observer.emit(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import trio
 
@@ -35,9 +36,10 @@ from node.protocol.signing import sign_digest
 from node.protocol.types import Digest, PeerId, UnixTime, Wei
 from node.settlement.desk import Trade, TradeDesk
 from node.station.station import Answer, Question, Station
+from node.station.turns import Turns
 
-ASKS_REMEMBERED = 1_024
-RECEIPTS_CONSIDERED = 16
+ASKS_REMEMBERED: Final = 1_024
+RECEIPTS_CONSIDERED: Final = 16
 
 
 class Seller:
@@ -48,7 +50,7 @@ class Seller:
         self._desk = desk
         self._settings = settings
         self._asks: dict[Digest, Wei] = {}
-        self._preparing: dict[Digest, trio.Lock] = {}
+        self._turns = Turns()
         self.own_gain_value: Wei | None = None
         """What our own latest trial as a buyer was worth to us."""
 
@@ -92,11 +94,10 @@ class Seller:
             raise RemoteProtocolError("wrong-trade-id", question.trade_id.hex(), peer=peer)
         if question.buyer == self._station.account:
             raise RemoteProtocolError("sells-to-itself", question.buyer, peer=peer)
-        async with self._preparing.setdefault(question.trade_id, trio.Lock()):
+        async with self._turns.of(question.trade_id):
             trade = self._desk.find(question.trade_id, "seller")
             if trade is None:
                 trade = await self._encrypt(question, offer)
-        self._preparing.pop(question.trade_id, None)
         record = _sale(trade).record
         if (record.buyer_key, record.offer_digest) != (question.buyer_key, question.offer_digest):
             raise RemoteProtocolError("trade-id-used", question.trade_id.hex(), peer=peer)

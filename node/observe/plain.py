@@ -16,6 +16,7 @@ from itertools import islice
 from typing import Any, Final
 
 MAX_TEXT: Final = 2_048
+LARGEST_SAFE_INTEGER: Final = 2**53 - 1
 MAX_ITEMS: Final = 64
 MAX_DEPTH: Final = 6
 REDACTED: Final = "[redacted]"
@@ -40,6 +41,8 @@ def plain(name: str, value: object, depth: int = 0) -> Any:
             return value.name.lower()
         case float():
             return value if math.isfinite(value) else str(value)
+        case int() if not isinstance(value, bool) and abs(value) > LARGEST_SAFE_INTEGER:
+            return str(value)  # wei: a JSON reader that knows only doubles would round it
         case None | bool() | int():
             return value
         case str():

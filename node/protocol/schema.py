@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import types
 import typing
 from collections.abc import Callable
@@ -118,9 +119,16 @@ def _integer(low: int, high: int, solidity: str) -> Kind:
     )
 
 
+def _utf8_length(text: str) -> float:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:  # half of a surrogate pair: nothing that could be sent
+        return math.inf
+
+
 def _text(longest: int) -> Kind:
     return Kind(
-        check=lambda v: type(v) is str and len(v.encode("utf-8", "surrogatepass")) <= longest,
+        check=lambda v: type(v) is str and _utf8_length(v) <= longest,
         to_value=lambda v: cast(str, v),
         from_value=lambda v: _expect(v, str),
         solidity="string",
@@ -233,7 +241,7 @@ def check_fields(message: Any) -> None:
         value = getattr(message, name)
         if not kind.check(value):
             raise LocalProtocolError(
-                f"{type(message).__name__}.{name} cannot be {value!r} ({kind.solidity})"
+                f"{type(message).__name__}.{name} cannot be {value!r:.200} ({kind.solidity})"
             )
 
 
@@ -251,8 +259,8 @@ def from_map(cls: type[M], value: Value) -> M:
     if type(value) is not dict:
         raise RemoteProtocolError("malformed", f"{cls.__name__} is a map")
     if value.keys() != {name for name, _ in kinds}:
-        odd = sorted(value.keys() ^ {name for name, _ in kinds})
-        raise RemoteProtocolError("malformed", f"{cls.__name__} has wrong fields: {odd[:4]}")
+        odd = [name[:40] for name in sorted(value.keys() ^ {name for name, _ in kinds})[:4]]
+        raise RemoteProtocolError("malformed", f"{cls.__name__} has wrong fields: {odd}")
     arguments = {}
     for name, kind in kinds:
         try:

@@ -290,6 +290,23 @@ class TradeDesk:
                 self._after(trade, trade.machine.expire(self._clock()), before)
 
 
+def roots_of(trade: Trade) -> set[Digest]:
+    """Return the roots of the blobs that an open trade may still need."""
+    match trade.machine.record:
+        case PurchaseRecord() as record:
+            measured = record.evaluation
+            return {
+                record.quote.offer_root,
+                record.quote.goods_root,
+                measured.base_root,
+                measured.merged_root,
+            }
+        case SaleRecord() as record:
+            return {record.offer_root, record.goods_root}
+        case _:
+            return set()
+
+
 def machine_of(row: TradeRow) -> Machine:
     """Make a trade's machine again. Raises `JournalError` for a row that is not one of ours."""
     makers: dict[str, Callable[[cbor.Value], Machine]] = {

@@ -56,7 +56,4 @@ def trained(trainer: Trainer, tensors: dict[str, torch.Tensor], epochs: range) -
 @pytest.fixture(scope="session")
 def validation() -> ValidationSet:
     """The broker's rows of digits."""
-    rows = split_test(load_digits(Path("/nowhere"))).validation
-    return ValidationSet(
-        torch.from_numpy(rows.inputs_RF.copy()), torch.from_numpy(rows.labels_R.copy())
-    )
+    return ValidationSet.of(split_test(load_digits(Path("/nowhere"))).validation)

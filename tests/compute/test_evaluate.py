@@ -173,7 +173,7 @@ def test_a_valley_is_told_from_another_through_the_noise_of_rows() -> None:
     assert halving_brent(curve) / ONE == pytest.approx(0.8, abs=0.1)
 
 
-def test_the_smooth_curve_of_two_models_costs_less_than_the_grid(
+def test_the_search_loses_nothing_to_the_papers_grid(
     pair: tuple[Verified, Verified], validation: ValidationSet
 ) -> None:
     own, grid = (trial(pair, validation, search=name) for name in ("halving-brent", "paper-grid"))

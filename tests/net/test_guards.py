@@ -576,12 +576,25 @@ def test_control_messages_are_cut_down_to_what_we_act_on() -> None:
     assert (len(prune.peers), prune.backoff) == (0, 0)
 
 
-async def test_only_our_topic_is_remembered_for_a_peer(open_hosts: Any, eventually: Any) -> None:
+async def test_only_our_topic_is_remembered_for_a_peer(open_hosts: Any) -> None:
+    async with open_hosts("a") as (a,):
+        pubsub = cast("Any", a)._wire._pubsub
+        stranger = ID.from_base58(peer_id_of(b"s" * 32))
+        for topic in ("/made/up/1", TOPIC, "/made/up/2"):
+            pubsub.handle_subscription(stranger, rpc_pb2.RPC.SubOpts(subscribe=True, topicid=topic))
+        assert pubsub.peer_topics == {TOPIC: {stranger}}
+
+
+async def test_our_own_messages_go_to_subscribers_outside_the_mesh(
+    open_hosts: Any, eventually: Any
+) -> None:
     async with open_hosts("a", "b") as (a, b):
-        options = [rpc_pb2.RPC.SubOpts(subscribe=True, topicid=f"/made/up/{n}") for n in range(16)]
-        await push(b, a, rpc_pb2.RPC(subscriptions=options).SerializeToString())
-        await eventually(lambda: b.peer_id in a.gossiping_with())
-        assert set(cast("Any", a)._wire._pubsub.peer_topics) == {TOPIC}
+        await eventually(lambda: a.peer_id in b.gossiping_with())
+        router = cast("Any", b)._wire._router
+        router.mesh[TOPIC].clear()
+        await b.publish(b"thin mesh")
+        with trio.fail_after(0.5):  # before any heartbeat could mend it
+            assert (await a.gossip().receive()).data == b"thin mesh"
 
 
 async def test_seen_ids_are_bounded_and_forgotten(autojump_clock: Any) -> None:

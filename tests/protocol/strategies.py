@@ -84,16 +84,17 @@ def messages(cls: type[M]) -> st.SearchStrategy[M]:
         fields["expires_at"] = st.integers(1, MAX_LIFETIME)
     if "fee_basis_points" in fields:
         fields["fee_basis_points"] = st.integers(0, MAX_FEE_BASIS_POINTS)
-    if cls is Quote:
-        fields["price"] = fields["fund_by"] = st.just(0)
 
     def make(**chosen: Any) -> M:
         if "expires_at" in chosen:
             chosen["expires_at"] += chosen["issued_at"]
         if cls is Quote:
-            chosen["price"] = UINT256_MAX - chosen["fee"] // 2
-            chosen["reveal_by"] = max(1, chosen["reveal_by"])
-            chosen["fund_by"] = chosen["reveal_by"] // 2
+            chosen["fee"], chosen["price"] = sorted((chosen["fee"], chosen["price"]))
+            chosen["fund_by"], chosen["reveal_by"] = sorted(
+                (chosen["fund_by"], chosen["reveal_by"])
+            )
+            chosen["fund_by"] -= chosen["fund_by"] == chosen["reveal_by"] > 0
+            chosen["reveal_by"] += chosen["fund_by"] == chosen["reveal_by"]
         return cls(**chosen)
 
     return st.builds(make, **fields)

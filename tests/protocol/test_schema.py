@@ -64,7 +64,7 @@ def test_these_are_all_the_messages_there_are() -> None:
 
 @pytest.mark.parametrize("cls", MESSAGES, ids=lambda c: c.__name__)
 def test_every_message_comes_back_as_it_was_sent(cls: type[Any]) -> None:
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=30, deadline=None)
     @given(message=strategies.messages(cls))
     def holds(message: Any) -> None:
         sent = cbor.encode(to_map(message))
@@ -83,7 +83,7 @@ def test_every_message_of_a_stream_comes_back_under_its_kind(cls: type[Any]) -> 
     holds()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.binary(max_size=100))
 def test_every_byte_string_on_a_stream_is_a_message_or_is_refused(data: bytes) -> None:
     try:
@@ -133,7 +133,8 @@ def test_no_field_takes_a_value_of_another_type(cls: type[Any]) -> None:
         for wrong in samples:
             if type(wrong) is type(right) or (cls, name, wrong) == (SaleRecord, "quote", None):
                 continue
-            assert name in refused_from_peer(cls, {**whole, name: wrong})
+            detail = refused_from_peer(cls, {**whole, name: wrong})
+            assert name in detail.lower()
 
 
 BOUNDS: list[tuple[type[Any], str, list[Any], list[Any]]] = [

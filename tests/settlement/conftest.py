@@ -8,7 +8,6 @@ from typing import TypeVar
 
 import pytest
 import trio
-import trio.testing
 
 from node.protocol.types import Address
 from tests.settlement.fake_chain import ETHER, FakeChain
@@ -29,7 +28,7 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def chain(autojump_clock: trio.testing.MockClock) -> FakeChain:
+async def chain() -> FakeChain:
     begin()
     chain = FakeChain(wall)
     for account in (BUYER, SELLER, BROKER):

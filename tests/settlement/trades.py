@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import pytest
 import trio
+from trio.testing import MockClock
 
 from node.journal import Journal
 from node.observe import Event, Observer
@@ -30,6 +33,14 @@ from tests.settlement.fake_chain import ETHER, FakeChain, FakeEscrow
 START = 1_700_000_000
 BUYER, SELLER, BROKER = (address_of(bytes([n]) * 32) for n in (1, 2, 3))
 FUND_BY, REVEAL_BY, GRACE, DISPUTE_WINDOW = 30, 60, 10, 5
+
+
+def _run(test: Callable[[], Awaitable[None]], *, clock: object, instruments: list[Any]) -> None:
+    trio.run(test, clock=MockClock(autojump_threshold=0), instruments=instruments)
+
+
+jumping = pytest.mark.trio(run=_run)
+"""A test under this mark sleeps for no time: the clock jumps to whoever wakes next."""
 
 
 def wall() -> UnixTime:
