@@ -44,8 +44,12 @@ T = TypeVar("T")
 DEVELOPMENT_CLIENT: Final = "pm-node-development-chain/"
 PLAY_MONEY: Final = Wei(100 * 10**18)
 """What the faucet of a development chain gives to a new account."""
+PLAY_VALUE: Final = Wei(10**18)
+"""What an agent with play money bids for the removal of its whole loss."""
 PLAY_MONEY_NOTICE: Final = "This is a development chain: the money is play money."
 LONGEST_BACKOFF: Final = 5.0
+CONFIRMATIONS: Final = 12
+"""On a chain of real money, where none were named: deeper than its usual reorganisations."""
 
 
 @dataclass
@@ -61,6 +65,8 @@ class Opened:
     chain_url: str
     brokers: tuple[str, ...]
     trusted: frozenset[Address]
+    confirmations: int
+    value_per_unit_gain: Wei
 
 
 def open_observer(
@@ -129,6 +135,8 @@ def open_node(
         chain_url=chain_url,
         brokers=market.brokers,
         trusted=frozenset(config.brokers),
+        confirmations=_confirmations(config, play_money=play_money),
+        value_per_unit_gain=_value_per_unit_gain(config, play_money=play_money),
     )
 
 
@@ -179,6 +187,20 @@ def _embedded_chain(home: Home) -> Iterator[str]:
     finally:
         stop.set()
         thread.join(5)
+
+
+def _confirmations(config: Config, *, play_money: bool) -> int:
+    if config.confirmations is not None:
+        return config.confirmations
+    return 0 if play_money else CONFIRMATIONS
+
+
+def _value_per_unit_gain(config: Config, *, play_money: bool) -> Wei:
+    if config.value_per_unit_gain is not None:
+        return config.value_per_unit_gain
+    if config.role == "agent" and not play_money:
+        raise _missing("value_per_unit_gain", "say what a gain is worth to you in real money")
+    return PLAY_VALUE
 
 
 def _account(config: Config, home: Home, *, play_money: bool) -> AccountKey:

@@ -127,7 +127,7 @@ async def _broker(opened: Opened, station: Station) -> None:
             grace_seconds=config.grace_seconds,
             dispute_window_seconds=config.dispute_window_seconds,
         ),
-        confirmations=config.confirmations,
+        confirmations=opened.confirmations,
     )
     await broker.run()
 
@@ -179,7 +179,7 @@ async def _agent(opened: Opened, station: Station) -> None:
             offer_seconds=config.offer_ttl_seconds,
             round_patience=config.round_patience_seconds,
             reserve=config.reserve,
-            value_per_unit_gain=config.value_per_unit_gain,
+            value_per_unit_gain=opened.value_per_unit_gain,
             min_gain=config.min_gain,
             patience=Patience(
                 least_dispute_window=config.minimum_dispute_window,
@@ -189,6 +189,6 @@ async def _agent(opened: Opened, station: Station) -> None:
             ask=market_ask,
             prepared_seconds=config.fund_seconds,
         ),
-        confirmations=config.confirmations,
+        confirmations=opened.confirmations,
     )
     await agent.run()

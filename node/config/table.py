@@ -160,8 +160,12 @@ class Config:
         "url", "", "JSON-RPC of the chain (default: the broker's; a broker serves play money)"
     )
     escrow: Address = _setting("address", NO_ADDRESS, "the escrow contract (default: the broker's)")
-    confirmations: int = _setting(
-        "integer", 0, "blocks on a payment before the key is revealed", low=0, high=10_000
+    confirmations: int | None = _setting(
+        "integer",
+        None,
+        "blocks on a payment before the key is revealed (default: 12, and 0 on play money)",
+        low=0,
+        high=10_000,
     )
 
     # Training
@@ -177,8 +181,11 @@ class Config:
     seed: int = _setting("integer", 0, "of data splits, weights and batches", low=0, high=2**63 - 1)
 
     # Prices
-    value_per_unit_gain: Wei = _setting(
-        "wei", Wei(ETHER), "what the removal of one's whole loss would be worth, in wei", low=0
+    value_per_unit_gain: Wei | None = _setting(
+        "wei",
+        None,
+        "what the removal of one's whole loss would be worth, in wei (on play money: one ether)",
+        low=0,
     )
     reserve: Wei = _setting("wei", Wei(0), "lowest price to sell at, in wei", low=0)
     min_gain: Millionths = _setting(

@@ -20,17 +20,17 @@ import multiaddr  # type: ignore[import-untyped]
 import trio
 from libp2p.abc import INotifee
 from libp2p.custom_types import TProtocol
-from libp2p.exceptions import BaseLibp2pError
+from libp2p.exceptions import BaseLibp2pError, ParseError
 from libp2p.io.exceptions import IncompleteReadError
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.stream.exceptions import StreamEOF, StreamReset
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStoreError
-from libp2p.protocol_muxer.exceptions import MultiselectClientError, ProtocolNotSupportedError
-from libp2p.protocol_muxer.multiselect_client import MultiselectClient
+from libp2p.protocol_muxer.multiselect_client import MULTISELECT_PROTOCOL_ID
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from libp2p.tools.anyio_service import background_trio_service
+from libp2p.utils.varint import encode_delim
 
 from node.net.addresses import PeerAddress, parse_transport, reachable
 from node.net.errors import CannotListenError, PeerBannedError, PeerUnreachableError
@@ -199,7 +199,7 @@ class Wire:
                 for listener in self._swarm.listeners.values():
                     nursery.start_soon(listener.close)
                 for conn in self._swarm.get_connections():
-                    nursery.start_soon(conn.close)
+                    nursery.start_soon(hang_up, conn)
 
     # ------------------------------------------------------------------------- peers
 
@@ -263,7 +263,7 @@ class Wire:
         with shielded(2 * self._limits.close_s):
             async with trio.open_nursery() as nursery:
                 for conn in self._swarm.get_connections(ID.from_base58(peer)):
-                    nursery.start_soon(conn.close)
+                    nursery.start_soon(hang_up, conn)
 
     def ban(self, peer: PeerId) -> None:
         """Refuse everything from `peer` from now on; `disconnect` it as well."""
@@ -281,20 +281,16 @@ class Wire:
         except _BROKEN as error:
             raise PeerUnreachableError(f"no stream: {error}", peer=peer) from error
         wire = WireStream(stream, peer, protocol, self._counters)
-        chosen = TProtocol(protocol)
         try:
-            await MultiselectClient().select_one_of(
-                [chosen], MultiselectCommunicator(stream), int(self._limits.negotiation_s)
-            )
-        except MultiselectClientError as error:
+            with trio.fail_after(self._limits.negotiation_s):
+                chosen = await negotiate(stream, protocol)
+        except (*_BROKEN, trio.TooSlowError) as error:
             await wire.reset()
-            chain = causes(error)
-            if any(isinstance(cause, ProtocolNotSupportedError) for cause in chain) or (
-                "not support" in str(error)
-            ):
-                raise RemoteProtocolError("unsupported-protocol", protocol, peer=peer) from error
             raise PeerUnreachableError(f"no answer on {protocol}: {error}", peer=peer) from error
-        stream.set_protocol(chosen)
+        if chosen != protocol:
+            await wire.reset()
+            raise RemoteProtocolError("unsupported-protocol", protocol, peer=peer)
+        stream.set_protocol(TProtocol(protocol))
         return wire
 
     def serve(self, protocol: str, handler: StreamHandler) -> None:
@@ -313,7 +309,24 @@ class Wire:
 
     def refresh(self, peer: PeerId) -> None:
         """Repair what gossip may have lost in a reconnection of `peer`."""
-        self._pubsub.refresh(ID.from_base58(peer))
+        with suppress(*_BROKEN):
+            self._pubsub.refresh(ID.from_base58(peer))
+
+
+async def hang_up(conn: INetConn) -> None:
+    with suppress(*_BROKEN, OSError):
+        await conn.close()
+
+
+async def negotiate(stream: INetStream, protocol: str) -> str:
+    """Ask for a protocol in one write, and return what the peer answers to it."""
+    hello = encode_delim(MULTISELECT_PROTOCOL_ID.encode())
+    await stream.write(hello + encode_delim(protocol.encode()))
+    answers = MultiselectCommunicator(stream)
+    greeting = await answers.read()
+    if greeting != MULTISELECT_PROTOCOL_ID:
+        raise ParseError(f"negotiation began with {greeting[:32]!r}")
+    return await answers.read()
 
 
 def causes(error: BaseException) -> list[BaseException]:

@@ -47,9 +47,8 @@ _ED25519_KEY = bytes.fromhex("08011220")
 """The protobuf around a raw public key."""
 
 
-@functools.cache
 def roomy_queues(entries: int, frame_bytes: int) -> None:
-    """Let a burst of messages wait for a slow peer; the first call counts.
+    """Let a burst of messages wait for a slow peer; for the process, the last call counts.
 
     Trap: the stock queue to a peer holds 32, and what does not fit is dropped in silence.
     """
@@ -184,6 +183,19 @@ class GuardedGossipSub(GossipSub):
     async def handle_rpc(self, rpc: rpc_pb2.RPC, sender_peer_id: ID) -> None:
         clean = rpc_pb2.RPC(control=sanitise(rpc.control, self._topic))
         await super().handle_rpc(clean, sender_peer_id)
+
+    async def on_peer_subscribed(self, peer_id: ID, topic: str) -> None:
+        """Trap: this and the next are tasks of their own, whose exceptions end the host."""
+        try:
+            await super().on_peer_subscribed(peer_id, topic)
+        except Exception as error:  # noqa: BLE001 (the boundary of a foreign task)
+            self._report("gossip-subscribed", PeerId(str(peer_id)), error)
+
+    async def flush_pending_messages(self, peer_id: ID) -> None:
+        try:
+            await super().flush_pending_messages(peer_id)
+        except Exception as error:  # noqa: BLE001 (the boundary of a foreign task)
+            self._report("gossip-flush", PeerId(str(peer_id)), error)
 
     async def publish(self, msg_forwarder: ID, pubsub_msg: rpc_pb2.Message) -> None:
         await super().publish(msg_forwarder, pubsub_msg)

@@ -6,12 +6,11 @@ closes, and has a test in ``tests/net/test_guards.py``, so that an upgrade of li
 which of them can go. Those around a host are in `host_guards`, those of pubsub in
 `gossip_guards`; no other module works around libp2p.
 
-`install` changes libp2p's modules, once for the process; everything else is per host.
+`install` changes libp2p's modules, for the whole process; everything else is per host.
 """
 
 from __future__ import annotations
 
-import functools
 import logging  # noqa: TID251 (only to silence a library)
 import struct
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -23,10 +22,10 @@ import libp2p.protocol_muxer.multiselect_communicator as communicator_module
 import libp2p.stream_muxer.yamux.yamux as yamux_module
 import libp2p.utils.varint as varint_module
 import trio
-from libp2p.exceptions import BaseLibp2pError, ParseError
+from libp2p.exceptions import ParseError
 from libp2p.io.exceptions import IncompleteReadError
 from libp2p.stream_muxer.exceptions import MuxedStreamError
-from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 
 from node.net.limits import KIB, Limits
 
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from libp2p.abc import IRawConnection, ISecureConn
     from libp2p.io.abc import Reader
     from libp2p.peer.id import ID
-    from libp2p.stream_muxer.yamux.yamux import YamuxStream
 
     from node.net.counters import Counters
 
@@ -47,13 +45,13 @@ _NEGOTIATION_BYTES: Final = 64 * KIB
 # ------------------------------------------------------------- changes to libp2p's modules
 
 
-@functools.cache
 def install(window_bytes: int) -> None:
-    """Apply the changes that can only be made to libp2p's modules; the first window counts."""
+    """Apply the changes that can only be made to libp2p's modules; the last window counts."""
     for module in (msgio_module, yamux_module, varint_module, ping_module):
         cast("Any", module).read_exactly = read_exactly
     cast("Any", communicator_module).read_delim = read_delim
     cast("Any", yamux_module).MAX_WINDOW_SIZE = window_bytes
+    cast("Any", yamux_module).YamuxStream = PatientStream
     silence()
 
 
@@ -151,6 +149,28 @@ class Buffers(dict[int, bytearray]):
             raise ReceiveBufferExceededError(f"more than {self.limit} bytes unread")
 
 
+class PatientStream(YamuxStream):
+    """A stream that grants its window anew when half of it is used up.
+
+    Trap: every read, be it of one byte, is answered with a frame, which doubles the frames of
+    a transfer and more than doubles those of a request; and the books of the window do not
+    balance. It grows, up to `window_bytes`, while its reader uses up half of it in a second.
+    """
+
+    async def _auto_tune_and_send_window_update(self, *, bytes_read: int = 0) -> None:
+        held = self.recv_window + len(self.conn.stream_buffers.get(self.stream_id, b""))
+        if self.target_recv_window - held < self.target_recv_window // 2:
+            return
+        now = trio.current_time()
+        if now - self.epoch_start < 1.0:
+            doubled = 2 * self.target_recv_window
+            self.target_recv_window = min(doubled, yamux_module.MAX_WINDOW_SIZE)
+        self.epoch_start = now
+        granted = self.target_recv_window - held
+        self.recv_window += granted
+        await self.send_window_update(granted)
+
+
 def shielded(seconds: float) -> trio.CancelScope:
     """A scope to clean up in: cancelled by nothing but the end of `seconds`."""
     scope = trio.CancelScope()
@@ -241,7 +261,8 @@ class GuardedYamux(Yamux):
                 self._ping_sent_time = trio.current_time()
                 try:
                     await self._write_frame(header)
-                except BaseLibp2pError:
+                except Exception:  # noqa: BLE001 (escaping, it would end the host)
+                    self.abandon("broken")
                     return
                 await self._ping_event.wait()
             if patience.cancelled_caught and self.buffers.received == received:

@@ -209,6 +209,9 @@ class Network:
             opening.stream = await self._wire.open_stream(peer, protocol)
         except RemoteProtocolError as error:
             opening.error = error
+        except Exception as error:  # noqa: BLE001 (the boundary of our own task)
+            self._report("open-stream", peer, error)
+            opening.error = PeerUnreachableError("no stream", peer=peer)
         finally:
             opening.done.set()
         if opening.abandoned and opening.stream is not None:

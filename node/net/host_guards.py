@@ -172,8 +172,11 @@ def guard_streams(host: BasicHost, gate: Gate, limits: Limits, report: Report) -
         except Exception as error:  # noqa: BLE001 (the boundary of a foreign task)
             report("stream-handler", peer, error)
         finally:
-            with shielded(limits.linger_s):
-                await finish(stream)
+            try:
+                with shielded(limits.linger_s):
+                    await finish(stream)
+            except Exception as error:  # noqa: BLE001 (the boundary of a foreign task)
+                report("stream-finish", peer, error)
             gate.leave(peer)
 
     host.get_network().set_stream_handler(handler)

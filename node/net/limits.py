@@ -53,8 +53,9 @@ class Limits:
     gossip_rpc_bytes: int = 256 * KIB
     gossip_seen_s: float = 120.0
     gossip_seen_entries: int = 65_536
-    gossip_messages_per_s: float = 50.0
-    gossip_burst: int = 200
+    gossip_messages_per_s: float = 100.0
+    """From one neighbour, its own and what it relays: a hub hands on a whole market's."""
+    gossip_burst: int = 1_000
     gossip_frames_per_s: float = 200.0
     gossip_frames_burst: int = 1_000
     gossip_rejects: int = 16

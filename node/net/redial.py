@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 FIRST_PAUSE_S: Final = 0.2
 LAST_PAUSE_S: Final = 30.0
 GROWTH: Final = 1.6
+STEADY_S: Final = 10.0
+"""A connection that lasted longer was a good one."""
 
 
 def pauses(attempt: int) -> float:
@@ -27,6 +29,14 @@ def pauses(attempt: int) -> float:
 def jittered(pause: float) -> float:
     """Between half of `pause` and all of it, so that a restarted broker is not stampeded."""
     return pause * (0.5 + secrets.randbelow(1_000_001) / 2_000_000)
+
+
+def after_losing(failures: int, lasted_s: float) -> int:
+    """How many failures count after a connection was lost.
+
+    A peer that takes connections and drops them again is not hammered.
+    """
+    return 0 if lasted_s > STEADY_S else failures + 1
 
 
 async def keep_connected(network: Network, address: PeerAddress) -> None:
@@ -43,8 +53,5 @@ async def keep_connected(network: Network, address: PeerAddress) -> None:
             continue
         connected_at = trio.current_time()
         await network.wait_disconnected(address.peer)
-        if trio.current_time() - connected_at > LAST_PAUSE_S:
-            failures = 0
-        else:
-            failures = min(failures, 8)
+        failures = after_losing(failures, trio.current_time() - connected_at)
         await trio.sleep(jittered(pauses(failures)))

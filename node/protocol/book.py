@@ -1,20 +1,32 @@
 """The book: every live statement that a node has heard and found good.
 
-    bytes ──► decode ──► lifetime ──► seen? ──► both signatures ──► room? ──► kept
-                │           │           │             │               │
-             reject       ignore     ignore         reject          ignore
+A message is asked these questions in turn, cheap ones first (a signature costs ten times
+more than all look-ups); the first that is answered with no gives verdict and reason.
 
-| verdict | reason                                                                        |
-|---------|-------------------------------------------------------------------------------|
-| accept  | good                                                                          |
-| ignore  | expired, from-the-future, duplicate, revoked, untrusted-broker, issuer-full,  |
-|         | book-full                                                                     |
-| reject  | oversize, malformed, unknown-kind, bad-signature, bad-peer-signature,         |
-|         | bad-peer-id, nonce-reused, not-your-offer                                     |
+| question                                        | reason             | verdict |
+|-------------------------------------------------|--------------------|---------|
+| is it short enough to be gossiped?              | oversize           | reject  |
+| is it canonical, every field within its bounds? | malformed          | reject  |
+| is it of a kind that we know?                   | unknown-kind       | reject  |
+| has it yet to expire?                           | expired            | ignore  |
+| has it been issued, give or take our clocks?    | from-the-future    | ignore  |
+| is it news?                                     | duplicate          | ignore  |
+| did its account sign it, for this escrow?       | bad-signature      | reject  |
+| does its peer id hold a sound key?              | bad-peer-id        | reject  |
+| did that peer sign it too?                      | bad-peer-signature | reject  |
+| is it the first under its nonce?                | nonce-reused       | ignore  |
+| has its seller not taken it back?               | revoked            | ignore  |
+| do we trust its broker?                         | untrusted-broker   | ignore  |
+| is there room in the book?                      | book-full          | ignore  |
+| is there room for its issuer?                   | issuer-full        | ignore  |
+| if it takes an offer back, is that its own?     | not-your-offer     | ignore  |
+| then it is kept                                 | good               | accept  |
 
 Replays: gossip forgets a message after two minutes, so the book itself remembers each
 (issuer, nonce) until the statement has expired; after that it is *expired*. A nonce that
-comes back with another body was signed twice by its issuer, and is rejected.
+comes back with another body was signed twice by its issuer. Who relays it may have heard
+that body first, just as a relay of a stranger's revocation may not know the offer: neither
+is an offence, or one cheat could have honest nodes ban each other.
 
 The machine is pure: `receive(data, now)` returns the verdict and changes only the book.
 """
@@ -150,24 +162,28 @@ class OfferBook:
         try:
             signed = envelope.decode(data)
             body = signed.body
-            # cheap questions first: a signature costs a hundred times more than a look-up
             if body.expires_at <= now:
                 return ignore("expired")
             if body.issued_at > now + MAX_CLOCK_SKEW:
                 return ignore("from-the-future")
+            known = self._nonces.get((body.issuer, body.nonce))
+            if known is not None and known[1] <= now:
+                self.expire(now)
+                known = None
+            if known is not None and self.data_of(known[0]) == data:
+                return ignore("duplicate")
             digest = envelope.check(self.domain, signed)
         except RemoteProtocolError as error:
             return reject(error.reason)
-        known = self._nonces.get((body.issuer, body.nonce))
         if known is not None:
-            return ignore("duplicate") if known[0] == digest else reject("nonce-reused")
+            return ignore("duplicate" if known[0] == digest else "nonce-reused")
         return self._keep(digest, signed, data, now)
 
     def _keep(
         self, digest: Digest, signed: Signed[Statement], data: bytes, now: UnixTime
     ) -> Verdict:
         body = signed.body
-        if (body.issuer, digest) in self._revoked:
+        if isinstance(body, Offer) and (body.issuer, digest) in self._revoked:
             return ignore("revoked")
         if (
             isinstance(body, BrokerNotice | Receipt)
@@ -178,15 +194,16 @@ class OfferBook:
         if now >= self._next_sweep:
             self.expire(now)
             self._next_sweep = UnixTime(now + 10)
-        if len(self._entries) >= MAX_STATEMENTS:
+        if len(self._nonces) >= MAX_STATEMENTS:  # those of revoked offers are remembered too
             return ignore("book-full")
         if self._said_by[body.issuer] >= MAX_OF_ISSUER:
             return ignore("issuer-full")
         if isinstance(body, Revocation):
             revoked = self._entries.get(body.offer_digest)
             if revoked is not None:
-                if revoked.signed.body.issuer != body.issuer:
-                    return reject("not-your-offer")
+                target = revoked.signed.body
+                if not isinstance(target, Offer) or target.seller != body.seller:
+                    return ignore("not-your-offer")
                 del self._entries[body.offer_digest]
             self._revoked[body.issuer, body.offer_digest] = body.expires_at
         self._nonces[body.issuer, body.nonce] = (digest, body.expires_at)

@@ -1,14 +1,19 @@
 """The broker's side of one trade: a quote it answers for, and a fee that may come.
 
-| state    | event                   | next     | effects           |
-|----------|-------------------------|----------|-------------------|
-| proposed | countersigned           | quoted   |                   |
-| proposed | chain is past fund_by   | expired  |                   |
-| quoted   | funded                  | funded   |                   |
-| quoted   | chain is past fund_by   | expired  |                   |
-| funded   | paid                    | credited | publish, withdraw |
-| funded   | refunded                | refunded |                   |
-| credited | withdrawn               | paid     |                   |
+| state    | event                 | next     | effects           |
+|----------|-----------------------|----------|-------------------|
+| proposed | countersigned         | quoted   |                   |
+| proposed | funded                | funded   |                   |
+| proposed | revealed              | funded   |                   |
+| proposed | chain is past fund_by | expired  |                   |
+| quoted   | funded                | funded   |                   |
+| quoted   | revealed              | funded   |                   |
+| quoted   | paid                  | credited | publish, withdraw |
+| quoted   | refunded              | refunded |                   |
+| quoted   | chain is past fund_by | expired  |                   |
+| funded   | paid                  | credited | publish, withdraw |
+| funded   | refunded              | refunded |                   |
+| credited | withdrawn             | paid     |                   |
 
 The whole deal is in the record, and the quote is saved before the seller sees it: a buyer
 that asks again is given the same quote, since two for one trade id are evidence against the

@@ -14,6 +14,7 @@ from node.protocol.signing import (
     ACCOUNT_SIGNATURE_BYTES,
     PEER_SIGNATURE_BYTES,
     address_of,
+    peer_id_of_seed,
     peer_sign,
     peer_verify,
     recover,
@@ -39,9 +40,11 @@ class Signed(Generic[S]):
 
 
 def sign(domain: Domain, body: B, *, account_key: bytes, peer_seed: bytes) -> Signed[B]:
-    """Sign `body` with both keys. Raises `LocalProtocolError` if the account is not its issuer."""
+    """Sign `body` with both keys. Raises `LocalProtocolError` if either is not the one it names."""
     if address_of(account_key) != body.issuer:
         raise LocalProtocolError(f"{body.issuer} must sign, not {address_of(account_key)}")
+    if peer_id_of_seed(peer_seed) != body.peer_id:
+        raise LocalProtocolError(f"{body.peer_id} must sign, not {peer_id_of_seed(peer_seed)}")
     signed = digest(domain, body)
     return Signed(
         body=body,

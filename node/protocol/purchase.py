@@ -5,23 +5,30 @@ money*. Before any money moves the buyer holds the ciphertext and the leaf hashe
 seen that both hash to the quote's roots; after the money moved, either the secret appears
 on chain and opens that ciphertext, or the escrow gives the money back.
 
-| state     | event                          | next      | effects        |
-|-----------|--------------------------------|-----------|----------------|
-| fetching  | goods verified, in time        | funding   | fund           |
-| fetching  | goods refused, or too late     | abandoned |                |
-| funding   | funded                         | funded    |                |
-| funding   | chain is past fund_by          | abandoned |                |
-| funded    | revealed                       | revealed  | deliver        |
-| funded    | chain is past reveal_by + grace| refunding | refund         |
-| refunding | revealed (late, but first)     | revealed  | deliver        |
-| refunding | refunded                       | credited  | withdraw       |
-| revealed  | paid                           | revealed  |                |
-| revealed  | delivered                      | delivered |                |
-| revealed  | delivered, paid already        | complete  |                |
-| revealed  | bad goods                      | cheated   |                |
-| delivered | paid                           | complete  |                |
-| credited  | withdrawn                      | refunded  |                |
+| state     | event                           | next      | effects  |
+|-----------|---------------------------------|-----------|----------|
+| fetching  | goods verified, in time         | funding   | fund     |
+| fetching  | goods verified, too late        | abandoned |          |
+| fetching  | goods refused                   | abandoned |          |
+| fetching  | clock is past fund_by           | abandoned |          |
+| funding   | funded                          | funded    |          |
+| funding   | revealed                        | revealed  | deliver  |
+| funding   | chain is past fund_by           | abandoned |          |
+| funded    | revealed                        | revealed  | deliver  |
+| funded    | chain is past reveal_by + grace | refunding | refund   |
+| funded    | refunded                        | credited  | withdraw |
+| refunding | revealed                        | revealed  | deliver  |
+| refunding | refunded                        | credited  | withdraw |
+| revealed  | delivered                       | delivered |          |
+| revealed  | bad goods                       | cheated   |          |
+| revealed  | paid                            | paid      |          |
+| paid      | delivered                       | complete  |          |
+| paid      | bad goods                       | cheated   |          |
+| delivered | paid                            | complete  |          |
+| credited  | withdrawn                       | refunded  |          |
 
+A reveal is good news however late it comes: the escrow takes one until somebody refunds.
+*Paid* is a purchase whose payment is final while the goods are still being decrypted.
 Funding is *abandoned* only on the chain's own clock: the escrow refuses a deposit after
 `fund_by`, so once everything up to a later block has been told, none can come.
 Deadlines before the money moves are the buyer's own clock's; all later ones the chain's.
@@ -68,6 +75,7 @@ class PurchaseState(enum.Enum):
     FUNDED = "funded"
     REFUNDING = "refunding"
     REVEALED = "revealed"
+    PAID = "paid"
     DELIVERED = "delivered"
     CREDITED = "credited"
     COMPLETE = "complete"
@@ -177,7 +185,12 @@ class Purchase:
                 return []
             case S.REVEALED, Delivered(note):
                 return self._go(S.COMPLETE if self.record.paid else S.DELIVERED, note=note)
-            case S.REVEALED, BadGoods(leaf):
+            case S.REVEALED, Paid():
+                self._go(S.PAID)
+                return []  # the delivery is under way
+            case S.PAID, Delivered(note):
+                return self._go(S.COMPLETE, note=note)
+            case (S.REVEALED | S.PAID), BadGoods(leaf):
                 return self._go(S.CHEATED, note=f"leaf {leaf} is not the offer's")
             case S.DELIVERED, Paid():
                 return self._go(S.COMPLETE, note=self.record.note)
@@ -201,7 +214,7 @@ class Purchase:
                 return [Transact(Step.REFUND)]
             case S.CREDITED:
                 return [Transact(Step.WITHDRAW)]
-            case S.REVEALED:
+            case S.REVEALED | S.PAID:
                 if self.record.secret is None:
                     raise LocalProtocolError(f"{self.record.trade_id.hex()}: revealed, no secret")
                 return [Deliver(self.record.secret)]

@@ -8,18 +8,26 @@ past `reveal_by`: what is sent earlier the escrow accepts until somebody has ref
 | state         | event                            | next          | effects  |
 |---------------|----------------------------------|---------------|----------|
 | prepared      | countersigned                    | countersigned |          |
-| prepared      | too late                         | expired       |          |
+| prepared      | clock is past prepared_until     | expired       |          |
 | countersigned | funded, in time                  | revealing     | reveal   |
 | countersigned | funded, too late                 | withheld      |          |
+| countersigned | revealed                         | revealed      |          |
+| countersigned | refunded                         | refunded      |          |
 | countersigned | chain is past fund_by            | expired       |          |
 | revealing     | revealed                         | revealed      |          |
 | revealing     | refunded                         | refunded      |          |
-| withheld      | revealed (an earlier send landed)| revealed      |          |
+| revealing     | restarted, too late              | withheld      |          |
+| withheld      | revealed                         | revealed      |          |
 | withheld      | refunded                         | refunded      |          |
 | revealed      | chain is past the dispute window | finalizing    | finalize |
-| revealed      | paid (somebody else finalized)   | credited      | withdraw |
+| revealed      | paid                             | credited      | withdraw |
+| revealed      | refunded                         | refunded      |          |
 | finalizing    | paid                             | credited      | withdraw |
+| finalizing    | refunded                         | refunded      |          |
 | credited      | withdrawn                        | paid          |          |
+
+A withheld trade may yet be revealed: by a transaction that left before, in time. Once it
+is revealed a refund can only come of a dispute.
 """
 
 from __future__ import annotations

@@ -25,6 +25,10 @@ PEER_SIGNATURE_BYTES: Final = 64
 _SECP256K1_ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 # identity multihash (0x00, 36 bytes) of the protobuf key {type: Ed25519, data: 32 bytes}
 _PEER_ID_PREFIX: Final = bytes.fromhex("002408011220")
+_FIELD: Final = 2**255 - 19
+_Y_OF_ORDER_8: Final = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+_LOW_ORDER: Final = frozenset({0, 1, _FIELD - 1, _Y_OF_ORDER_8, _FIELD - _Y_OF_ORDER_8})
+"""The y of the eight points for which one signature is good for every message."""
 
 
 @functools.lru_cache(maxsize=64)
@@ -66,11 +70,18 @@ def peer_id_of(public_key: bytes) -> PeerId:
     return PeerId(base58.b58encode(_PEER_ID_PREFIX + public_key).decode())
 
 
+@functools.lru_cache(maxsize=64)
+def peer_id_of_seed(seed: bytes) -> PeerId:
+    """Return the libp2p id of the peer with this 32-byte seed."""
+    return peer_id_of(Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw())
+
+
 @functools.lru_cache(maxsize=4_096)
 def public_key_of(peer: PeerId) -> Ed25519PublicKey:
     """Return the Ed25519 key inside a peer id.
 
-    Raises `RemoteProtocolError("bad-peer-id")` for any id of another kind or length.
+    Raises `RemoteProtocolError("bad-peer-id")` for any id of another kind or length, and for
+    a key of low order: whoever likes can sign for it.
     """
     try:
         raw = base58.b58decode(peer)
@@ -81,6 +92,8 @@ def public_key_of(peer: PeerId) -> Ed25519PublicKey:
         raise RemoteProtocolError("bad-peer-id", f"{peer[:64]!r} is not an Ed25519 peer id")
     if peer_id_of(key) != peer:
         raise RemoteProtocolError("bad-peer-id", f"{peer[:64]!r} is not in its shortest form")
+    if (int.from_bytes(key, "little") & (2**255 - 1)) % _FIELD in _LOW_ORDER:
+        raise RemoteProtocolError("bad-peer-id", f"{peer[:64]!r} is a key of low order")
     return Ed25519PublicKey.from_public_bytes(key)
 
 

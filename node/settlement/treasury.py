@@ -1,9 +1,13 @@
 """Sends an account's transactions: saved before they are sent, and paid for once.
 
 One transaction of the account is on its way at a time. Each attempt is journalled with its
-nonce, so that after a crash there are only three cases: it was mined (its receipt says so),
-its nonce is still free (the same bytes are sent again), or another transaction took the
-nonce (these bytes can never be mined, and a new attempt is signed).
+nonce, so that after a crash, or an answer that got lost, there are only three cases: it was
+mined (its receipt says so), it may still be mined (the same bytes are sent again, which is
+fine wherever they are known), or it cannot be any more, since another transaction took its
+nonce. Only then is a new one signed; until then a second one would be a second payment.
+
+What is not mined for long is signed again at its own nonce, for the chain's present fees:
+of two transactions with one nonce at most one is ever mined.
 
 Before each attempt the chain is asked whether the step is needed at all: somebody else may
 have finalized or refunded, and a transaction that would revert only costs gas.
@@ -101,7 +105,7 @@ class Treasury:
                 if ending is not None and not (ending is Ending.REVERTED and step in _PATIENT):
                     return ending
             except NonceTooLowError:
-                continue
+                pass  # the next attempt finds these bytes dead, and signs others
             except TransactionRefusedError as error:
                 self.observer.emit(
                     TransactionRefused(trade_id=trade_id, step=step.value, reason=str(error))
@@ -129,17 +133,58 @@ class Treasury:
             return standing
         if not wanted():
             return Ending.UNWANTED
-        nonce = await self.ask(lambda escrow: escrow.next_nonce())
-        row = self._last(trade_id, step)
-        if row is None or row.nonce != nonce or row.succeeded is not None:
-            row = await self._sign(trade_id, step, call, nonce, row)
-            self.observer.emit(Saved(trade_id=trade_id, step=step.value))
+        waiting = await self._send_again(trade_id, step, wanted)
+        if not waiting:
+            if not wanted():
+                return Ending.UNWANTED
+            nonce = await self.ask(lambda escrow: escrow.next_nonce())
+            row = await self._sign(trade_id, step, call, nonce)
             if not wanted():  # signing asked the chain for its fees: time has passed
                 return Ending.UNWANTED
-        raw = row.raw
-        await self.ask(lambda escrow: escrow.broadcast(raw))
-        self.observer.emit(Sent(trade_id=trade_id, step=step.value))
-        return await self._see_mined(row)
+            await self._send(row)
+            waiting = [row]
+        ending = await self._see_mined(waiting)
+        if ending is None and wanted():
+            await self._replace(trade_id, step, call, waiting[-1], wanted)
+        return ending
+
+    async def _send_again(
+        self, trade_id: Digest, step: Step, wanted: Callable[[], bool]
+    ) -> list[TransactionRow]:
+        """Send what was signed before; returns what the chain took, and may still mine."""
+        waiting = []
+        for row in self._unresolved(trade_id, step):
+            if not wanted():
+                break
+            try:
+                await self._send(row)
+            except (NonceTooLowError, TransactionRefusedError):
+                continue
+            waiting.append(row)
+        return waiting
+
+    async def _replace(
+        self,
+        trade_id: Digest,
+        step: Step,
+        call: Call,
+        stuck: TransactionRow,
+        wanted: Callable[[], bool],
+    ) -> None:
+        """Outbid our own stuck transaction, if the chain's fees have risen enough for that."""
+        row = await self._sign(trade_id, step, call, stuck.nonce)
+        if row.hash == stuck.hash or not wanted():
+            return
+        try:
+            await self._send(row)
+        except (NonceTooLowError, TransactionRefusedError) as error:
+            self.observer.emit(
+                TransactionDelayed(trade_id=trade_id, step=step.value, reason=str(error))
+            )
+
+    async def _send(self, row: TransactionRow) -> None:
+        await self.ask(lambda escrow: escrow.broadcast(row.raw))
+        self.observer.emit(Sent(trade_id=row.trade_id, step=row.step))
 
     async def _look(self, row: TransactionRow) -> TransactionOutcome | None:
         outcome = await self.ask(lambda escrow: escrow.receipt(row.hash))
@@ -147,20 +192,20 @@ class Treasury:
             self._note(row, outcome.succeeded, outcome.block, outcome.gas_used)
         return outcome
 
-    async def _see_mined(self, row: TransactionRow) -> Ending | None:
+    async def _see_mined(self, waiting: list[TransactionRow]) -> Ending | None:
         patience = trio.current_time() + MINING_PATIENCE
         while trio.current_time() < patience:
-            outcome = await self._look(row)
-            if outcome is not None:
-                return Ending.DONE if outcome.succeeded else Ending.REVERTED
+            for row in waiting:
+                outcome = await self._look(row)
+                if outcome is not None:
+                    return Ending.DONE if outcome.succeeded else Ending.REVERTED
             await trio.sleep(POLL_SECONDS)
         return None
 
     async def _standing(self, trade_id: Digest, step: Step, call: Call) -> Ending | None:
         """What the chain already says of this step; None if it is still to be done."""
-        for row in self.journal.transactions(trade_id, step.value):
-            if row.succeeded is None:
-                await self._look(row)
+        for row in self._unresolved(trade_id, step):
+            await self._look(row)
         if isinstance(call, Withdraw):
             account = call.account
             owed = await self.ask(lambda escrow: escrow.credit(account))
@@ -171,23 +216,30 @@ class Treasury:
         return Ending.DONE if state in _DONE_IN[step] else Ending.UNWANTED
 
     async def _sign(
-        self, trade_id: Digest, step: Step, call: Call, nonce: int, last: TransactionRow | None
+        self, trade_id: Digest, step: Step, call: Call, nonce: int
     ) -> TransactionRow:
+        """Sign and journal an attempt; the same bytes as before are the same attempt."""
         signed: SignedTransaction = await self.ask(lambda escrow: escrow.sign(call, nonce))
+        rows = self.journal.transactions(trade_id, step.value)
+        known = next((row for row in rows if row.hash == signed.hash), None)
+        if known is not None:
+            return known
         row = TransactionRow(
             trade_id=trade_id,
             step=step.value,
-            attempt=0 if last is None else last.attempt + 1,
+            attempt=len(rows),
             nonce=nonce,
             hash=signed.hash,
             raw=signed.raw,
         )
         self.journal.save_transaction(row)
+        self.observer.emit(Saved(trade_id=trade_id, step=step.value))
         return row
 
-    def _last(self, trade_id: Digest, step: Step) -> TransactionRow | None:
+    def _unresolved(self, trade_id: Digest, step: Step) -> list[TransactionRow]:
+        """Attempts that were not seen mined, oldest first."""
         rows = self.journal.transactions(trade_id, step.value)
-        return rows[-1] if rows else None
+        return [row for row in rows if row.succeeded is None]
 
     def _note(self, row: TransactionRow, succeeded: bool, block: int, gas: int) -> None:
         self.journal.mark_mined(row.hash, gas=gas, block=block, succeeded=succeeded)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from broker_node.align.registry import ALIGNERS
 from broker_node.evaluate.validation import ValidationSet
@@ -17,6 +18,10 @@ from node.params.encoding import weights_root
 from node.params.recipe import interpolate
 from node.protocol.types import ONE, Millionths
 from node.training.trainer import Task, Trainer, build_trainer
+
+# the machine may be shared: property tests are not timed
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

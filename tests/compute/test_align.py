@@ -123,7 +123,10 @@ def test_dead_units_are_carried_along() -> None:
     tensors["layers.0.bias"][3] = 0
     tensors["layers.2.weight"][:, 5] = 0
     ours = verified(PAPER, tensors)
-    theirs, _ = disguised(ours, 1)
+    dead = {name: tensor.clone() for name, tensor in tensors.items()}
+    dead["layers.1.weight"][:, 3] *= 1000  # reads a unit that is always 0
+    dead["layers.1.weight"][5] *= 1000  # writes a unit that nothing reads
+    theirs, _ = disguised(verified(PAPER, dead), 1)
     aligned = weight_matching(ours, theirs, seed=0)
     merged = interpolate(ours.tensors, aligned.transformed, Millionths(ONE // 2))
     inputs_RF = torch.randn(32, 784, generator=torch.Generator().manual_seed(0))

@@ -12,8 +12,8 @@ from broker_node.align.registry import ALIGNERS
 from broker_node.evaluate.curve import LossCurve, row_losses
 from broker_node.evaluate.evaluation import Evaluated, evaluate, replay
 from broker_node.evaluate.gain import paired_gain
-from broker_node.evaluate.search import SEARCHES, halving_brent
-from broker_node.evaluate.validation import ValidationSet, draw_rows, row_digest
+from broker_node.evaluate.search import SCREEN, SEARCHES, _one_valley, halving_brent
+from broker_node.evaluate.validation import ValidationSet, draw_rows
 from broker_node.verify.checks import verify
 from broker_node.verify.stages import Received, Verified
 from node.params.architecture import Architecture, random_init
@@ -70,7 +70,12 @@ def rows_of(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_the_commitment_is_the_merkle_root_of_the_rows_digests() -> None:
     inputs_RF, labels_R = rows_of(40)
     digests = b"".join(
-        row_digest(i, inputs_RF[i].numpy().tobytes(), labels_R[i].numpy().tobytes())
+        hashlib.sha256(
+            b"\x04"
+            + i.to_bytes(8, "big")
+            + inputs_RF[i].numpy().tobytes()
+            + int(labels_R[i]).to_bytes(8, "little")
+        ).digest()
         for i in range(40)
     )
     expected = leaf_hash(0, digests[:1024]) + leaf_hash(1, digests[1024:])
@@ -178,6 +183,14 @@ def test_the_search_loses_nothing_to_the_papers_grid(
 ) -> None:
     own, grid = (trial(pair, validation, search=name) for name in ("halving-brent", "paper-grid"))
     assert own.loss_after <= grid.loss_after * 1.01
+
+
+def test_values_with_a_gap_between_them_are_not_one_valley() -> None:
+    one = Parabola(100, (0.4, 0.0))
+    assert _one_valley(one, SCREEN, 100)
+    assert _one_valley(one, SCREEN[3:6], 100)
+    assert not _one_valley(one, [SCREEN[3], SCREEN[5]], 100)
+    assert not _one_valley(Parabola(100, (0.2, 0.0), (0.8, 0.0)), SCREEN, 100)
 
 
 def test_the_papers_grid_stays_on_its_ten_values() -> None:

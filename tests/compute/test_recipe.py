@@ -126,6 +126,9 @@ def test_the_ends_of_the_line_are_the_models_themselves() -> None:
         assert torch.equal(at_zero[name], base[name])
         assert torch.equal(at_one[name], transformed[name])
     assert at_zero["layers.0.bias"] is not base["layers.0.bias"]
+    minus, plus = {"zero": torch.tensor([-0.0])}, {"zero": torch.tensor([0.0])}
+    assert bool(interpolate(plus, minus, Millionths(ONE))["zero"].signbit())
+    assert bool(interpolate(minus, plus, Millionths(0))["zero"].signbit())
 
 
 def test_unit_u_of_the_buyer_meets_the_unit_that_the_permutation_names() -> None:

@@ -82,18 +82,18 @@ class EscrowMachine(RuleBasedStateMachine):
         """Do at once what leads to a trade that waits for its end."""
         quote = self.signed(buyer, seller, "treasury", money, times)
         self.fund(quote)
-        if sold:
-            self.reveal(quote, seller, honest=True)
+        for honest in (False, True) if sold else ():
+            self.reveal(quote, seller, honest)
         return quote
 
-    @rule(sender=parties, seconds=st.sampled_from((400, 51, 1)))
-    def end_what_can_be_ended(self, sender: str, seconds: int) -> None:
-        """Wait, then finalize and refund every trade, as far as the time allows."""
-        self.wait(seconds)
-        for trade_id, quote in list(self.funded.items()):
-            if self.states[trade_id][0] is State.REVEALED:
+    @rule(quote=quotes, sender=parties)
+    def end(self, quote: Quote, sender: str) -> None:
+        """Ask in the last second that is too early, and again in the next one."""
+        for second in (0, 1):
+            self.stage.wait_until(max(self.stage.now(), self.too_early(quote) + second))
+            if self.state(quote)[0] is State.REVEALED:
                 self.finalize(quote, sender)
-            elif self.states[trade_id][0] is State.FUNDED:
+            else:
                 self.refund(quote, sender)
 
     @rule(quote=quotes)
@@ -222,6 +222,13 @@ class EscrowMachine(RuleBasedStateMachine):
         """Return where the trade stands by our books, and since when."""
         return self.states.get(quote.trade_id, (State.NONE, 0))
 
+    def too_early(self, quote: Quote) -> int:
+        """Return the last second in which the trade cannot be ended."""
+        state, since = self.state(quote)
+        if state is State.REVEALED:
+            return since + quote.dispute_window
+        return quote.reveal_by + quote.grace
+
     def role(self, account: str) -> str:
         """Return whose account it is."""
         return next(role for role in PARTIES if self.stage.accounts[role] == account)
@@ -254,15 +261,12 @@ class EscrowMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Every funded trade can be ended by a stranger, and then the escrow is empty."""
-        for trade_id, quote in self.funded.items():
-            state, since = self.states[trade_id]
-            if state in TERMINAL:
-                continue
-            step, last = ("finalize", since + quote.dispute_window)
-            if state is State.FUNDED:
-                step, last = ("refund", quote.reveal_by + quote.grace)
-            self.stage.wait_until(max(self.stage.now(), last + 1))
-            self.stage.send(step, quote, sender="stranger")
+        for quote in self.funded.values():
+            state, _ = self.state(quote)
+            if state not in TERMINAL:
+                step = "finalize" if state is State.REVEALED else "refund"
+                self.stage.wait_until(max(self.stage.now(), self.too_early(quote) + 1))
+                self.stage.send(step, quote, sender="stranger")
         for party in PARTIES:
             if self.stage.view("credits", self.stage.accounts[party]):
                 self.stage.send("withdraw", self.stage.accounts[party], sender="stranger")
@@ -271,7 +275,7 @@ class EscrowMachine(RuleBasedStateMachine):
 
 TestEscrowMachine = EscrowMachine.TestCase
 TestEscrowMachine.settings = settings(
-    max_examples=30,
+    max_examples=20,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

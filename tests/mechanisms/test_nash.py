@@ -125,6 +125,12 @@ def test_a_buyer_without_money_pays_what_it_has() -> None:
     )
 
 
+def test_it_is_the_same_when_the_buyer_is_a() -> None:
+    inputs: dict[str, Json] = {**values(0, 10, 2, 0), "legs": ["b"]}
+    assert figures(clear(inputs)) == (-6, 4, 4)
+    assert figures(clear({**inputs, "budget": [3, None]})) == (-3, 7, 1)
+
+
 def test_bargaining_power_moves_the_price_between_the_two_ends() -> None:
     inputs: dict[str, Json] = {**values(2, 0, 0, 10), "legs": ["a"]}
     assert figures(clear({**inputs, "tau": 0}))[0] == 2

@@ -10,7 +10,7 @@ from node.protocol.types import UINT256_MAX, Wei
 
 wei = st.integers(0, 10**24).map(Wei)
 small = st.integers(0, 400).map(Wei)
-fees = st.integers(0, 9_999)
+fees = st.sampled_from([0, 100, 200, 250, 500, 1000, 3000, 5000]) | st.integers(0, 9_999)
 
 
 def brute_force(bid: Wei, ask: Wei, fee_basis_points: int) -> int | None:

@@ -9,7 +9,7 @@ from trio.testing import MockClock
 from node.net.counters import Counters
 from node.net.gossip import Gossip, Heard, TokenBucket
 from node.net.limits import Limits
-from node.net.redial import FIRST_PAUSE_S, LAST_PAUSE_S, jittered, pauses
+from node.net.redial import FIRST_PAUSE_S, LAST_PAUSE_S, after_losing, jittered, pauses
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.types import PeerId
 from node.protocol.verdict import Verdict, accept, ignore, reject
@@ -150,6 +150,8 @@ def test_redialling_begins_quickly_slows_down_and_is_never_in_step() -> None:
     assert sum(pauses(n) for n in range(4)) < 2.5
     assert pauses(50) == LAST_PAUSE_S
     assert pauses(10**6) == LAST_PAUSE_S
+    assert after_losing(5, lasted_s=60) == 0
+    assert after_losing(5, lasted_s=0.1) == 6
     drawn = {jittered(1.0) for _ in range(50)}
     assert len(drawn) > 10
     assert all(0.5 <= pause <= 1.0 for pause in drawn)

@@ -261,6 +261,19 @@ async def test_a_bug_of_the_handler_is_reported_and_the_host_goes_on(
     assert heard == ["request /test/explode/1"]
 
 
+async def test_an_unexpected_exception_of_the_library_ends_one_request_only(
+    open_hosts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_hosts("a", "b") as (a, b):
+        a.handle_requests(ECHO, echo)
+        with monkeypatch.context() as patch:
+            patch.setattr(b._wire._swarm, "new_stream", None)
+            with pytest.raises(PeerUnreachableError):
+                await b.request(a.peer_id, ECHO, b"x", deadline_s=5)
+        assert b.counters.faults == {"open-stream": 1}
+        assert await b.request(a.peer_id, ECHO, b"x", deadline_s=5) == b"x"
+
+
 # ------------------------------------------------------------------------------- gossiping
 
 

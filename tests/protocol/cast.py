@@ -7,8 +7,6 @@ import functools
 import hashlib
 from typing import Any, Final
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from node.protocol import delivery, envelope
 from node.protocol.bargain import Patience, Wanted
 from node.protocol.brokerage import Brokerage, BrokerageRecord, BrokerageState
@@ -19,7 +17,7 @@ from node.protocol.offer import BrokerNotice, Offer, Receipt, Revocation, Statem
 from node.protocol.purchase import Purchase, PurchaseRecord, PurchaseState
 from node.protocol.quote import Quote, trade_id_of
 from node.protocol.sale import Sale, SaleRecord, SaleState
-from node.protocol.signing import address_of, peer_id_of, peer_sign, sign_digest
+from node.protocol.signing import address_of, peer_id_of_seed, peer_sign, sign_digest
 from node.protocol.types import (
     NO_ADDRESS,
     Address,
@@ -58,8 +56,7 @@ class Party:
 
     @functools.cached_property
     def peer_id(self) -> PeerId:
-        key = Ed25519PrivateKey.from_private_bytes(self.peer_seed).public_key()
-        return peer_id_of(key.public_bytes_raw())
+        return peer_id_of_seed(self.peer_seed)
 
 
 BUYER, SELLER, BROKER, STRANGER = (Party(n) for n in ("buyer", "seller", "broker", "stranger"))

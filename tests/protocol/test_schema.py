@@ -255,8 +255,7 @@ def test_no_quote_contradicts_itself(changes: dict[str, Any], what: str) -> None
         cast.quote(**changes)
     refused_from_peer(
         Quote,
-        to_map(cast.quote())
-        | {k: b"\xff" * 4 if k == "fee" else v for k, v in changes.items()},  # type: ignore[operator]
+        to_map(cast.quote()) | {k: b"\xff" * 4 if k == "fee" else v for k, v in changes.items()},  # type: ignore[operator]
     )
 
 

@@ -26,7 +26,16 @@ from tests.chain.market import BROKER, BUYER, SECRET, SELLER, Clock, build
 from tests.settlement.fake_chain import ETHER, FakeChain, FakeEscrow
 
 KEYS = {"buyer": BUYER, "seller": SELLER, "broker": BROKER}
-STEPS = ("fund", "fund by another", "reveal", "lie", "finalize", "refund", "withdraw", "other terms")
+STEPS = (
+    "fund",
+    "fund by another",
+    "reveal",
+    "lie",
+    "finalize",
+    "refund",
+    "withdraw",
+    "other terms",
+)
 _script = st.lists(
     st.tuples(st.sampled_from(STEPS), st.sampled_from([0, 1, 25, 130])), min_size=1, max_size=10
 )
@@ -73,10 +82,12 @@ def test_the_fake_and_the_contract_agree_on_every_call(script: list[tuple[str, i
         fake = FakeChain(clock, instant=True)
         for key in KEYS.values():
             fake.balances[address_of(key)] = 10 * ETHER
-        other = type(quote)(**{
-            **{name: getattr(quote, name) for name in quote.__slots__},
-            "receipt_hash": Digest(b"\x77" * 32),
-        })
+        other = type(quote)(
+            **{
+                **{name: getattr(quote, name) for name in quote.__slots__},
+                "receipt_hash": Digest(b"\x77" * 32),
+            }
+        )
         calls: dict[str, tuple[str, Call]] = {
             "fund": ("buyer", Fund(quote, signature)),
             "fund by another": ("seller", Fund(quote, signature)),

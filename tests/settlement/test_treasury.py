@@ -378,9 +378,7 @@ async def test_one_poor_trade_does_not_stop_the_account(buyer: Node, chain: Fake
 # ── refusals and reverts ──
 
 
-async def test_a_payment_that_reverts_is_not_tried_again(
-    buyer: Node, chain: FakeChain
-) -> None:
+async def test_a_payment_that_reverts_is_not_tried_again(buyer: Node, chain: FakeChain) -> None:
     quote = quote_of()
     await trio.sleep(40)  # past fund_by
     assert await fund(buyer, quote) is Ending.REVERTED

@@ -1,0 +1,89 @@
+"""The first trade, and the next: real weights, real processes, real money movements."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node.data.datasets import load
+from node.data.idx import DataError
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+def has_mnist() -> bool:
+    try:
+        load("mnist", CHECKOUT / ".data")
+    except DataError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Two agents and a broker as three processes, the chain a fourth; five rounds."""
+    dataset = "mnist" if has_mnist() else "digits"
+    folder = tmp_path_factory.mktemp("devnet")
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-m", "node.cli.main", "devnet", "--processes", "--rounds", "5"),
+            *("--dataset", dataset, "--name", str(folder / "run"), "--json"),
+        ],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-2_000:]
+    found: dict[str, Any] = json.loads(ended.stdout)
+    assert found == json.loads((folder / "run" / "report.json").read_text())
+    return found
+
+
+def test_every_trade_that_was_agreed_is_paid_on_chain(report: dict[str, Any]) -> None:
+    assert report["trades"]
+    assert {trade["on_chain"] for trade in report["trades"]} == {"paid"}
+    assert {trade["state"] for trade in report["trades"]} == {"complete"}
+
+
+def test_the_buyers_test_accuracy_rises(report: dict[str, Any]) -> None:
+    for agent in report["agents"]:
+        assert agent["accuracy"] > agent["first_accuracy"] + 10
+    bought = [r for agent in report["agents"] for r in agent["rounds"] if r["bought"]]
+    gains = [r["accuracy"] - r["accuracy_before"] for r in bought]
+    assert sum(gains) / len(gains) > 0
+
+
+def test_the_ledger_balances_to_the_wei(report: dict[str, Any]) -> None:
+    ledger = report["ledger"]
+    assert ledger["balances"]
+    assert int(ledger["deposited"]) == sum(int(trade["price"]) for trade in report["trades"])
+    assert int(ledger["deposited"]) == int(ledger["paid_out"]) + int(ledger["fees"])
+    assert (ledger["stuck"], ledger["open_trades"]) == ("0", 0)
+    spent = sum(int(agent["spent"]) for agent in report["agents"])
+    assert spent == int(ledger["deposited"])
+
+
+def test_bytes_crossed_libp2p_and_the_chain_gave_receipts(report: dict[str, Any]) -> None:
+    for node in report["network"]["by_node"].values():
+        for protocol in ("/pm/broker/1", "/pm/params/1"):
+            assert node["bytes_in"].get(protocol, 0) > 0
+            assert node["bytes_out"].get(protocol, 0) > 0
+    for name in ("agent-0", "agent-1"):
+        assert report["network"]["by_node"][name]["bytes_in"]["/pm/goods/1"] > 0
+    assert report["network"]["accepted"] > 0
+    for trade in report["trades"]:
+        for step in ("fund", "reveal", "finalize"):
+            assert trade["transactions"][step].startswith("0x")
+            assert trade["gas"][step] > 0
+
+
+def test_prices_are_decimal_strings_of_wei(report: dict[str, Any]) -> None:
+    for trade in report["trades"]:
+        assert trade["price"] == str(int(trade["price"]))
