@@ -80,9 +80,9 @@ def best_ask(prior: Prior, *, cost: float, share: float = 0.0) -> float:
     `share` is k, 0 … 1 (0 where the ask is paid). A seller that cannot earn anything asks
     for its cost. Raises `RefusedInputError` where the profit has no maximum.
     """
-    low = max(prior.low, cost) if math.isfinite(prior.low) else cost
-    if low >= prior.high:
+    if cost >= prior.high:
         return cost
+    low = max(prior.low, cost)
     closed = _closed_form(prior, cost, share)
     if closed is not None:
         return min(max(low, closed), prior.high)
@@ -95,6 +95,8 @@ def best_ask(prior: Prior, *, cost: float, share: float = 0.0) -> float:
         candidates = prior.samples[prior.samples >= low]
     else:
         candidates = _search(prior, low, cost, share)
+    if len(candidates) == 0:
+        return cost
     profits = [expected_profit(prior, float(p), cost=cost, share=share) for p in candidates]
     return float(candidates[int(np.argmax(profits))])
 

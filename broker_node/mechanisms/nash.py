@@ -117,7 +117,7 @@ class Nash:
         fair = (1 - bargain.tau) * (bargain.disagreement[0] - utility_a) + bargain.tau * (
             utility_b - bargain.disagreement[1]
         )
-        transfer = min(fair, high)
+        transfer = min(max(fair, low), high)
         return _outcome(kept, transfer, (utility_a + transfer, utility_b - transfer))
 
     def verify(self, market: Market, outcome: Outcome) -> Certificate:

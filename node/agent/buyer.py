@@ -45,7 +45,9 @@ TRIAL_SECONDS: Final = 60.0
 QUOTE_SECONDS: Final = 60.0
 
 # what a better moment or another address can mend; everything else is the seller's word
-PASSING: Final = frozenset({"unreachable", "timeout", "truncated", "busy", "quota-exceeded"})
+PASSING: Final = frozenset(
+    {"unreachable", "timeout", "truncated", "stream-reset", "too-slow", "busy", "quota-exceeded"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

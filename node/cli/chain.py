@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 from collections.abc import Mapping
@@ -11,27 +12,37 @@ from typing import Any
 from eth_hash.auto import keccak
 
 from contracts import load_artifact
-from node.chain.errors import ChainUnavailableError
 from node.chain.rpc_server import serve_chain
 from node.chain.tester import Observer, Stage
 from node.cli.failpoint import VARIABLE, hold
+from node.home import HomeError
+from node.net.errors import CannotListenError
 
 
-def run_chain(directory: Path, host: str, port: int, environ: Mapping[str, str]) -> None:
+def run_chain(
+    directory: Path, host: str, port: int, environ: Mapping[str, str], *, json_output: bool = False
+) -> None:
     """Serve until SIGTERM or SIGINT. Raises `MarketError` if it cannot."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HomeError(f"cannot make {directory}: {error.strerror}") from error
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
 
     def ready(url: str) -> None:
-        print(f"development chain at {url}: the money is play money", flush=True)  # noqa: T201
+        told = f"development chain at {url}: the money is play money"
+        print(json.dumps({"url": url}) if json_output else told, flush=True)  # noqa: T201
 
     try:
         serve_chain(
             directory, host, port, stop=stop, ready=ready, on_transaction=_failpoint(environ)
         )
     except OSError as error:
-        raise ChainUnavailableError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        raise CannotListenError(
+            f"cannot listen on {host}:{port}: {error.strerror}; name a free --port"
+        ) from error
 
 
 def _failpoint(environ: Mapping[str, str]) -> Observer | None:

@@ -5,86 +5,78 @@ Nothing heavy is imported until a command needs it, so that ``--help`` answers a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import FrameType
+from typing import Any, NoReturn
 
 import click
 
-from node.config.table import SETTINGS, Loaded, load
+from node.cli.doctor import doctor
+from node.cli.exits import BAD_INPUT, DONE, FAILED, INTERRUPTED, code_of, fault_in, line_of
+from node.cli.invocation import Invocation, on_node, settings_flags
+from node.cli.keys import keys
+from node.cli.status import status
+from node.cli.trades import trade
+from node.config.table import SETTINGS, template
 from node.protocol.errors import MarketError
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _settings_flags(command: F) -> F:
-    """Add a flag for each row of the table of settings."""
-    for row in reversed(tuple(SETTINGS.values())):
-        command = click.option(
-            row.flag, row.name, multiple=row.multiple, default=None, help=row.help
-        )(command)
-    return command
-
-
-def _load(flags: dict[str, object], config: Path | None) -> Loaded:
-    named = config or (Path(os.environ["PMNODE_CONFIG"]) if "PMNODE_CONFIG" in os.environ else None)
-    loaded = load(file=named, environ=os.environ, flags=flags)
-    if named is None:
-        from node.home import Home, default_data_dir
-
-        folder = loaded.config.data_dir or default_data_dir(loaded.config.role, os.environ)
-        own = Home(folder).config
-        if own.exists():
-            return load(file=own, environ=os.environ, flags=flags)
-    return loaded
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--config", type=click.Path(path_type=Path), default=None, help="TOML file")
-@click.option("--json", "json_output", is_flag=True, help="no lines for people on the console")
-@_settings_flags
+@settings_flags()
 @click.version_option(package_name="pm-node")
 @click.pass_context
-def cli(context: click.Context, /, config: Path | None, json_output: bool, **flags: object) -> None:
+def cli(
+    context: click.Context, /, config_file: Path | None, json_output: bool, **flags: object
+) -> None:
     """A market in which models' weights are traded.
 
     `pm-node --role agent` trains, offers and buys; `pm-node --role broker` serves a market;
     `pm-node devnet` plays one on this machine.
     """
-    context.obj = (config, flags)
+    node = Invocation(config=config_file, flags=flags, json_output=json_output)
+    context.obj = node
     if context.invoked_subcommand is not None:
         return
-    if flags.get("role") is None and "PMNODE_ROLE" not in os.environ and config is None:
+    if node.bare:
         click.echo(context.get_help())
         return
-    from node.cli.roles import run_role
+    with _ended_by_sigterm():
+        loaded = node.load()
+        from node.cli.preflight import check_data
 
-    run_role(_load(flags, config).config, os.environ, json_output=json_output)
+        check_data(loaded)
+        from node.cli.roles import run_role
+
+        run_role(loaded.config, os.environ, json_output=json_output)
 
 
 @cli.command()
-@click.pass_context
-def init(context: click.Context) -> None:
+@on_node
+def init(node: Invocation) -> None:
     """Make a data directory with a commented config.toml; nothing there is overwritten."""
-    from node.config.table import template
-    from node.home import Home, default_data_dir
-
-    config, flags = context.obj
-    loaded = _load(flags, config)
-    home = Home(loaded.config.data_dir or default_data_dir(loaded.config.role, os.environ))
-    home.prepare()
+    home = node.home(node.load().config).prepare()
     chosen = {
         name: value
-        for name, value in flags.items()
+        for name, value in node.flags.items()
         if value not in (None, ()) and name not in ("data_dir", "password_file")
     }
-    if not home.config.exists():
-        home.config.write_text(template(chosen), encoding="utf-8")
-        home.config.chmod(0o600)
-    click.echo(f"{home.root} is ready; keys are made by its first start")
+    made = False
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(home.config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(template(chosen))
+        made = True
+    if node.json_output:
+        click.echo(json.dumps({"data_dir": str(home.root), "config_written": made}))
+        return
+    kept = "" if made else f"; its {home.config.name} is kept as it was"
+    click.echo(f"{home.root} is ready{kept}; keys are made by its first start or `keys new`")
 
 
 @cli.group("config")
@@ -94,20 +86,15 @@ def config_group() -> None:
 
 @config_group.command("show")
 @click.option("--origin", is_flag=True, help="say where each value comes from")
-@click.option("--json", "as_json", is_flag=True)
-@click.pass_context
-def config_show(context: click.Context, origin: bool, as_json: bool) -> None:
+@on_node
+def config_show(node: Invocation, origin: bool) -> None:
     """Print every setting as it would be used."""
-    config, flags = context.find_root().obj
-    loaded = _load(flags, config)
+    loaded = node.load()
     rows = {
-        name: {
-            "value": str(getattr(loaded.config, name)),
-            "origin": str(loaded.origins[name]),
-        }
+        name: {"value": str(getattr(loaded.config, name)), "origin": str(loaded.origins[name])}
         for name in SETTINGS
     }
-    if as_json:
+    if node.json_output:
         click.echo(json.dumps(rows, indent=2))
         return
     for name, row in rows.items():
@@ -117,16 +104,24 @@ def config_show(context: click.Context, origin: bool, as_json: bool) -> None:
 @cli.command()
 @click.option("--directory", type=click.Path(path_type=Path), required=True, help="its state")
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=8545, show_default=True)
-def chain(directory: Path, host: str, port: int) -> None:
+@click.option("--port", default=8545, show_default=True, type=click.IntRange(0, 65_535))
+@click.option("--json", "as_json", is_flag=True, help="say where it is as a JSON object")
+@click.pass_obj
+def chain(node: Invocation, directory: Path, host: str, port: int, as_json: bool) -> None:
     """Serve a development chain of play money over JSON-RPC, with a faucet."""
     from node.cli.chain import run_chain
 
-    run_chain(directory, host, port, os.environ)
+    as_json = as_json or node.json_output
+    run_chain(directory, host, port, os.environ, json_output=as_json)
 
 
 @cli.command()
-@click.option("--processes", is_flag=True, help="each node its own process, over loopback TCP")
+@click.option(
+    "--processes",
+    is_flag=True,
+    expose_value=False,
+    help="each node its own process, over loopback TCP (it always is)",
+)
 @click.option("--agents", default=2, show_default=True, type=click.IntRange(2, 16))
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1, 1000))
 @click.option(
@@ -145,56 +140,78 @@ def chain(directory: Path, host: str, port: int) -> None:
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--name", default=None, help="folder under runs/ (default: by data set and seed)")
 @click.option("--json", "as_json", is_flag=True, help="the report alone, on standard output")
-def devnet(**options: Any) -> None:
+@click.pass_obj
+def devnet(node: Invocation, /, as_json: bool, **options: Any) -> int:
     """Play a market on this machine: chain, broker and agents, to a settled ledger."""
+    from node.devnet.launch import DevnetError
     from node.devnet.processes import run_devnet
 
-    sys.exit(run_devnet(**options))
-
-
-@cli.group()
-def trade() -> None:
-    """Look at the trades of a node."""
-
-
-@trade.command("list")
-@click.option("--json", "as_json", is_flag=True)
-@click.pass_context
-def trade_list(context: click.Context, as_json: bool) -> None:
-    """Print every trade of the journal; works beside a running node."""
-    from node.home import Home, default_data_dir
-    from node.settlement.history import trade_rows
-
-    config, flags = context.find_root().obj
-    loaded = _load(flags, config).config
-    home = Home(loaded.data_dir or default_data_dir(loaded.role, os.environ))
-    rows = trade_rows(home.journal)
-    if as_json:
-        click.echo(json.dumps(rows, indent=2))
-        return
-    for row in rows:
-        click.echo(
-            f"{row['trade_id'][:18]}  {row['side']:6}  {row['state']:13}  "
-            f"{row['price'] or '-':>22} wei  {row['note']}"
-        )
-
-
-def main() -> None:
-    """Run the command; a market error is one line and an exit code, never a traceback."""
     try:
-        cli(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        sys.exit(130)
-    except MarketError as error:
-        from node.cli.exits import code_of
-
+        return run_devnet(processes=True, as_json=as_json or node.json_output, **options)
+    except DevnetError as error:  # it names what it saw, over several lines
         click.echo(f"pm-node: {error}", err=True)
-        sys.exit(code_of(error))
+        return FAILED
+
+
+for command in (keys, status, doctor, trade):
+    cli.add_command(command)
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end a node in good order while it still waits for its chain.
+
+    Once the event loop runs, the node has a receiver of its own. In the moment between, the
+    process is left to die: its journal is made for that, and the loop is not made to be
+    interrupted.
+    """
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        trio = sys.modules.get("trio")
+        if trio is not None and trio.lowlevel.in_trio_run():
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        sys.exit(DONE)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code; an error is one line, never a traceback."""
+    try:
+        code = cli.main(args=arguments, prog_name="pm-node", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return BAD_INPUT
+    except click.ClickException as error:
+        path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
+        text = " ".join(error.format_message().split()).rstrip(".")
+        click.echo(f"pm-node: {text}; see `{path or 'pm-node'} --help`", err=True)
+        return BAD_INPUT
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except MarketError as error:
+        return _told(error)
+    except BaseExceptionGroup as group:
+        fault = fault_in(group)
+        if fault is None:
+            raise
+        return _told(fault)
+    return code if isinstance(code, int) else DONE
+
+
+def _told(error: MarketError) -> int:
+    click.echo(f"pm-node: {line_of(error)}", err=True)
+    return code_of(error)
+
+
+def main() -> NoReturn:
+    """Run the command that was typed, and exit with its code."""
+    sys.exit(run())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import os
 import signal
 from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -21,6 +20,7 @@ from node.cli.exits import INTERRUPTED
 from node.cli.opening import Opened, open_node, open_observer
 from node.clock import wall_clock
 from node.config.table import Config
+from node.data.folder import default_data_folder
 from node.home import BrokerAddress, Home, announced_broker, default_data_dir, state_directory
 from node.net.host import Network, open_host
 from node.params.store import BlobStore
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 LONGEST_DISPUTE_WINDOW: Final = 7 * 24 * 3_600
 LEAST_REVEAL_SECONDS: Final = 5
-DATA_FOLDER: Final = Path(".data")
 
 
 def run_role(config: Config, environ: Mapping[str, str], *, json_output: bool) -> None:
@@ -142,7 +141,7 @@ def _appraiser(config: Config) -> Appraiser:
 
     if config.dataset == "random":
         return DrillAppraiser()
-    dataset = load(config.dataset, config.data_folder or DATA_FOLDER)
+    dataset = load(config.dataset, config.data_folder or default_data_folder())
     rows = split_test(dataset).validation
     return MarketAppraiser(
         ValidationSet(
@@ -161,7 +160,7 @@ async def _agent(opened: Opened, station: Station) -> None:
     config = opened.config
     task = Task(
         dataset=config.dataset,
-        data_folder=config.data_folder or DATA_FOLDER,
+        data_folder=config.data_folder or default_data_folder(),
         agent=config.agent,
         agents=config.agents,
         seed=config.seed,

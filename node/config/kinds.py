@@ -16,8 +16,6 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from node.protocol.errors import RemoteProtocolError
-from node.protocol.schema import checksummed
-from node.protocol.signing import public_key_of
 from node.protocol.types import NO_ADDRESS, ONE, UINT256_MAX, PeerId
 
 MAX_TEXT: Final = 4_096
@@ -94,6 +92,8 @@ def _path(raw: object) -> Path:
 
 
 def _address(raw: object) -> str:
+    from node.protocol.schema import checksummed  # noqa: PLC0415 (a third of a second to import)
+
     if not isinstance(raw, str) or not _ADDRESS.fullmatch(raw):
         raise ValueError
     address = checksummed(bytes.fromhex(raw[2:]))
@@ -108,6 +108,8 @@ def _multiaddr(raw: object) -> str:
     if match is None or int(match[3]) > 65_535:
         raise ValueError
     if match[5] is not None:
+        from node.protocol.signing import public_key_of  # noqa: PLC0415 (as above)
+
         try:
             public_key_of(PeerId(match[5]))
         except RemoteProtocolError as error:

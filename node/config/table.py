@@ -133,9 +133,7 @@ class Config:
     """The settings of one node. Amounts are wei, times whole seconds, fractions millionths."""
 
     # Who and where
-    role: str = _setting(
-        "text", "agent", "what this node does", choices=("agent", "broker", "observer")
-    )
+    role: str = _setting("text", "agent", "what this node does", choices=("agent", "broker"))
     data_dir: Path | None = _setting(
         "path", None, "keys, journal and blobs (default: by role, under the user's data folder)"
     )

@@ -98,12 +98,13 @@ def run_devnet(
 def _available(dataset: str) -> str:
     """Return the data set, or digits where there is no MNIST; says so."""
     from node.data.datasets import load
+    from node.data.folder import default_data_folder
     from node.data.idx import DataError
 
     if dataset != "mnist":
         return dataset
     try:
-        load("mnist", Path(".data"))
+        load("mnist", default_data_folder())
     except DataError as error:
         print(f"no MNIST ({error}): going on with digits", file=sys.stderr)  # noqa: T201
         return "digits"

@@ -19,16 +19,15 @@ on chain and opens that ciphertext, or the escrow gives the money back.
 | funded    | refunded                        | credited  | withdraw |
 | refunding | revealed                        | revealed  | deliver  |
 | refunding | refunded                        | credited  | withdraw |
+| revealed  | paid                            | revealed  |          |
 | revealed  | delivered                       | delivered |          |
+| revealed  | delivered, paid before          | complete  |          |
 | revealed  | bad goods                       | cheated   |          |
-| revealed  | paid                            | paid      |          |
-| paid      | delivered                       | complete  |          |
-| paid      | bad goods                       | cheated   |          |
 | delivered | paid                            | complete  |          |
 | credited  | withdrawn                       | refunded  |          |
 
 A reveal is good news however late it comes: the escrow takes one until somebody refunds.
-*Paid* is a purchase whose payment is final while the goods are still being decrypted.
+Where the payment is final before the goods are decrypted, the record remembers it.
 Funding is *abandoned* only on the chain's own clock: the escrow refuses a deposit after
 `fund_by`, so once everything up to a later block has been told, none can come.
 Deadlines before the money moves are the buyer's own clock's; all later ones the chain's.
@@ -75,7 +74,6 @@ class PurchaseState(enum.Enum):
     FUNDED = "funded"
     REFUNDING = "refunding"
     REVEALED = "revealed"
-    PAID = "paid"
     DELIVERED = "delivered"
     CREDITED = "credited"
     COMPLETE = "complete"
@@ -185,12 +183,7 @@ class Purchase:
                 return []
             case S.REVEALED, Delivered(note):
                 return self._go(S.COMPLETE if self.record.paid else S.DELIVERED, note=note)
-            case S.REVEALED, Paid():
-                self._go(S.PAID)
-                return []  # the delivery is under way
-            case S.PAID, Delivered(note):
-                return self._go(S.COMPLETE, note=note)
-            case (S.REVEALED | S.PAID), BadGoods(leaf):
+            case S.REVEALED, BadGoods(leaf):
                 return self._go(S.CHEATED, note=f"leaf {leaf} is not the offer's")
             case S.DELIVERED, Paid():
                 return self._go(S.COMPLETE, note=self.record.note)
@@ -214,7 +207,7 @@ class Purchase:
                 return [Transact(Step.REFUND)]
             case S.CREDITED:
                 return [Transact(Step.WITHDRAW)]
-            case S.REVEALED | S.PAID:
+            case S.REVEALED:
                 if self.record.secret is None:
                     raise LocalProtocolError(f"{self.record.trade_id.hex()}: revealed, no secret")
                 return [Deliver(self.record.secret)]

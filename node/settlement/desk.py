@@ -121,7 +121,11 @@ class TradeDesk:
         self._trades: dict[tuple[Digest, str], Trade] = {}
         self._nursery: trio.Nursery | None = None
         self.running = trio.Event()
-        """Set once every open trade of the journal goes on."""
+        """Set once every open trade of the journal goes on, and new ones may be opened.
+
+        A node that never heard from its chain waits for that: an event below the block from
+        which it is told would be missed, a deposit of its own among them.
+        """
 
     async def run(self) -> None:
         """Resume every open trade of the journal, then follow the chain for ever."""
@@ -134,13 +138,19 @@ class TradeDesk:
                 self._after(trade, trade.machine.resume(self._clock()), before)
             nursery.start_soon(self._expire_for_ever)
             nursery.start_soon(self._watch.run, self._tell, self._tick)
+            await self._watch.anchored.wait()
             self.running.set()
             await trio.sleep_forever()
 
     # ── what the rest of the node asks ──
 
     def open(self, machine: Machine) -> Trade:
-        """Journal a new trade, then begin its effects. Raises `LocalProtocolError` if known."""
+        """Journal a new trade, then begin its effects.
+
+        Raises `LocalProtocolError` if it is known, or the desk is not running yet.
+        """
+        if not self.running.is_set():
+            raise LocalProtocolError("the desk is not running: the chain was not heard yet")
         trade = Trade(machine)
         key = (machine.record.trade_id, trade.side)
         if key in self._trades or self._journal.trade(*key) is not None:

@@ -36,6 +36,10 @@ class ChainWatch:
         self.confirmations = confirmations
         self.up = trio.Event()
         """Set once the chain has answered."""
+        self.anchored = trio.Event()
+        """Set once it is known from which block on events are told; for good, once it is."""
+        if isinstance(journal.recall("watermark"), int):
+            self.anchored.set()
         self._heads: deque[Block] = deque(maxlen=4_096)
 
     async def run(
@@ -74,14 +78,16 @@ class ChainWatch:
                 await tell(event)
             done = upto
             self.journal.remember("watermark", done)
-        # the chain's time at the deepest block that was told: never a later one's
-        told = [block for block in self._heads if block.number <= done]
-        if told:
-            await tick(head if self.confirmations == 0 else told[-1])
+        # the chain's time at the last block that is deep enough and was told: never a later one's
+        last = min(done, deep)
+        told = next((block for block in reversed(self._heads) if block.number <= last), None)
+        if told is not None:
+            await tick(told)
 
     def _watermark(self, deep: int) -> int:
         mark = self.journal.recall("watermark")
         if isinstance(mark, int):
             return mark
         self.journal.remember("watermark", max(deep, 0))
+        self.anchored.set()
         return max(deep, 0)

@@ -270,6 +270,7 @@ class EscrowMachine(RuleBasedStateMachine):
         for party in PARTIES:
             if self.stage.view("credits", self.stage.accounts[party]):
                 self.stage.send("withdraw", self.stage.accounts[party], sender="stranger")
+            assert self.stage.view("credits", self.stage.accounts[party]) == 0
         assert self.stage.balance(self.stage.escrow.address) == 0
 
 

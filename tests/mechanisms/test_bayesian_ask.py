@@ -177,6 +177,15 @@ def test_a_seller_that_cannot_earn_asks_for_its_cost() -> None:
     assert outcome.values == {"price": 3.0, "revenue": 0.0}
 
 
+def test_a_valuation_that_is_known_for_certain_is_asked_for() -> None:
+    assert price(prior={"kind": "empirical", "samples": [1, 1]}) == 1
+
+
+def test_where_no_observation_covers_the_cost_the_cost_is_asked() -> None:
+    prior: Json = {"kind": "empirical", "samples": [1, 9]}
+    assert price(prior=prior, support=[0, 5], cost=3) == 3
+
+
 def test_the_higher_of_two_humps_can_be_the_better_one() -> None:
     components: list[Json] = [[0.7, 1.0, 0.05], [0.3, 10.0, 0.05]]
     prior: Json = {"kind": "mixture_normal", "components": components}

@@ -276,12 +276,18 @@ def deal(
     return Deal(**(made | changes))
 
 
+@functools.cache
+def good_deal() -> Deal:
+    """Return the deal with nothing changed."""
+    return deal()
+
+
 # ── the three machines, in the state that a test wants ──
 
 
 def purchase_record(state: PurchaseState = PurchaseState.FETCHING) -> PurchaseRecord:
     """Return a buyer's record; the secret is known in the states that come after it."""
-    whole = deal()
+    whole = good_deal()
     return PurchaseRecord(
         state=state.value,
         note="",
@@ -296,17 +302,25 @@ def purchase_record(state: PurchaseState = PurchaseState.FETCHING) -> PurchaseRe
         evaluation=EVALUATION,
         recipe=RECIPE,
         receipt=whole.receipt,
-        secret=SECRET if state.value in KNOWS_THE_SECRET else None,
+        secret=SECRET if state in KNOWS_THE_SECRET else None,
+        paid=state is PurchaseState.COMPLETE,
     )
 
 
-KNOWS_THE_SECRET: Final = frozenset({"revealed", "paid", "delivered", "complete", "cheated"})
+KNOWS_THE_SECRET: Final = frozenset(
+    {
+        PurchaseState.REVEALED,
+        PurchaseState.DELIVERED,
+        PurchaseState.COMPLETE,
+        PurchaseState.CHEATED,
+    }
+)
 
 
 def sale_record(state: SaleState = SaleState.PREPARED) -> SaleRecord:
     """Return a seller's record; there is a quote once it is countersigned."""
     agreed = state is not SaleState.PREPARED
-    whole = deal()
+    whole = good_deal()
     return SaleRecord(
         state=state.value,
         note="",
@@ -333,7 +347,9 @@ def sale_record(state: SaleState = SaleState.PREPARED) -> SaleRecord:
 def brokerage_record(state: BrokerageState = BrokerageState.PROPOSED) -> BrokerageRecord:
     """Return a broker's record."""
     proposed = state is BrokerageState.PROPOSED
-    whole = deal(seller_signature=b"") if proposed else deal()
+    whole = good_deal()
+    if proposed:
+        whole = dataclasses.replace(whole, seller_signature=b"")
     return BrokerageRecord(state=state.value, note="", deal=whole)
 
 

@@ -49,7 +49,7 @@ from tests.protocol.cast import (
 )
 
 Act = Callable[[Any], list[Effect]]
-RECEIPT: Final = cast.deal().receipt
+RECEIPT: Final = cast.good_deal().receipt
 REFUND_FROM: Final = UnixTime(REVEAL_BY + GRACE)
 PAYABLE_FROM: Final = UnixTime(NOW + 100 + DISPUTE_WINDOW)
 
@@ -62,8 +62,14 @@ def tick(time: int) -> Act:
     return told(Tick(UnixTime(time)))
 
 
+def delivered_late(machine: Purchase) -> list[Effect]:
+    if machine.state is PurchaseState.REVEALED:
+        machine.receive(Paid(), NOW)
+    return machine.receive(Delivered(), NOW)
+
+
 def countersign(machine: Sale) -> list[Effect]:
-    whole = cast.deal()
+    whole = cast.good_deal()
     machine.countersign(
         whole.quote,
         broker_signature=whole.broker_signature,
@@ -74,7 +80,7 @@ def countersign(machine: Sale) -> list[Effect]:
 
 
 def signed_by_seller(machine: Brokerage) -> list[Effect]:
-    machine.countersigned(cast.deal().seller_signature)
+    machine.countersigned(cast.good_deal().seller_signature)
     return []
 
 
@@ -91,6 +97,7 @@ PURCHASE: Final[list[tuple[set[str], Act]]] = [
     ({"revealed"}, told(Revealed(SECRET, REFUND_FROM), REFUND_FROM + 1_000)),
     ({"delivered"}, told(Delivered())),
     ({"delivered"}, told(Delivered("the recipe does not give the weights"))),
+    ({"delivered, paid before"}, delivered_late),
     ({"bad goods"}, told(BadGoods(17))),
     ({"paid"}, told(Paid())),
     ({"refunded"}, told(Refunded())),
@@ -211,7 +218,7 @@ def test_a_machine_moves_as_its_table_says_and_else_stands_still(
         assert machine.record.state == machine.state.value
     else:
         assert (machine.state.value, effects) == (state, [])
-        assert machine.record == before
+        assert machine.record is before  # so there is nothing to journal
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -261,7 +268,6 @@ OWED: Final[dict[str, dict[str, list[Effect]]]] = {
         "funding": [Transact(Step.FUND)],
         "refunding": [Transact(Step.REFUND)],
         "revealed": [Deliver(SECRET)],
-        "paid": [Deliver(SECRET)],
         "credited": [Transact(Step.WITHDRAW)],
     },
     "sale": {
@@ -348,10 +354,11 @@ def test_what_was_wrong_is_remembered() -> None:
     buyer = a_purchase("revealed")
     buyer.receive(BadGoods(17), NOW)
     assert "17" in buyer.record.note
-    buyer = a_purchase("revealed")
-    buyer.receive(Delivered("as measured, but"), NOW)
-    buyer.receive(Paid(), NOW)
-    assert (buyer.state, buyer.record.note) == (PurchaseState.COMPLETE, "as measured, but")
+    for events in ((Delivered("as measured, but"), Paid()), (Paid(), Delivered("as measured, but"))):
+        buyer = a_purchase("revealed")
+        for event in events:
+            buyer.receive(event, NOW)
+        assert (buyer.state, buyer.record.note) == (PurchaseState.COMPLETE, "as measured, but")
 
 
 def test_a_revealed_purchase_without_its_secret_is_our_own_fault() -> None:
@@ -364,7 +371,7 @@ def test_a_payment_that_ends_before_the_decryption_is_not_forgotten() -> None:
     buyer = a_purchase("revealed")
     assert buyer.receive(Paid(), NOW) == []
     assert not buyer.settled
-    back = Purchase(buyer.record)
+    back = Purchase(from_map(type(buyer.record), to_map(buyer.record)))
     assert back.resume(NOW) == [Deliver(SECRET)]
     assert back.receive(Delivered(), NOW) == []
     assert back.state is PurchaseState.COMPLETE
@@ -480,4 +487,4 @@ def test_a_broker_never_touches_the_parties_transactions(step: Step) -> None:
 
 
 def test_the_secret_of_another_trade_opens_nothing_of_ours() -> None:
-    assert Digest(SECRET) != cast.deal().quote.secret_commitment
+    assert Digest(SECRET) != cast.good_deal().quote.secret_commitment

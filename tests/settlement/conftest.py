@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from node.protocol.types import Address
 from tests.settlement.fake_chain import ETHER, FakeChain
 from tests.settlement.trades import BROKER, BUYER, SELLER, Node, begin, wall
 
 T = TypeVar("T")
+HERE = Path(__file__).parent
+
+
+def run_jumping(
+    test: Callable[[], Awaitable[None]], *, clock: object, instruments: list[Any]
+) -> None:
+    trio.run(test, clock=MockClock(autojump_threshold=0), instruments=instruments)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run each asynchronous test of this folder on the jumping clock, unasked."""
+    for item in items:
+        if item.path.parent == HERE and item.get_closest_marker("trio") is not None:
+            item.add_marker(pytest.mark.trio(run=run_jumping), append=False)
 
 
 @pytest.fixture(autouse=True)

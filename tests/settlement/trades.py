@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import pytest
 import trio
-from trio.testing import MockClock
 
 from node.journal import Journal
 from node.observe import Event, Observer
@@ -33,14 +31,6 @@ from tests.settlement.fake_chain import ETHER, FakeChain, FakeEscrow
 START = 1_700_000_000
 BUYER, SELLER, BROKER = (address_of(bytes([n]) * 32) for n in (1, 2, 3))
 FUND_BY, REVEAL_BY, GRACE, DISPUTE_WINDOW = 30, 60, 10, 5
-
-
-def _run(test: Callable[[], Awaitable[None]], *, clock: object, instruments: list[Any]) -> None:
-    trio.run(test, clock=MockClock(autojump_threshold=0), instruments=instruments)
-
-
-jumping = pytest.mark.trio(run=_run)
-"""A test under this mark sleeps for no time: the clock jumps to whoever wakes next."""
 
 
 def wall() -> UnixTime:
@@ -85,6 +75,15 @@ def quote_of(number: int = 0, *, price: int = ETHER, fee: int = ETHER // 100) ->
         grace=GRACE,
         dispute_window=DISPUTE_WINDOW,
         receipt_hash=Digest(b"\x0d" * 32),
+    )
+
+
+def long_quote_of(number: int = 0, *, price: int = ETHER) -> Quote:
+    """A trade that can be funded for a day."""
+    return dataclasses.replace(
+        quote_of(number, price=price, fee=1),
+        fund_by=UnixTime(START + 86_400),
+        reveal_by=UnixTime(START + 2 * 86_400),
     )
 
 

@@ -1,0 +1,290 @@
+"""Whatever happens between them, the buyer has weights or money, the seller money or its key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from node.protocol.brokerage import Brokerage, BrokerageState
+from node.protocol.events import Step
+from node.protocol.purchase import FUND_MARGIN, Purchase, PurchaseState
+from node.protocol.sale import Sale, SaleState
+from tests.protocol import cast
+from tests.protocol.trade_play import SELLERS_SKEW, START_MONEY, EscrowModel, Phase, Shell
+
+WHO = st.sampled_from(["buyer", "seller", "broker"])
+SECONDS = st.one_of(
+    st.integers(0, 5),
+    st.integers(0, 30),
+    st.integers(0, 30),
+    st.sampled_from([cast.FUND_BY, cast.REVEAL_BY, cast.REVEAL_BY + cast.GRACE]).flatmap(
+        lambda deadline: st.integers(deadline - cast.NOW - 3, deadline - cast.NOW + 3)
+    ),
+    st.just(cast.DISPUTE_WINDOW + 1),
+)
+
+
+class TradePlay(RuleBasedStateMachine):
+    """One trade from preparation to its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deal = cast.good_deal()
+        self.chain = EscrowModel(self.deal.quote)
+        self.seller = Shell("seller", Sale(cast.sale_record()), self.chain)
+        self.broker = Shell("broker", Brokerage(cast.brokerage_record()), self.chain)
+        self.buyer: Shell[Purchase] | None = None
+        self.honest = self.seller_stays = True
+
+    @initialize(
+        honest=st.sampled_from([True, True, True, False]),
+        seller_stays=st.sampled_from([True, True, False]),
+        ahead=st.integers(0, 24),
+    )
+    def begin(self, honest: bool, seller_stays: bool, ahead: int) -> None:
+        """Go some way along the undisturbed trade, so that trouble starts anywhere in it."""
+        self.honest, self.seller_stays = honest, seller_stays
+        if ahead:
+            self.countersign(broker_hears=True, buyer_hears=True)
+        for number in range(1, ahead):
+            self.go_on(["buyer", "seller", "broker"][number % 3])
+            if number % 3 == 2:
+                self.chain.advance(5)
+
+    def shell(self, name: str) -> Shell[Any] | None:
+        found: dict[str, Shell[Any] | None] = {
+            "buyer": self.buyer, "seller": self.seller, "broker": self.broker
+        }  # fmt: skip
+        return found[name]
+
+    # ── what the parties do ──
+
+    @precondition(lambda self: self.buyer is None and self.seller.up)
+    @rule(broker_hears=st.booleans(), buyer_hears=st.booleans())
+    def countersign(self, broker_hears: bool, buyer_hears: bool) -> None:
+        seller, deal = self.seller, self.deal
+        if seller.machine.state is SaleState.PREPARED:
+            if seller.now >= deal.quote.fund_by - FUND_MARGIN:
+                return
+            seller.take(
+                lambda m: m.countersign(
+                    deal.quote,
+                    broker_signature=deal.broker_signature,
+                    signature=deal.seller_signature,
+                    receipt=deal.receipt,
+                )
+            )
+        if seller.machine.record.quote is None or not (broker_hears and self.broker.up):
+            return
+        self.broker.take(lambda m: m.countersigned(deal.seller_signature))
+        if buyer_hears and self.chain.time < deal.quote.fund_by - FUND_MARGIN:
+            self.buyer = Shell("buyer", Purchase(cast.purchase_record()), self.chain)
+            self.buyer.goods_are_good = self.honest
+
+    @rule(who=WHO, number=st.integers(0, 3), goods_come=st.sampled_from([True, True, True, False]))
+    def act(self, who: str, number: int, goods_come: bool) -> None:
+        shell = self.shell(who)
+        if shell is not None and shell.up and shell.to_do:
+            shell.perform(number, goods_come=goods_come)
+
+    @rule(who=WHO, blocks=st.integers(1, 4), remembers=st.booleans())
+    def listen(self, who: str, blocks: int, remembers: bool) -> None:
+        shell = self.shell(who)
+        if shell is not None and shell.up:
+            shell.listen(blocks, remembers=remembers)
+
+    @rule(who=WHO)
+    def go_on(self, who: str) -> None:
+        shell = self.shell(who)
+        if shell is not None and shell.up:
+            shell.listen(len(self.chain.blocks), remembers=True)
+            for _ in range(len(shell.to_do)):
+                shell.perform(0)
+
+    @rule(who=WHO)
+    def look_at_the_clock(self, who: str) -> None:
+        shell = self.shell(who)
+        if shell is not None and shell.up:
+            shell.take(lambda m: m.expire(shell.now))
+
+    # ── what happens to them ──
+
+    @rule(who=WHO)
+    def crash(self, who: str) -> None:
+        shell = self.shell(who)
+        if shell is not None and shell.up:
+            shell.crash()
+
+    @rule(who=WHO)
+    def restart(self, who: str) -> None:
+        shell = self.shell(who)
+        if shell is not None:
+            shell.restart()
+
+    @rule(seconds=st.integers(-SELLERS_SKEW, SELLERS_SKEW))
+    def the_sellers_clock_is_set(self, seconds: int) -> None:
+        self.seller.skew = seconds
+
+    @precondition(lambda self: self.buyer is not None)
+    @rule(seconds=st.integers(-100_000, 100_000))
+    def the_buyers_clock_is_set(self, seconds: int) -> None:
+        assert self.buyer is not None
+        self.buyer.skew = seconds
+
+    @rule(seconds=SECONDS, waiting=st.sets(st.sampled_from(Step)))
+    def time_passes(self, seconds: int, waiting: set[Step]) -> None:
+        self.chain.advance(seconds, waits=lambda p: p.step in waiting)
+
+    @rule(step=st.sampled_from([Step.FINALIZE, Step.REFUND]))
+    def a_stranger_helps_itself(self, step: Step) -> None:
+        if self.chain.may(step, "stranger"):
+            self.chain.broadcast(step, "stranger")
+
+    @rule(who=WHO)
+    def a_stranger_withdraws_for(self, who: str) -> None:
+        self.chain.broadcast(Step.WITHDRAW, who)
+
+    # ── what holds throughout ──
+
+    @invariant()
+    def no_money_appears_or_is_lost(self) -> None:
+        chain = self.chain
+        assert chain.wallets.total() + chain.credits.total() + chain.locked == START_MONEY
+        assert chain.locked == (
+            chain.quote.price if chain.phase in {Phase.FUNDED, Phase.REVEALED} else 0
+        )
+
+    @invariant()
+    def a_key_that_was_shown_is_paid_for(self) -> None:
+        assert not (self.chain.secret_seen and self.chain.phase in {Phase.NONE, Phase.REFUNDED})
+        if self.chain.phase in {Phase.REVEALED, Phase.PAID}:
+            assert self.chain.secret_seen
+
+    @invariant()
+    def what_the_buyer_believes_is_so(self) -> None:
+        if self.buyer is None:
+            assert self.chain.phase is Phase.NONE
+            return
+        phase, state = self.chain.phase, self.buyer.machine.state
+        match state:
+            case PurchaseState.ABANDONED | PurchaseState.FETCHING:
+                assert phase is Phase.NONE
+            case PurchaseState.FUNDED | PurchaseState.REFUNDING:
+                assert phase is not Phase.NONE
+            case PurchaseState.REVEALED | PurchaseState.DELIVERED | PurchaseState.CHEATED:
+                assert phase in {Phase.REVEALED, Phase.PAID}
+            case PurchaseState.COMPLETE:
+                assert phase is Phase.PAID
+            case PurchaseState.CREDITED | PurchaseState.REFUNDED:
+                assert phase is Phase.REFUNDED
+        if state is PurchaseState.CHEATED:
+            assert not self.honest
+        if state is PurchaseState.REFUNDED:
+            assert self.chain.wallets["buyer"] == START_MONEY
+
+    @invariant()
+    def what_the_seller_believes_is_so(self) -> None:
+        phase = self.chain.phase
+        match self.seller.machine.state:
+            case SaleState.PREPARED:
+                assert phase is Phase.NONE
+            case SaleState.EXPIRED:
+                assert phase is Phase.NONE
+                assert not self.chain.secret_seen
+            case SaleState.REVEALING | SaleState.WITHHELD:
+                assert phase is not Phase.NONE
+            case SaleState.REVEALED | SaleState.FINALIZING:
+                assert phase in {Phase.REVEALED, Phase.PAID}
+            case SaleState.CREDITED | SaleState.PAID:
+                assert phase is Phase.PAID
+            case SaleState.REFUNDED:
+                assert phase is Phase.REFUNDED
+
+    @invariant()
+    def a_receipt_is_published_for_a_paid_trade_only(self) -> None:
+        if self.broker.machine.state in {BrokerageState.CREDITED, BrokerageState.PAID}:
+            assert self.chain.phase is Phase.PAID
+
+    # ── how it ends ──
+
+    def teardown(self) -> None:
+        """Everyone comes back, hears all, and does what is owed; then nothing is open.
+
+        A seller that stays away for ever keeps its own money waiting, but not the buyer's.
+        """
+        shells: list[Shell[Any]] = [self.broker]
+        if self.seller_stays:
+            shells.append(self.seller)
+        if self.buyer is not None:
+            self.buyer.goods_are_good = self.honest
+            shells.append(self.buyer)
+        for shell in shells:
+            shell.skew = 0
+            shell.restart()
+        for _ in range(8):
+            for shell in shells:
+                shell.listen(len(self.chain.blocks), remembers=True)
+                shell.take(lambda m, s=shell: m.expire(s.now))
+                for _ in range(len(shell.to_do)):
+                    shell.perform(0)
+                shell.listen(len(self.chain.blocks), remembers=True)
+            self.chain.advance(400)
+            self.no_money_appears_or_is_lost()
+            self.a_key_that_was_shown_is_paid_for()
+            self.what_the_buyer_believes_is_so()
+            self.what_the_seller_believes_is_so()
+        chain = self.chain
+        if not self.seller_stays and chain.phase is Phase.REVEALED:
+            assert self.buyer is not None
+            assert self.buyer.machine.settled
+            return
+        for shell in shells:
+            assert shell.machine.over, f"{shell.name} is {shell.machine.state} for ever"
+            assert shell.machine.settled
+            assert shell.to_do == []
+        assert chain.locked == 0
+        if chain.phase is Phase.PAID:
+            assert self.buyer is not None
+            paid = chain.wallets["seller"] + chain.credits["seller"]
+            assert paid == chain.quote.price - chain.quote.fee
+            assert self.seller_stays <= (chain.credits["seller"] == 0)
+            assert chain.wallets["broker"] == chain.quote.fee
+            assert self.broker.published >= 1
+            assert self.buyer.machine.state is (
+                PurchaseState.COMPLETE if self.honest else PurchaseState.CHEATED
+            )
+        else:
+            assert chain.phase in {Phase.NONE, Phase.REFUNDED}
+            assert chain.wallets["buyer"] == START_MONEY
+
+
+def test_whatever_happens_the_buyer_has_weights_or_money_and_the_seller_money_or_its_key() -> None:
+    run_state_machine_as_test(
+        TradePlay, settings=settings(max_examples=150, stateful_step_count=40, deadline=None)
+    )
+
+
+def test_with_nothing_in_the_way_the_trade_is_paid_and_delivered() -> None:
+    play = TradePlay()
+    play.countersign(broker_hears=True, buyer_hears=True)
+    for _ in range(12):
+        for who in ("buyer", "seller", "broker"):
+            play.listen(who, 10, remembers=True)
+            for _ in range(3):
+                play.act(who, 0, goods_come=True)
+        play.time_passes(20, set())
+    assert play.buyer is not None
+    assert play.buyer.machine.state is PurchaseState.COMPLETE
+    assert play.seller.machine.state is SaleState.PAID
+    assert play.broker.machine.state is BrokerageState.PAID
+    play.teardown()

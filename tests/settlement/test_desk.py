@@ -1,0 +1,487 @@
+"""Trades of three nodes on one chain: each is seen to its end, whoever dies and whatever is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from node.chain.port import Finalize, Fund, Refund, Reveal, Withdraw
+from node.journal import JournalError, TradeRow
+from node.observe import Event
+from node.protocol import cbor
+from node.protocol.brokerage import Brokerage
+from node.protocol.errors import LocalProtocolError
+from node.protocol.purchase import Purchase
+from node.protocol.sale import Sale
+from node.protocol.schema import to_map
+from node.settlement.desk import Machine
+from tests.settlement.fake_chain import DOMAIN, ETHER, FakeChain, FakeEscrow, down
+from tests.settlement.trades import (
+    BROKER,
+    BUYER,
+    FUND_BY,
+    REVEAL_BY,
+    SELLER,
+    Died,
+    Node,
+    begin,
+    brokerage,
+    purchase,
+    quote_of,
+    sale,
+    secret_of,
+    wall,
+)
+
+SIDES = {"buyer": BUYER, "seller": SELLER, "broker": BROKER}
+
+
+class World:
+    """A buyer, a seller and a broker, and the trades that they have agreed on."""
+
+    def __init__(self, folder: Path, trades: int = 1) -> None:
+        begin()
+        folder.mkdir(parents=True, exist_ok=True)
+        self.chain = FakeChain(wall)
+        for account in SIDES.values():
+            self.chain.balances[account] = 10 * ETHER
+        self.quotes = [quote_of(number) for number in range(trades)]
+        self.nodes = {side: Node(folder, self.chain, who) for side, who in SIDES.items()}
+        for number, quote in enumerate(self.quotes):
+            machines: dict[str, Machine] = {
+                "buyer": Purchase(purchase(quote)),
+                "seller": Sale(sale(quote, number)),
+                "broker": Brokerage(brokerage(quote)),
+            }
+            for side, machine in machines.items():
+                promise(self.nodes[side], side, machine)
+        for node in self.nodes.values():
+            node.journal.close()
+            node.wake()
+
+    async def settle(self, *, without: tuple[str, ...] = (), seconds: float = 200) -> None:
+        """Run every node until all their trades are over; the others stay dead."""
+        with trio.fail_after(seconds):
+            async with trio.open_nursery() as nursery:
+                alive = [node for side, node in self.nodes.items() if side not in without]
+                for node in alive:
+                    nursery.start_soon(node.live)
+                while not all(node.over() for node in alive):
+                    await trio.sleep(1)
+                nursery.cancel_scope.cancel()
+
+    def states(self) -> list[tuple[str | None, ...]]:
+        return [tuple(node.state(q) for node in self.nodes.values()) for q in self.quotes]
+
+    def check_paid(self, trades: int | None = None) -> None:
+        """Everybody has what it was promised, to the wei, and nothing was sent in vain."""
+        count = len(self.quotes) if trades is None else trades
+        assert self.states() == [("complete", "paid", "paid")] * count
+        chain = self.chain
+        assert chain.balances[DOMAIN.escrow] == 0
+        assert not any(chain.credits.values())
+        assert chain.total == 30 * ETHER
+        price = sum(q.price for q in self.quotes)
+        fees = sum(q.fee for q in self.quotes)
+        spent = {who: self.gas(who) for who in SIDES.values()}
+        assert chain.balances[BUYER] == 10 * ETHER - price - spent[BUYER]
+        assert chain.balances[SELLER] == 10 * ETHER + price - fees - spent[SELLER]
+        assert chain.balances[BROKER] == 10 * ETHER + fees - spent[BROKER]
+        for kind in (Fund, Reveal, Finalize):
+            assert len(chain.calls(kind)) == count
+        assert not [t for t in chain.history if not chain.mined[t.hash].succeeded]
+        assert set(self.nodes["buyer"].bench.delivered) == {secret_of(n) for n in range(count)}
+        assert self.nodes["broker"].bench.published
+
+    def gas(self, account: str) -> int:
+        return sum(
+            self.chain.mined[t.hash].fee for t in self.chain.history if t.sender == account
+        )
+
+
+def promise(node: Node, side: str, machine: Machine) -> None:
+    """Write a trade into a node's journal, as it was when the node last lived."""
+    node.journal.remember("watermark", 0)
+    node.journal.save_trade(
+        TradeRow(
+            trade_id=machine.record.trade_id,
+            role=side,
+            state=machine.state.value,
+            over=False,
+            record=cbor.encode(to_map(machine.record)),
+        )
+    )
+
+
+def dies_once(node: Node, at: int, *, rewind: bool = False) -> Callable[[], int]:
+    """Kill `node` at its event number `at`; returns how many events there were."""
+    seen = 0
+
+    def hook(_: Event) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == at:
+            if rewind:
+                node.journal.remember("watermark", 0)
+            raise Died
+
+    node.on_event = hook
+    return lambda: seen
+
+
+# ── good trades ──
+
+
+async def test_a_trade_is_seen_to_its_end_by_all_three(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    await world.settle()
+    world.check_paid()
+    assert len(world.chain.history) == 5  # fund, reveal, finalize and two withdrawals
+
+
+async def test_many_trades_go_on_beside_one_another(tmp_path: Path) -> None:
+    world = World(tmp_path, trades=6)
+    await world.settle()
+    world.check_paid()
+
+
+async def test_a_trade_that_is_opened_lives_as_one_that_was_resumed(tmp_path: Path) -> None:
+    world = World(tmp_path, trades=0)
+    quote = quote_of()
+    world.quotes.append(quote)
+    nodes = world.nodes
+    async with trio.open_nursery() as nursery:
+        for node in nodes.values():
+            nursery.start_soon(node.live)
+            await node.desk.running.wait()
+        nodes["seller"].desk.open(Sale(sale(quote)))
+        nodes["broker"].desk.open(Brokerage(brokerage(quote)))
+        trade = nodes["buyer"].desk.open(Purchase(purchase(quote)))
+        assert [t.machine for t in nodes["buyer"].desk.open_trades()] == [trade.machine]
+        with pytest.raises(LocalProtocolError, match="known already as buyer"):
+            nodes["buyer"].desk.open(Purchase(purchase(quote)))
+        await trade.settled.wait()
+        assert nodes["buyer"].state(quote) == "delivered"
+        while not all(node.over() for node in nodes.values()):
+            await trio.sleep(1)
+        with pytest.raises(LocalProtocolError, match="known already"):
+            nodes["buyer"].desk.open(Purchase(purchase(quote)))
+        nursery.cancel_scope.cancel()
+    world.check_paid()
+
+
+async def test_a_payment_that_comes_while_the_goods_are_opened_is_not_missed(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path)
+    world.nodes["buyer"].bench.delivering = 25  # the dispute window is 5 s
+    await world.settle()
+    world.check_paid()
+
+
+@pytest.mark.parametrize("confirmations", [1, 4])
+async def test_confirmations_delay_a_trade_and_change_nothing_else(
+    tmp_path: Path, confirmations: int
+) -> None:
+    world = World(tmp_path)
+    for node in world.nodes.values():
+        node.confirmations = confirmations
+        node.wake()
+    fund_block = reveal_block = 0
+    await world.settle()
+    world.check_paid()
+    fund_block = world.chain.mined[world.chain.calls(Fund)[0].hash].block
+    reveal_block = world.chain.mined[world.chain.calls(Reveal)[0].hash].block
+    assert reveal_block - fund_block > confirmations
+
+
+# ── deaths ──
+
+
+@pytest.mark.parametrize("rewind", [False, True], ids=["told on", "told all again"])
+@pytest.mark.parametrize("side", SIDES)
+async def test_a_node_may_die_at_any_of_its_events(
+    tmp_path: Path, side: str, rewind: bool
+) -> None:
+    world = World(tmp_path / "whole")
+    count = dies_once(world.nodes[side], -1)
+    await world.settle()
+    assert count() >= 6
+    for at in range(1, count() + 1):
+        world = World(tmp_path / str(at))
+        node = world.nodes[side]
+        dies_once(node, at, rewind=rewind)
+        await world.settle()
+        assert node.deaths == 1
+        world.check_paid()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("side", SIDES)
+async def test_a_node_may_die_at_any_call_that_changes_something(
+    tmp_path: Path, side: str, when: str
+) -> None:
+    """After `broadcast` and before the answer is the moment that no log can tell from before."""
+    deaths = 0
+    for at in range(1, 20):
+        world = World(tmp_path / str(at))
+        node = world.nodes[side]
+        seen = 0
+
+        def hook(name: str, at: int = at) -> None:
+            nonlocal seen
+            if name in {"sign", "broadcast"}:
+                seen += 1
+                if seen == at:
+                    raise Died
+
+        setattr(node.escrow, when, hook)
+        await world.settle()
+        world.check_paid()
+        deaths += node.deaths
+        if node.deaths == 0:
+            break
+    assert deaths >= 2
+
+
+async def test_all_three_may_die_again_and_again(tmp_path: Path) -> None:
+    world = World(tmp_path, trades=3)
+    for number, node in enumerate(world.nodes.values()):
+        seen = 0
+
+        def hook(_: Event, every: int = 4 + number) -> None:
+            nonlocal seen
+            seen += 1
+            if seen % every == 0:
+                raise Died
+
+        node.on_event = hook
+    await world.settle()
+    assert all(node.deaths >= 3 for node in world.nodes.values())
+    world.check_paid()
+
+
+# ── outages ──
+
+
+@pytest.mark.parametrize("side", SIDES)
+async def test_an_endpoint_may_be_down_for_a_while_at_any_time(tmp_path: Path, side: str) -> None:
+    for at in range(0, 24, 2):
+        world = World(tmp_path / str(at))
+        escrow = world.nodes[side].escrow
+
+        def cut(name: str, begins: int = at) -> None:
+            now = wall() - 1_700_000_000
+            if begins <= now < begins + 9:
+                down(name)
+
+        escrow.before = cut
+        await world.settle()
+        world.check_paid()
+
+
+async def test_an_endpoint_that_loses_every_eleventh_word_costs_nobody_anything(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path, trades=3)
+    calls = 0
+
+    def lossy(name: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls % 11 == 0:
+            down(name)
+
+    for node in world.nodes.values():
+        node.escrow.before = node.escrow.after = lossy
+    await world.settle()
+    world.check_paid()
+
+
+async def test_no_trade_is_opened_before_the_chain_has_answered_once(
+    buyer: Node, chain: FakeChain
+) -> None:
+    """Or a deposit could be mined below the block from which the node is told."""
+    quote = quote_of()
+
+    def no_head(name: str) -> None:
+        if name == "head":
+            down(name)
+
+    buyer.escrow.before = no_head
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(buyer.desk.run)
+        await trio.sleep(6)
+        with pytest.raises(LocalProtocolError, match="not running"):
+            buyer.desk.open(Purchase(purchase(quote)))
+        assert not buyer.desk.running.is_set()
+        assert not buyer.journal.trades()
+        buyer.escrow.before = lambda _: None
+        await buyer.desk.running.wait()
+        trade = buyer.desk.open(Purchase(purchase(quote)))
+        await trio.sleep(10)
+        assert trade.machine.state.value == "funded"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_desk_with_open_trades_goes_on_though_the_chain_is_down(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    buyer = world.nodes["buyer"]
+    buyer.escrow.before = down
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(buyer.live)
+        with trio.fail_after(2):
+            await buyer.desk.running.wait()
+        await trio.sleep(2)
+        assert buyer.state(world.quotes[0]) == "funding"
+        nursery.cancel_scope.cancel()
+
+
+# ── trades that do not come off ──
+
+
+async def test_a_seller_that_never_reveals_costs_the_buyer_its_time_and_its_gas(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path)
+    await world.settle(without=("seller",))
+    assert world.states() == [("refunded", "countersigned", "refunded")]
+    await world.settle()
+    assert world.states() == [("refunded", "refunded", "refunded")]
+    chain = world.chain
+    assert chain.balances[BUYER] == 10 * ETHER - world.gas(BUYER)
+    assert chain.balances[DOMAIN.escrow] == 0
+    assert [type(t.call) for t in chain.history] == [Fund, Refund, Withdraw]
+
+
+async def test_a_buyer_may_die_at_any_event_of_a_refund(tmp_path: Path) -> None:
+    world = World(tmp_path / "whole")
+    count = dies_once(world.nodes["buyer"], -1)
+    await world.settle(without=("seller",))
+    for at in range(4, count() + 1):
+        world = World(tmp_path / str(at))
+        dies_once(world.nodes["buyer"], at, rewind=at % 2 == 0)
+        await world.settle(without=("seller",))
+        assert world.nodes["buyer"].deaths == 1
+        assert world.nodes["buyer"].state(world.quotes[0]) == "refunded"
+        assert [type(t.call) for t in world.chain.history] == [Fund, Refund, Withdraw]
+
+
+async def test_a_seller_that_comes_back_after_reveal_by_keeps_its_secret(tmp_path: Path) -> None:
+    """Its reveal was journalled, signed even, and then the process was gone."""
+    world = World(tmp_path)
+    seller, quote = world.nodes["seller"], world.quotes[0]
+
+    def die(name: str) -> None:
+        if name == "broadcast":
+            seller.escrow.before = lambda _: None
+            raise Died
+
+    seller.escrow.before = die
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.nodes["buyer"].live)
+        with pytest.RaisesGroup(Died, flatten_subgroups=True, allow_unwrapped=True):
+            await seller.desk.run()
+        assert seller.journal.transactions(quote.trade_id, "reveal")
+        assert seller.state(quote) == "revealing"
+        await trio.sleep(quote.reveal_by - wall())
+        seller.journal.close()
+        seller.wake()
+        nursery.start_soon(seller.live)
+        while not (seller.over() and world.nodes["buyer"].over()):
+            await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert (world.nodes["buyer"].state(quote), seller.state(quote)) == ("refunded", "refunded")
+    assert not [t for t in world.chain.published if isinstance(t.call, Reveal)]
+
+
+async def test_a_secret_that_is_told_late_but_first_is_used_and_paid_for(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    quote = world.quotes[0]
+    late = FakeEscrow(world.chain, SELLER)
+
+    async def reveal_late() -> None:
+        await trio.sleep(REVEAL_BY + 4)
+        late.broadcast(late.sign(Reveal(quote, secret_of(0)), late.next_nonce()).raw)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reveal_late)
+        with trio.fail_after(200):
+            async with trio.open_nursery() as nodes:
+                for side in ("buyer", "broker"):
+                    nodes.start_soon(world.nodes[side].live)
+                await trio.sleep(REVEAL_BY + 8)
+                nodes.start_soon(world.nodes["seller"].live)
+                while not all(node.over() for node in world.nodes.values()):
+                    await trio.sleep(1)
+                nodes.cancel_scope.cancel()
+    assert world.states() == [("complete", "paid", "paid")]
+    assert world.chain.balances[DOMAIN.escrow] == 0
+
+
+async def test_a_buyer_that_never_funds_costs_the_seller_nothing(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    await world.settle(without=("buyer",))
+    assert world.states() == [("fetching", "expired", "expired")]
+    assert not world.chain.published
+    assert wall() - 1_700_000_000 >= FUND_BY
+
+
+async def test_a_deposit_that_cannot_be_made_in_time_ends_the_trade(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.chain.balances[BUYER] = 1
+    await world.settle()
+    assert world.states() == [("abandoned", "expired", "expired")]
+    assert not world.chain.published
+
+
+async def test_bad_goods_end_the_purchase_with_the_leaf_and_leave_the_payment_pending(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path)
+    buyer, quote = world.nodes["buyer"], world.quotes[0]
+    buyer.bench.bad_leaf = 7
+    with trio.move_on_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(buyer.live)
+            nursery.start_soon(world.nodes["seller"].live)
+    row = buyer.journal.trade(quote.trade_id, "buyer")
+    assert row is not None
+    assert (row.state, row.over) == ("cheated", True)
+    assert "leaf 7" in str(buyer.heard[-1])
+
+
+# ── what is not ours ──
+
+
+async def test_events_of_other_peoples_trades_change_nothing(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    stranger = FakeEscrow(world.chain, BUYER)
+    other = quote_of(99)
+
+    async def trade() -> None:
+        for call in (Fund(other, b""), Reveal(other, secret_of(99))):
+            stranger.broadcast(stranger.sign(call, stranger.next_nonce()).raw)
+            await trio.sleep(3)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trade)
+        await world.settle(without=("buyer",))
+    assert world.nodes["seller"].state(world.quotes[0]) == "expired"
+
+
+async def test_a_row_that_is_damaged_is_named_and_nothing_is_guessed(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    buyer, quote = world.nodes["buyer"], world.quotes[0]
+    buyer.journal.save_trade(
+        TradeRow(trade_id=quote.trade_id, role="buyer", state="funded", over=False, record=b"\xff")
+    )
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(JournalError, match=f"{quote.trade_id.hex()[:16]} is damaged"),
+        flatten_subgroups=True,
+        allow_unwrapped=True,
+    ):
+        await buyer.desk.run()
