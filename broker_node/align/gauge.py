@@ -5,9 +5,9 @@ nothing that a model computes, and everything that weight matching sees. So both
 brought to the balanced gauge first: every unit's incoming weights (with its bias) and its
 outgoing weights have the same norm. It is the one rescaling that minimises the sum of
 squares of all weights, and gradient descent conserves the difference of the two norms (Du,
-Hu and Lee 2018, Theorem 2.1), so that a trained model stands near it already: merges in it
-gain as much as in the models' own scales, and no rescaling by a seller changes them.
-Incoming norms of 1, which have a closed form, were measured to gain less.
+Hu and Lee 2018, Theorem 2.1), so that a trained model stands near it already, and no
+rescaling by a seller changes the merge. Incoming norms of 1 have a closed form and cost
+less; which of the two gains more was within the noise of what was measured.
 
 A unit without incoming or without outgoing weights contributes nothing, whatever stands on
 its other side: `without_dead_units` clears that side before anything is compared, so that

@@ -7,12 +7,14 @@ with the reason, and nothing has been lost by then.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Final
 
 from node.protocol import delivery, envelope
 from node.protocol.eip712 import Domain, digest
 from node.protocol.errors import RemoteProtocolError
+from node.protocol.evaluation import trial_seed
 from node.protocol.messages import Deal
 from node.protocol.offer import BASIS_POINTS, BrokerNotice, Offer, Receipt
 from node.protocol.purchase import FUND_MARGIN, PurchaseRecord, PurchaseState
@@ -34,6 +36,9 @@ class Patience:
     """A seller's: its money is pending for so long."""
     least_reveal_seconds: int
     """A seller's: between the last funding and the last reveal."""
+    least_grace: int = 1
+    """A seller's: a reveal that leaves in time must be in a block before anybody can refund,
+    or whoever watches the pool reads the secret and takes the money back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,21 +92,7 @@ def accept_deal(
         f"{quote.dispute_window} s, we need {patience.least_dispute_window}",
     )
     _check_dh(deal, wanted)
-    receipt = _receipt(domain, deal.receipt, quote)
-    _require(receipt.broker == wanted.notice.broker, "wrong-receipt", receipt.broker)
-    evaluation = deal.evaluation
-    _require(receipt.evaluation_hash == evaluation.hash, "wrong-evaluation", "hash")
-    _require(
-        evaluation.base_root == wanted.base_root and evaluation.sold_root == offer.weights_root,
-        "wrong-evaluation",
-        "other weights were measured",
-    )
-    _require(
-        evaluation.notice_digest == wanted.notice_digest
-        and evaluation.validation_root == wanted.notice.validation_root,
-        "wrong-evaluation",
-        "measured on rows that were not committed",
-    )
+    _check_measured(deal, wanted, _receipt(domain, deal.receipt, quote))
     return PurchaseRecord(
         state=PurchaseState.FETCHING.value,
         note="",
@@ -113,7 +104,7 @@ def accept_deal(
         seller_addresses=offer.addresses,
         seller_key=deal.seller_key,
         private_key=wanted.private_key,
-        evaluation=evaluation,
+        evaluation=deal.evaluation,
         recipe=deal.recipe,
         receipt=deal.receipt,
         secret=None,
@@ -171,13 +162,22 @@ def check_countersign(
         f"{quote.reveal_by - quote.fund_by} s, we need {patience.least_reveal_seconds}",
     )
     _require(
+        quote.grace >= patience.least_grace,
+        "grace-too-short",
+        f"{quote.grace} s, we need {patience.least_grace}",
+    )
+    _require(
         quote.dispute_window <= patience.longest_dispute_window,
         "dispute-window-too-long",
         f"{quote.dispute_window} s, we wait {patience.longest_dispute_window}",
     )
     receipt = _receipt(domain, receipt_bytes, quote)
     _require(receipt.broker == broker, "wrong-receipt", receipt.broker)
-    _require(receipt.offer_digest == sale.offer_digest, "wrong-receipt", "another offer")
+    _require(
+        (receipt.offer_digest, receipt.task) == (sale.offer_digest, offer.task),
+        "wrong-receipt",
+        "another offer",
+    )
 
 
 def _receipt(domain: Domain, data: bytes, quote: Quote) -> Receipt:
@@ -195,6 +195,47 @@ def _receipt(domain: Domain, data: bytes, quote: Quote) -> Receipt:
     )
     _require(receipt.offer_root == quote.offer_root, "wrong-receipt", "another offer")
     return receipt
+
+
+def _check_measured(deal: Deal, wanted: Wanted, receipt: Receipt) -> None:
+    """Check that what was measured is what was wanted, by the terms that the buyer had read."""
+    measured, offer, notice = deal.evaluation, wanted.offer, wanted.notice
+    _require(
+        (receipt.broker, receipt.peer_id, receipt.notice_digest)
+        == (notice.broker, notice.peer_id, wanted.notice_digest),
+        "wrong-receipt",
+        "another broker's, or under other terms",
+    )
+    _require(
+        (receipt.offer_digest, receipt.task) == (wanted.offer_digest, offer.task),
+        "wrong-receipt",
+        "another offer",
+    )
+    _require(receipt.evaluation_hash == measured.hash, "wrong-evaluation", "hash")
+    _require(
+        (measured.base_root, measured.sold_root) == (wanted.base_root, offer.weights_root),
+        "wrong-evaluation",
+        "other weights were measured",
+    )
+    _require(
+        (measured.task, measured.architecture) == (offer.task, offer.architecture),
+        "wrong-evaluation",
+        "not as what was offered",
+    )
+    # the seed draws the rows: were it the broker's to choose, so were the gain
+    _require(
+        (measured.notice_digest, measured.validation_root, measured.seed)
+        == (
+            wanted.notice_digest,
+            notice.validation_root,
+            trial_seed(notice.seed, wanted.base_root, offer.weights_root),
+        )
+        and measured.choice_rows + measured.score_rows <= notice.validation_rows,
+        "wrong-evaluation",
+        "measured on rows that were not committed",
+    )
+    recipe_hash = hashlib.sha256(deal.recipe).digest()
+    _require(recipe_hash == measured.recipe_hash, "wrong-recipe", "not the one that was measured")
 
 
 def _check_dh(deal: Deal, wanted: Wanted) -> None:
