@@ -25,8 +25,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from broker_node.mechanisms.price import BASIS_POINTS
 from node.protocol.errors import LocalProtocolError
+from node.protocol.fees import BASIS_POINTS
 from node.protocol.types import Wei
 
 RECENT: Final = 8

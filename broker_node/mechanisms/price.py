@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
 
 from node.protocol.errors import LocalProtocolError
+from node.protocol.fees import BASIS_POINTS, fee_of
 from node.protocol.types import UINT256_MAX, Wei
-
-BASIS_POINTS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +31,6 @@ class Deal:
     def seller_receives(self) -> Wei:
         """What is left of the price after the fee."""
         return Wei(self.price - self.fee)
-
-
-def fee_of(price: Wei, fee_basis_points: int) -> Wei:
-    """Return the broker's share of `price`, rounded down."""
-    return Wei(price * fee_basis_points // BASIS_POINTS)
 
 
 def bargain(bid: Wei, ask: Wei, *, fee_basis_points: int) -> Deal | None:

@@ -30,6 +30,7 @@ from web3.types import RPCEndpoint, RPCResponse
 from node.chain import answers
 from node.chain.codec import revert_data
 from node.chain.errors import ChainAnswerError, ChainUnavailableError
+from node.chain.port import DEVELOPMENT_CHAIN_ID, DEVELOPMENT_CLIENT
 from node.protocol import bounded_json
 from node.protocol.errors import LocalProtocolError
 from node.protocol.types import Address, Digest, Wei
@@ -177,6 +178,21 @@ def _refusing() -> tuple[type[Exception], ...]:
     return (
         EvmValidationError, Web3Exception, tester.TransactionFailed, tester.ValidationError,
     )  # fmt: skip
+
+
+def is_development_chain(client: ChainClient) -> bool:
+    """Return whether this is `pm-node chain`, whose money is nobody's.
+
+    Its chain id is asked for as well: what is signed for it is worth nothing elsewhere, so an
+    endpoint that only says it were one cannot have real money moved carelessly. Raises
+    `ChainUnavailableError` while that cannot be known.
+    """
+    if client.chain_id() != DEVELOPMENT_CHAIN_ID:
+        return False
+    try:
+        return str(client.ask("web3_clientVersion")).startswith(DEVELOPMENT_CLIENT)
+    except EndpointRefusedError:
+        return False
 
 
 def _result(response: object, method: str) -> Any:

@@ -17,11 +17,17 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from node.protocol.eip712 import Domain
 from node.protocol.quote import Quote
 from node.protocol.types import Address, Digest, UnixTime, Wei
+
+DEVELOPMENT_CHAIN_ID: Final = 131277322940537
+"""Of our own development chain, and of eth-tester: what is signed for it is play money."""
+
+DEVELOPMENT_CLIENT: Final = "pm-node-development-chain/"
+"""How our development chain names itself, before its version."""
 
 
 class EscrowState(enum.Enum):

@@ -19,6 +19,7 @@ from eth_utils.exceptions import ValidationError
 
 from node.chain.errors import ChainError, NonceTooLowError, UnfundedAccountError
 from node.chain.evm import GAS_LIMIT, MAX_RAW_BYTES, Message, Mined, Reverted, base_fee_of
+from node.chain.port import DEVELOPMENT_CLIENT
 from node.chain.rpc_shapes import block_json, hexed, log_json, quantity, receipt_json, tx_json
 from node.chain.tester import DevelopmentChain
 from node.protocol.schema import checksummed
@@ -62,7 +63,7 @@ class RpcMethods:
     def __init__(self, chain: DevelopmentChain) -> None:
         self._chain = chain
         self._methods: Mapping[str, Callable[[Params], Any]] = {
-            "web3_clientVersion": lambda _: "pm-node-development-chain/1",
+            "web3_clientVersion": lambda _: DEVELOPMENT_CLIENT + "1",
             "net_version": lambda _: str(chain.evm.chain_id),
             "net_listening": lambda _: True,
             "eth_chainId": lambda _: quantity(chain.evm.chain_id),

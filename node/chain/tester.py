@@ -39,11 +39,9 @@ from node.chain.chain_log import ChainLog, Kind, Record
 from node.chain.errors import ChainError, ChainLogError, TransactionRefusedError
 from node.chain.evm import Evm, Genesis, Log, Mined
 from node.chain.factory import FACTORY, FACTORY_CODE
+from node.chain.port import DEVELOPMENT_CHAIN_ID
 from node.protocol.schema import raw_address
 from node.protocol.types import Address, Digest, UnixTime, Wei
-
-DEVELOPMENT_CHAIN_ID: Final = 131277322940537
-"""eth-tester's own; read it from the chain, never assume it."""
 
 FAUCET_KEY: Final = keccak(b"pm-node development faucet")
 FAUCET_SUPPLY: Final = Wei(10**33)

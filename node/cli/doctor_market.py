@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from node.chain import answers
-from node.chain.client import ChainClient
+from node.chain.client import ChainClient, is_development_chain
 from node.chain.deploy import check_escrow
 from node.chain.errors import ChainError, ChainUnavailableError, WrongContractError
 from node.cli.doctor import Check
@@ -27,7 +27,6 @@ DIAL_SECONDS: Final = 15.0
 AHEAD_SECONDS: Final = 15
 """How far a block may be in our future before our own clock is the suspect."""
 BEHIND_SECONDS: Final = 300
-DEVELOPMENT_CLIENT: Final = "pm-node-development-chain/"
 
 
 def market_checks(config: Config, environ: Mapping[str, str]) -> Iterator[Check]:
@@ -78,7 +77,7 @@ def chain_checks(url: str, escrow: Address, expected_id: int | None) -> Iterator
 
 
 def _head(client: ChainClient) -> Check:
-    development = str(client.ask("web3_clientVersion")).startswith(DEVELOPMENT_CLIENT)
+    development = is_development_chain(client)
     block = answers.mapping(client.ask("eth_getBlockByNumber", "latest", False), "a block")
     time = answers.time(block.get("timestamp"), "a block's timestamp")
     return check_clock(wall_clock(), time, makes_blocks_on_demand=development)

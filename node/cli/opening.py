@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, TypeVar
 
 from node.chain.answers import wei
-from node.chain.client import ChainClient
+from node.chain.client import ChainClient, is_development_chain
 from node.chain.deploy import deploy_escrow, load_or_make_salt
 from node.chain.errors import ChainUnavailableError
 from node.chain.port import Escrow
@@ -41,7 +42,6 @@ from node.settlement.watch import POLL_SECONDS
 from node.station.station import Keys
 
 T = TypeVar("T")
-DEVELOPMENT_CLIENT: Final = "pm-node-development-chain/"
 PLAY_MONEY: Final = Wei(100 * 10**18)
 """What the faucet of a development chain gives to a new account."""
 PLAY_VALUE: Final = Wei(10**18)
@@ -103,7 +103,7 @@ def open_node(
     client = ChainClient(chain_url)
     stack.callback(client.close)
     chain_id = _patiently(client.chain_id, observer)
-    play_money = str(client.ask("web3_clientVersion")).startswith(DEVELOPMENT_CLIENT)
+    play_money = _patiently(lambda: is_development_chain(client), observer)
     account = _account(config, home, play_money=play_money)
     if play_money:
         print(PLAY_MONEY_NOTICE, file=sys.stderr, flush=True)  # noqa: T201 (a promise to the user)
@@ -206,19 +206,28 @@ def _value_per_unit_gain(config: Config, *, play_money: bool) -> Wei:
 def _account(config: Config, home: Home, *, play_money: bool) -> AccountKey:
     """Open the account, or make one; only play money may lie behind a password of our own."""
     own = home.root / "development.password"
+    held = list_accounts(home.keystore)
     if config.password_file is not None:
         password = read_password(config.password_file)
-    elif play_money:
+    elif play_money and (own.exists() or not held):
         if not own.exists():
-            descriptor = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                file.write(secrets.token_urlsafe(24) + "\n")
+            _write_password(own)
         password = read_password(own)
     else:
         password = read_password(sys.stdin)
-    if list_accounts(home.keystore):
+    if held:
         return load_account(home.keystore, password)
     return create_account(home.keystore, password, development=play_money)
+
+
+def _write_password(path: Path) -> None:
+    partial = path.with_suffix(".tmp")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(secrets.token_urlsafe(24) + "\n")
+        file.flush()
+        os.fsync(descriptor)
+    partial.replace(path)
 
 
 def _top_up(client: ChainClient, account: Address) -> None:

@@ -155,7 +155,8 @@ async def _agent(opened: Opened, station: Station) -> None:
     from broker_node.mechanisms.ask import market_ask
     from node.agent.agent import Agent
     from node.agent.settings import AgentSettings
-    from node.training.trainer import Task, build_trainer
+    from node.training.registry import build_trainer
+    from node.training.trainer import Task
 
     config = opened.config
     task = Task(

@@ -22,7 +22,7 @@ from node.protocol.errors import MarketError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from node.config.table import Config
+    from node.config.table import Loaded
     from node.home import Home
 
 TAIL_BYTES: Final = 256 * 1024
@@ -42,8 +42,8 @@ _STAMP: Final = ("time", "level", "event", "node")
 @on_node
 def status(node: Invocation, count: int) -> int:
     """Say how a node is doing, from its data directory; works beside a running node."""
-    config = node.load().config
-    told = status_of(node.existing_home(config), config, count)
+    loaded = node.load()
+    told = status_of(node.existing_home(loaded.config), loaded, count)
     if node.json_output:
         click.echo(json.dumps(told, indent=2))
     else:
@@ -51,12 +51,12 @@ def status(node: Invocation, count: int) -> int:
     return FAILED if told["faults"] else DONE
 
 
-def status_of(home: Home, config: Config, events: int) -> dict[str, Any]:
+def status_of(home: Home, loaded: Loaded, events: int) -> dict[str, Any]:
     """Return all that the directory tells. What cannot be read is among its ``faults``."""
     log = newest_log(home.logs)
     told: dict[str, Any] = {
         "data_dir": str(home.root),
-        "role": log.stem if log else config.role,
+        "role": log.stem if log else loaded.config.role,
         "running": False,
         "pid": None,
         "account": None,
@@ -69,7 +69,7 @@ def status_of(home: Home, config: Config, events: int) -> dict[str, Any]:
     }
     for part in (_process, _identity, _journal):
         try:
-            told.update(part(home, config))
+            told.update(part(home, loaded))
         except MarketError as error:
             told["faults"].append(" ".join(str(error).split()))
     return told
@@ -121,12 +121,12 @@ def last_events(log: Path, count: int) -> list[dict[str, Any]]:
 # ── the parts ──
 
 
-def _process(home: Home, _config: Config) -> Mapping[str, Any]:
+def _process(home: Home, _loaded: Loaded) -> Mapping[str, Any]:
     running, pid = holder(home.run_lock)
     return {"running": running, "pid": pid}
 
 
-def _identity(home: Home, _config: Config) -> Mapping[str, Any]:
+def _identity(home: Home, _loaded: Loaded) -> Mapping[str, Any]:
     from node.identity import list_accounts, load_peer_key
 
     accounts = list_accounts(home.keystore)
@@ -136,7 +136,7 @@ def _identity(home: Home, _config: Config) -> Mapping[str, Any]:
     }
 
 
-def _journal(home: Home, config: Config) -> Mapping[str, Any]:
+def _journal(home: Home, loaded: Loaded) -> Mapping[str, Any]:
     if not home.journal.exists():
         return {}
     from node.journal import Journal
@@ -154,11 +154,12 @@ def _journal(home: Home, config: Config) -> Mapping[str, Any]:
         "trades": {side: dict(sorted(states.items())) for side, states in sorted(sides.items())},
         "open_trades": sum(not row.over for row in rows),
     }
+    said = loaded.origins["rounds"].kind != "default"  # else the node may know better
     match progress:
         case [int(played), int(epoch), bytes(), bool(trained)]:
             told["progress"] = {
                 "round": played,
-                "rounds": config.rounds,
+                "rounds": loaded.config.rounds if said else None,
                 "epoch": epoch,
                 "trained": trained,
             }
@@ -178,8 +179,8 @@ def _print(told: Mapping[str, Any]) -> None:
         ("peer id", told["peer_id"] or "none yet"),
     ]
     if progress := told["progress"]:
-        played = f"round {progress['round']} of {progress['rounds']}, epoch {progress['epoch']}"
-        lines.append(("progress", played))
+        of = f" of {progress['rounds']}" if progress["rounds"] else ""
+        lines.append(("progress", f"round {progress['round']}{of}, epoch {progress['epoch']}"))
     for side, states in told["trades"].items():
         counts = ", ".join(f"{number} {state}" for state, number in states.items())
         lines.append((f"as {side}", counts))

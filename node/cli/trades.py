@@ -56,7 +56,7 @@ def trade_show(node: Invocation, trade_id: str) -> None:
     for side in sides:
         terms, transactions = side.pop("terms"), side.pop("transactions")
         for name, value in side.items():
-            click.echo(f"{name:18}  {value}".rstrip())
+            click.echo(f"{name:18}  {_shown(name, value)}".rstrip())
         for name, value in (terms or {}).items():
             click.echo(f"  {name:16}  {_shown(name, value)}")
         for sent in transactions:

@@ -15,8 +15,9 @@ from node.protocol import delivery, envelope
 from node.protocol.eip712 import Domain, digest
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.evaluation import trial_seed
+from node.protocol.fees import fee_of
 from node.protocol.messages import Deal
-from node.protocol.offer import BASIS_POINTS, BrokerNotice, Offer, Receipt
+from node.protocol.offer import BrokerNotice, Offer, Receipt
 from node.protocol.purchase import FUND_MARGIN, PurchaseRecord, PurchaseState
 from node.protocol.quote import Quote, check_signer, trade_id_of
 from node.protocol.sale import SaleRecord
@@ -54,11 +55,6 @@ class Wanted:
     buyer: Address
     buyer_nonce: Digest
     private_key: Digest
-
-
-def fee_of(price: Wei, fee_basis_points: int) -> Wei:
-    """Return the broker's part of `price`, rounded down: rounding favours the seller."""
-    return Wei(price * fee_basis_points // BASIS_POINTS)
 
 
 def accept_deal(

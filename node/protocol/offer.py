@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from node.protocol.errors import LocalProtocolError
+from node.protocol.fees import MAX_FEE_BASIS_POINTS
 from node.protocol.schema import Message
 from node.protocol.types import Address, Digest, PeerId, UnixTime, Wei
 
@@ -18,11 +19,6 @@ MAX_LIFETIME: Final = 24 * 3600
 
 MAX_CLOCK_SKEW: Final = 60
 """How far ahead of ours a peer's clock may be, in seconds."""
-
-MAX_FEE_BASIS_POINTS: Final = 1_000
-"""No broker asks for more than a tenth of the price."""
-
-BASIS_POINTS: Final = 10_000
 
 
 def _check_lifetime(issued_at: UnixTime, expires_at: UnixTime) -> None:

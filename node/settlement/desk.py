@@ -269,6 +269,8 @@ class TradeDesk:
         if isinstance(event, WithdrawnEvent):
             return
         trades = [t for (i, _), t in list(self._trades.items()) if i == event.trade_id]
+        if isinstance(event, FundedEvent):
+            trades = [trade for trade in trades if _is_deposit_of(event, trade.quote)]
         if not trades:
             return
         told: PurchaseEvent
@@ -315,6 +317,19 @@ def roots_of(trade: Trade) -> set[Digest]:
             return {record.offer_root, record.goods_root}
         case _:
             return set()
+
+
+def _is_deposit_of(event: FundedEvent, quote: Quote | None) -> bool:
+    """Whether a deposit can be that of `quote`: a trade id alone does not say so.
+
+    Buyer and broker could sign and fund a second quote of the same id, and a secret that is
+    told for it is not paid for.
+    """
+    return quote is not None and (event.buyer, event.seller, event.price) == (
+        quote.buyer,
+        quote.seller,
+        quote.price,
+    )
 
 
 def machine_of(row: TradeRow) -> Machine:

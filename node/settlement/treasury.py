@@ -215,9 +215,7 @@ class Treasury:
             return None
         return Ending.DONE if state in _DONE_IN[step] else Ending.UNWANTED
 
-    async def _sign(
-        self, trade_id: Digest, step: Step, call: Call, nonce: int
-    ) -> TransactionRow:
+    async def _sign(self, trade_id: Digest, step: Step, call: Call, nonce: int) -> TransactionRow:
         """Sign and journal an attempt; the same bytes as before are the same attempt."""
         signed: SignedTransaction = await self.ask(lambda escrow: escrow.sign(call, nonce))
         rows = self.journal.transactions(trade_id, step.value)

@@ -17,7 +17,8 @@ from node.data.split import split_test
 from node.params.encoding import weights_root
 from node.params.recipe import interpolate
 from node.protocol.types import ONE, Millionths
-from node.training.trainer import Task, Trainer, build_trainer
+from node.training.registry import build_trainer
+from node.training.trainer import Task, Trainer
 
 # the machine may be shared: property tests are not timed
 settings.register_profile("untimed", deadline=None)

@@ -14,7 +14,8 @@ from node.params.encoding import layout_of, weights_root
 from node.protocol.errors import LocalProtocolError
 from node.training.mlp import MlpTrainer, Settings
 from node.training.noise import NoiseTrainer
-from node.training.trainer import Task, Trainer, TrainerError, build_trainer
+from node.training.registry import TrainerError, build_trainer
+from node.training.trainer import Task, Trainer
 
 TASK = Task(dataset="digits", data_folder=Path("/nowhere"), agent=0, agents=2, seed=1)
 

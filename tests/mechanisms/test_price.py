@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_node.mechanisms.price import Deal, bargain, fee_of
+from broker_node.mechanisms.price import Deal, bargain
 from node.protocol.errors import LocalProtocolError
+from node.protocol.fees import fee_of
 from node.protocol.types import UINT256_MAX, Wei
 
 wei = st.integers(0, 10**24).map(Wei)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from node.protocol.brokerage import BrokerageRecord
 from node.protocol.eip712 import Domain
 from node.protocol.evaluation import Evaluation
+from node.protocol.fees import MAX_FEE_BASIS_POINTS
 from node.protocol.messages import StreamMessage
-from node.protocol.offer import MAX_FEE_BASIS_POINTS, MAX_LIFETIME, STATEMENTS
+from node.protocol.offer import MAX_LIFETIME, STATEMENTS
 from node.protocol.purchase import PurchaseRecord
 from node.protocol.quote import Quote
 from node.protocol.sale import SaleRecord

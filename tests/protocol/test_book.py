@@ -597,7 +597,7 @@ def test_the_bytes_of_an_offer_are_the_ones_written_down() -> None:
     assert body == to_map(cast.OFFER)
     assert len(account) == 65  # type: ignore[arg-type]
     assert len(peer) == 64  # type: ignore[arg-type]
-    assert list(body) == sorted(body, key=lambda name: (len(name), name))  # type: ignore[arg-type]
+    assert list(body) == sorted(body, key=lambda name: (len(name), name))
 
 
 def test_a_remote_fault_is_a_reason_a_detail_and_a_peer() -> None:

@@ -27,7 +27,7 @@ from tests.protocol import cast, tables
 from tests.protocol.cast import BROKER, BUYER, DOMAIN, NOW, SELLER, STRANGER, Party
 
 VERDICTS = {reason: verdict for _, reason, verdict in tables.rows(book)}
-ROOM, ROOM_FOR_ONE = 8, 4
+ROOM, ROOM_FOR_ONE = 8, 3
 PARTIES = st.sampled_from([SELLER, STRANGER, BROKER, BUYER])
 NONCES = st.integers(1, 6)
 LIVES = st.sampled_from([1, 5, 30, 600])
@@ -84,6 +84,12 @@ class BookPlay(RuleBasedStateMachine):
         who = by or next(p for p in (SELLER, STRANGER, BROKER, BUYER) if p.account == body.issuer)
         back = cast.revocation(digest(DOMAIN, body), by=who, nonce=nonce, **self.times(0, life))
         return self.hear(cast.seal(back, who))
+
+    @rule(target=said, by=PARTIES, first=NONCES, then=NONCES, life=LIVES)
+    def take_back_what_was_never_heard(self, by: Party, first: int, then: int, life: int) -> Any:
+        body = cast.offer(by, nonce=then, **self.times(0, 600))
+        back = cast.revocation(digest(DOMAIN, body), by=by, nonce=first, **self.times(0, life))
+        return multiple(self.hear(cast.seal(back, by)), self.hear(cast.seal(body, by)))
 
     @rule(data=said)
     def again(self, data: bytes) -> None:

@@ -16,8 +16,9 @@ import node.protocol
 from node.protocol import cbor, messages
 from node.protocol.cbor import Value
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
+from node.protocol.fees import MAX_FEE_BASIS_POINTS
 from node.protocol.messages import Book, NoDeal, Submit
-from node.protocol.offer import MAX_FEE_BASIS_POINTS, MAX_LIFETIME, BrokerNotice, Offer, Receipt
+from node.protocol.offer import MAX_LIFETIME, BrokerNotice, Offer, Receipt
 from node.protocol.quote import Quote
 from node.protocol.sale import SaleRecord
 from node.protocol.schema import (
@@ -86,12 +87,12 @@ def test_every_message_of_a_stream_comes_back_under_its_kind(cls: type[Any]) -> 
 @settings(max_examples=100, deadline=None)
 @given(data=st.binary(max_size=100))
 def test_every_byte_string_on_a_stream_is_a_message_or_is_refused(data: bytes) -> None:
+    reason = "malformed"
     try:
-        message = messages.decode(data)
+        assert messages.encode(messages.decode(data)) == data
     except RemoteProtocolError as error:
-        assert error.reason in {"malformed", "unknown-kind"}
-    else:
-        assert messages.encode(message) == data
+        reason = error.reason
+    assert reason in {"malformed", "unknown-kind"}
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_no_field_may_be_missing_and_none_added(cls: type[Any]) -> None:
         assert name in refused_from_peer(cls, {k: v for k, v in whole.items() if k != name})
     assert "surprise" in refused_from_peer(cls, {**whole, "surprise": 0})
     for other in (None, [], b"", 0, "", list(whole.values())):
-        refused_from_peer(cls, other)  # type: ignore[arg-type]
+        refused_from_peer(cls, other)
 
 
 @pytest.mark.parametrize("cls", WHOLE, ids=lambda c: c.__name__)
@@ -255,7 +256,7 @@ def test_no_quote_contradicts_itself(changes: dict[str, Any], what: str) -> None
         cast.quote(**changes)
     refused_from_peer(
         Quote,
-        to_map(cast.quote()) | {k: b"\xff" * 4 if k == "fee" else v for k, v in changes.items()},  # type: ignore[operator]
+        to_map(cast.quote()) | {k: b"\xff" * 4 if k == "fee" else v for k, v in changes.items()},
     )
 
 

@@ -43,6 +43,16 @@ def signature(r: int, s: int, v: int) -> bytes:
     return r.to_bytes(32, "big") + s.to_bytes(32, "big") + bytes([v])
 
 
+def somebody(digest: Digest, data: bytes) -> str:
+    """Return who signed, or the reason for which nobody did; any other error is a fault."""
+    try:
+        return recover(digest, data)
+    except RemoteProtocolError as error:
+        reason = error.reason
+    assert reason == "bad-signature"
+    return reason
+
+
 def refused(data: bytes, digest: Digest = DIGEST) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         recover(digest, data)
@@ -65,7 +75,7 @@ def test_another_library_signs_the_same_and_names_the_same_account(
     key: bytes, digest: Digest
 ) -> None:
     assert bytes(Account.unsafe_sign_hash(digest, key).signature) == sign_digest(key, digest)
-    assert OtherPrivateKey(key).public_key.to_checksum_address() == address_of(key)
+    assert str(OtherPrivateKey(key).public_key.to_checksum_address()) == address_of(key)
 
 
 @settings(max_examples=200, deadline=None)
@@ -73,22 +83,14 @@ def test_another_library_signs_the_same_and_names_the_same_account(
 def test_every_byte_string_is_a_signature_of_somebody_or_is_refused(
     digest: Digest, data: bytes
 ) -> None:
-    try:
-        account = recover(digest, data)
-    except RemoteProtocolError as error:
-        assert error.reason == "bad-signature"
-    else:
-        assert account != SELLER.account
+    assert somebody(digest, data) != SELLER.account
 
 
 @pytest.mark.parametrize("bit", range(0, 65 * 8, 7))
 def test_one_bit_off_is_not_the_sellers_signature(bit: int) -> None:
     changed = bytearray(GOOD)
     changed[bit // 8] ^= 1 << bit % 8
-    try:
-        assert recover(DIGEST, bytes(changed)) != SELLER.account
-    except RemoteProtocolError as error:
-        assert error.reason == "bad-signature"
+    assert somebody(DIGEST, bytes(changed)) != SELLER.account
 
 
 def test_another_digest_is_not_signed_by_it() -> None:

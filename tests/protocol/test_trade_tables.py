@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final
@@ -256,7 +257,7 @@ def test_the_graph_of_the_book_has_the_verdicts_of_its_table() -> None:
     assert [edge for edge in drawn if edge[1] in verdicts] == [(q, v, r) for q, r, v in rows]
     asked = [question for question, _, _ in rows]
     assert [edge for edge in drawn if edge[1] not in verdicts] == [
-        (here, there, "yes") for here, there in zip(asked, asked[1:], strict=False)
+        (here, there, "yes") for here, there in itertools.pairwise(asked)
     ]
 
 
@@ -354,7 +355,10 @@ def test_what_was_wrong_is_remembered() -> None:
     buyer = a_purchase("revealed")
     buyer.receive(BadGoods(17), NOW)
     assert "17" in buyer.record.note
-    for events in ((Delivered("as measured, but"), Paid()), (Paid(), Delivered("as measured, but"))):
+    for events in (
+        (Delivered("as measured, but"), Paid()),
+        (Paid(), Delivered("as measured, but")),
+    ):
         buyer = a_purchase("revealed")
         for event in events:
             buyer.receive(event, NOW)

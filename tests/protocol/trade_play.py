@@ -13,7 +13,7 @@ import dataclasses
 import enum
 from collections import Counter
 from collections.abc import Callable
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from node.protocol import cbor, delivery
 from node.protocol.brokerage import Brokerage
@@ -124,7 +124,9 @@ class EscrowModel:
             case Step.REVEAL:
                 return self.phase is Phase.FUNDED
             case Step.FINALIZE:
-                return self.phase is Phase.REVEALED and self.time > self.since + quote.dispute_window
+                return (
+                    self.phase is Phase.REVEALED and self.time > self.since + quote.dispute_window
+                )
             case Step.REFUND:
                 return self.phase is Phase.FUNDED and self.time > quote.reveal_by + quote.grace
             case Step.WITHDRAW:
@@ -173,7 +175,7 @@ class Shell(Generic[M]):
 
     def __init__(self, name: str, machine: M, chain: EscrowModel) -> None:
         self.name = name
-        self.machine = machine
+        self.machine: M = machine
         self.chain = chain
         self.skew = 0
         self.up = True
@@ -215,29 +217,30 @@ class Shell(Generic[M]):
         # asking again, or crashing at once, owes the same
         assert self.machine.resume(self.now) == self.to_do
         again = from_map(type(record), cbor.decode(self._journal))
-        assert make(again).resume(self.now) == self.to_do  # type: ignore[arg-type]
+        assert make(again).resume(self.now) == self.to_do
 
     def listen(self, blocks: int, *, remembers: bool) -> None:
         """Hear the next blocks; perhaps die before the watermark is written."""
         for block in self.chain.blocks[self.told : self.told + blocks]:
             for event in block.events:
-                self.take(lambda m, e=event: m.receive(e, self.now))  # type: ignore[misc]
+                self._tell(event)
             self.told += 1
-            self.take(lambda m, t=block.time: m.receive(Tick(t), self.now))  # type: ignore[misc]
+            self._tell(Tick(block.time))
         if remembers:
             self.watermark = self.told
+
+    def _tell(self, event: Any) -> None:
+        self.take(lambda machine: machine.receive(event, self.now))
 
     def perform(self, number: int, *, goods_come: bool = True) -> None:
         """Carry out one of the effects that wait."""
         effect = self.to_do.pop(number % len(self.to_do))
         match effect:
             case FetchGoods():
-                found = GoodsVerified() if goods_come else GoodsRefused("unreachable")
-                self.take(lambda m: m.receive(found, self.now))  # type: ignore[union-attr, arg-type]
+                self._tell(GoodsVerified() if goods_come else GoodsRefused("unreachable"))
             case Deliver(secret):
                 assert delivery.secret_commitment(secret) == self.chain.quote.secret_commitment
-                got = Delivered() if self.goods_are_good else BadGoods(3)
-                self.take(lambda m: m.receive(got, self.now))  # type: ignore[union-attr, arg-type]
+                self._tell(Delivered() if self.goods_are_good else BadGoods(3))
             case PublishReceipt():
                 assert self.chain.phase is Phase.PAID
                 self.published += 1
@@ -248,7 +251,7 @@ class Shell(Generic[M]):
         chain = self.chain
         if step is Step.WITHDRAW:
             if chain.credits[self.name] == 0:
-                self.take(lambda m: m.receive(Withdrawn(), self.now))
+                self._tell(Withdrawn())
                 return
         elif chain.phase in _DONE[step]:
             return

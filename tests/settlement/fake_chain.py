@@ -48,7 +48,7 @@ GAS = 60_000
 DOMAIN = Domain(chain_id=31_337, escrow=Address("0x5FbDB2315678afecb367f032d93F642f64180aa3"))
 
 
-class Reverted(Exception):
+class RevertError(Exception):
     """The contract will not do it."""
 
 
@@ -133,7 +133,7 @@ class FakeChain:
         number, revert = self.blocks[-1].number, None
         try:
             self._call(transaction, now, number)
-        except Reverted as error:
+        except RevertError as error:
             revert = str(error)
         self.history.append(transaction)
         self.mined[transaction.hash] = TransactionOutcome(
@@ -155,7 +155,7 @@ class FakeChain:
         if isinstance(call, Withdraw):
             amount = self.credits.pop(call.account, 0)
             if amount == 0:
-                raise Reverted("NothingOwed")
+                raise RevertError("NothingOwed")
             self.balances[call.account] = self.balances.get(call.account, 0) + amount
             self.balances[DOMAIN.escrow] -= amount
             return [WithdrawnEvent(block, hash_, call.account, Wei(amount))]
@@ -163,11 +163,11 @@ class FakeChain:
         name = quote.trade_id
         if isinstance(call, Fund):
             if name in self.deals:
-                raise Reverted("WrongState")
+                raise RevertError("WrongState")
             if sender != quote.buyer:
-                raise Reverted("NotBuyer")
+                raise RevertError("NotBuyer")
             if now > quote.fund_by:
-                raise Reverted("FundingClosed")
+                raise RevertError("FundingClosed")
             self.balances[sender] -= quote.price
             self.balances[DOMAIN.escrow] = self.balances.get(DOMAIN.escrow, 0) + quote.price
             self.deals[name] = Deal(EscrowState.FUNDED, UnixTime(now), digest(DOMAIN, quote))
@@ -175,18 +175,18 @@ class FakeChain:
         deal = self.deals.get(name)
         expected = EscrowState.REVEALED if isinstance(call, Finalize) else EscrowState.FUNDED
         if deal is None or deal.state is not expected:
-            raise Reverted("WrongState")
+            raise RevertError("WrongState")
         if deal.terms != digest(DOMAIN, quote):
-            raise Reverted("WrongTerms")
+            raise RevertError("WrongTerms")
         match call:
             case Reveal(_, secret):
                 if hashlib.sha256(secret).digest() != quote.secret_commitment:
-                    raise Reverted("WrongSecret")
+                    raise RevertError("WrongSecret")
                 deal.state, deal.since = EscrowState.REVEALED, UnixTime(now)
                 return [RevealedEvent(block, hash_, name, secret)]
             case Finalize():
                 if now <= deal.since + quote.dispute_window:
-                    raise Reverted("TooEarly")
+                    raise RevertError("TooEarly")
                 deal.state, deal.since = EscrowState.PAID, UnixTime(now)
                 to_seller = Wei(quote.price - quote.fee)
                 self._owe(quote.seller, to_seller)
@@ -194,7 +194,7 @@ class FakeChain:
                 return [PaidEvent(block, hash_, name, to_seller, quote.fee)]
             case Refund():
                 if now <= quote.refund_from:
-                    raise Reverted("TooEarly")
+                    raise RevertError("TooEarly")
                 deal.state, deal.since = EscrowState.REFUNDED, UnixTime(now)
                 self._owe(quote.buyer, quote.price)
                 return [RefundedEvent(block, hash_, name, quote.price)]
@@ -234,7 +234,7 @@ class FakeChain:
         trial.deals = {i: Deal(d.state, d.since, d.terms) for i, d in self.deals.items()}
         try:
             trial._call(transaction, self.clock(), 0)
-        except Reverted as error:
+        except RevertError as error:
             raise TransactionRefusedError(str(error)) from error
 
     def next_nonce(self, account: Address) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,17 +17,21 @@ from node.protocol import cbor
 from node.protocol.brokerage import Brokerage
 from node.protocol.errors import LocalProtocolError
 from node.protocol.purchase import Purchase
+from node.protocol.quote import Quote
 from node.protocol.sale import Sale
 from node.protocol.schema import to_map
+from node.protocol.types import Wei
 from node.settlement.desk import Machine
 from tests.settlement.fake_chain import DOMAIN, ETHER, FakeChain, FakeEscrow, down
 from tests.settlement.trades import (
     BROKER,
     BUYER,
+    DISPUTE_WINDOW,
     FUND_BY,
+    GRACE,
     REVEAL_BY,
     SELLER,
-    Died,
+    DeathError,
     Node,
     begin,
     brokerage,
@@ -100,9 +106,7 @@ class World:
         assert self.nodes["broker"].bench.published
 
     def gas(self, account: str) -> int:
-        return sum(
-            self.chain.mined[t.hash].fee for t in self.chain.history if t.sender == account
-        )
+        return sum(self.chain.mined[t.hash].fee for t in self.chain.history if t.sender == account)
 
 
 def promise(node: Node, side: str, machine: Machine) -> None:
@@ -129,7 +133,7 @@ def dies_once(node: Node, at: int, *, rewind: bool = False) -> Callable[[], int]
         if seen == at:
             if rewind:
                 node.journal.remember("watermark", 0)
-            raise Died
+            raise DeathError
 
     node.on_event = hook
     return lambda: seen
@@ -206,9 +210,7 @@ async def test_confirmations_delay_a_trade_and_change_nothing_else(
 
 @pytest.mark.parametrize("rewind", [False, True], ids=["told on", "told all again"])
 @pytest.mark.parametrize("side", SIDES)
-async def test_a_node_may_die_at_any_of_its_events(
-    memory: Path, side: str, rewind: bool
-) -> None:
+async def test_a_node_may_die_at_any_of_its_events(memory: Path, side: str, rewind: bool) -> None:
     world = World(memory / "whole")
     count = dies_once(world.nodes[side], -1)
     await world.settle()
@@ -239,7 +241,7 @@ async def test_a_node_may_die_at_any_call_that_changes_something(
             if name in {"sign", "broadcast"}:
                 seen += 1
                 if seen == at:
-                    raise Died
+                    raise DeathError
 
         setattr(node.escrow, when, hook)
         await world.settle()
@@ -255,15 +257,17 @@ async def test_all_three_may_die_again_and_again(memory: Path) -> None:
     for number, node in enumerate(world.nodes.values()):
         seen = 0
 
-        def hook(_: Event, every: int = 4 + number) -> None:
+        def hook(_: Event, every: int = 3 + number) -> None:
             nonlocal seen
             seen += 1
             if seen % every == 0:
-                raise Died
+                raise DeathError
 
         node.on_event = hook
     await world.settle()
-    assert min(node.deaths for node in world.nodes.values()) >= 2
+    deaths = [node.deaths for node in world.nodes.values()]
+    assert min(deaths) >= 1
+    assert sum(deaths) >= 6
     world.check_paid()
 
 
@@ -286,7 +290,7 @@ async def test_an_endpoint_may_be_down_for_a_while_at_any_time(memory: Path, sid
         world.check_paid()
 
 
-async def test_an_endpoint_that_loses_every_eleventh_word_costs_nobody_anything(
+async def test_an_endpoint_that_loses_a_tenth_of_all_words_costs_nobody_anything(
     memory: Path,
 ) -> None:
     world = World(memory, trades=3)
@@ -295,7 +299,7 @@ async def test_an_endpoint_that_loses_every_eleventh_word_costs_nobody_anything(
     def lossy(name: str) -> None:
         nonlocal calls
         calls += 1
-        if calls % 11 == 0:
+        if hashlib.sha256(calls.to_bytes(4, "big")).digest()[0] < 26:
             down(name)
 
     for node in world.nodes.values():
@@ -381,12 +385,12 @@ async def test_a_seller_that_comes_back_after_reveal_by_keeps_its_secret(memory:
     def die(name: str) -> None:
         if name == "broadcast":
             seller.escrow.before = lambda _: None
-            raise Died
+            raise DeathError
 
     seller.escrow.before = die
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.nodes["buyer"].live)
-        with pytest.RaisesGroup(Died, flatten_subgroups=True, allow_unwrapped=True):
+        with pytest.RaisesGroup(DeathError, flatten_subgroups=True, allow_unwrapped=True):
             await seller.desk.run()
         assert seller.journal.transactions(quote.trade_id, "reveal")
         assert seller.state(quote) == "revealing"
@@ -474,6 +478,31 @@ async def test_events_of_other_peoples_trades_change_nothing(memory: Path) -> No
         nursery.start_soon(trade)
         await world.settle(without=("buyer",))
     assert world.nodes["seller"].state(world.quotes[0]) == "expired"
+
+
+async def fund_other_terms(world: World, other: Quote) -> None:
+    """A buyer in league with the broker pays for another quote of the same trade id."""
+    assert other.trade_id == world.quotes[0].trade_id
+    wallet = FakeEscrow(world.chain, BUYER)
+    wallet.broadcast(wallet.sign(Fund(other, b""), wallet.next_nonce()).raw)
+    with trio.move_on_after(REVEAL_BY + GRACE):
+        await world.nodes["seller"].live()
+
+
+async def test_a_deposit_of_another_price_buys_no_secret(memory: Path) -> None:
+    world = World(memory)
+    await fund_other_terms(world, dataclasses.replace(world.quotes[0], price=Wei(1), fee=Wei(0)))
+    assert not [t for t in world.chain.published if isinstance(t.call, Reveal)]
+    assert world.nodes["seller"].state(world.quotes[0]) == "expired"
+
+
+@pytest.mark.xfail(strict=True, reason="the port does not tell which terms were funded")
+async def test_a_deposit_under_other_terms_of_the_same_price_buys_no_secret(memory: Path) -> None:
+    """`reveal` reverts with WrongTerms then, but the secret is in its calldata, unpaid."""
+    world = World(memory)
+    other = dataclasses.replace(world.quotes[0], dispute_window=DISPUTE_WINDOW + 1)
+    await fund_other_terms(world, other)
+    assert not [t for t in world.chain.published if isinstance(t.call, Reveal)]
 
 
 async def test_a_row_that_is_damaged_is_named_and_nothing_is_guessed(memory: Path) -> None:

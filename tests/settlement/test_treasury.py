@@ -27,7 +27,7 @@ from tests.settlement.trades import (
     BUYER,
     REVEAL_BY,
     SELLER,
-    Died,
+    DeathError,
     Node,
     long_quote_of,
     quote_of,
@@ -46,7 +46,7 @@ def always() -> bool:
 def dies_at(kind: type[Event]) -> Callable[[Event], None]:
     def hook(event: Event) -> None:
         if isinstance(event, kind):
-            raise Died(kind.__name__)
+            raise DeathError(kind.__name__)
 
     return hook
 
@@ -59,7 +59,7 @@ async def fund(node: Node, quote: Quote, wanted: Callable[[], bool] = always) ->
 
 async def die_while_funding(node: Node, quote: Quote, kind: type[Event]) -> None:
     node.on_event = dies_at(kind)
-    with pytest.raises(Died):
+    with pytest.raises(DeathError):
         await fund(node, quote)
     node.on_event = lambda _: None
     node.journal.close()

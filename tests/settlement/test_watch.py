@@ -13,7 +13,7 @@ from node.chronicle import ChainAway, ChainBack
 from node.protocol.types import Digest
 from node.settlement.watch import BLOCKS_A_CALL
 from tests.settlement.fake_chain import FakeChain, FakeEscrow, down
-from tests.settlement.trades import BUYER, SELLER, Died, Node, long_quote_of
+from tests.settlement.trades import BUYER, SELLER, DeathError, Node, long_quote_of
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Listener:
         assert self.head - event.block >= self.confirmations
         if len(self.events) == self.dies_at:
             self.dies_at = -1
-            raise Died
+            raise DeathError
         await trio.sleep(0.01)
         self.events.append(event)
 
@@ -107,7 +107,7 @@ async def test_a_node_that_died_is_told_again_and_nothing_is_skipped(
             listener.dies_at = deaths[0] if deaths else -1
             try:
                 await node.watch.run(listener.tell, listener.tick)
-            except Died:
+            except DeathError:
                 deaths.pop(0)
                 node.journal.close()
                 node.wake()
@@ -134,10 +134,10 @@ async def test_a_death_between_the_telling_and_the_watermark_tells_twice_and_ski
     journal = node.journal
 
     def die(name: str, value: object) -> None:
-        raise Died
+        raise DeathError
 
     monkeypatch.setattr(journal, "remember", die)
-    with pytest.raises(Died):
+    with pytest.raises(DeathError):
         await node.watch.run(listener.tell, listener.tick)
     journal.close()
     node.wake()
@@ -146,7 +146,9 @@ async def test_a_death_between_the_telling_and_the_watermark_tells_twice_and_ski
     assert listener.trades == traded * 2
 
 
-async def test_a_new_node_is_not_told_of_times_before_its_own(seller: Node, chain: FakeChain) -> None:
+async def test_a_new_node_is_not_told_of_times_before_its_own(
+    seller: Node, chain: FakeChain
+) -> None:
     await trade_on(chain, 3)
     await trio.sleep(5)
     chain.advance()

@@ -129,7 +129,7 @@ def brokerage(quote: Quote) -> BrokerageRecord:
     )  # fmt: skip
 
 
-class Died(Exception):
+class DeathError(Exception):
     """The process ends here."""
 
 
@@ -209,7 +209,7 @@ class Node:
         while True:
             try:
                 await self.desk.run()
-            except* Died:
+            except* DeathError:
                 self.deaths += 1
                 self.journal.close()
                 self.wake()
@@ -220,5 +220,5 @@ def only_died() -> Iterator[None]:
     """Swallow deaths, and nothing else."""
     try:
         yield
-    except* Died:
+    except* DeathError:
         pass

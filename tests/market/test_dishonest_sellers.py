@@ -1,0 +1,367 @@
+"""Sellers that cheat, one way each: the buyer has its weights or its money, and trades on.
+
+Beside every dishonest trade the same buyer makes an honest one, which must not notice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from node.agent.agent import Agent
+from node.agent.seller import Seller, Served
+from node.chain.port import Call, EscrowState, RefundedEvent, Reveal, RevealedEvent
+from node.params.encoding import encode_tensors
+from node.protocol.errors import RemoteProtocolError
+from node.protocol.eip712 import digest
+from node.protocol.events import Step
+from node.protocol.messages import (
+    PLAIN_HASHES,
+    Countersign,
+    Countersigned,
+    GoodsPrepared,
+    PrepareGoods,
+    StreamMessage,
+)
+from node.protocol.offer import Offer
+from node.protocol.signing import sign_digest
+from node.protocol.types import Digest, PeerId
+from node.settlement.desk import Trade
+from node.settlement.treasury import Ending, Treasury
+from tests.market.market import Market, Party, open_market, weights
+
+
+class Cheat(Agent):
+    """An agent with a dishonest half."""
+
+    seller_class: type[Seller] = Seller
+    treasury_class: type[Treasury] = Treasury
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        station = self.station
+        self.seller = self.seller_class(station, self.desk, arguments["settings"])
+        self.desk._treasury = self.treasury_class(
+            arguments["escrow"], station.journal, station.observer
+        )
+
+
+def cheat(seller: type[Seller] = Seller, treasury: type[Treasury] = Treasury) -> type[Cheat]:
+    return type("Cheat", (Cheat,), {"seller_class": seller, "treasury_class": treasury})
+
+
+@asynccontextmanager
+async def market_with(folder: Path, shell: type[Agent], **windows: int) -> AsyncIterator[Market]:
+    """A market with a buyer, an honest seller and one that is not."""
+    async with open_market(folder, **windows) as market:
+        for name, kind in (("buyer", Agent), ("honest", Agent), ("cheat", shell)):
+            await market.join(name, kind)
+        await market["honest"].offer()
+        yield market
+
+
+async def honest_trade(market: Market) -> None:
+    """The same buyer trades with somebody else, to the end."""
+    buyer = market["buyer"]
+    trade = await buyer.buy(market["honest"])
+    name = trade.machine.record.trade_id
+    await buyer.reaches(name, "complete")
+    await market["honest"].reaches(name, "paid")
+    assert market.state(name) is EscrowState.PAID
+
+
+def untouched(market: Market, trade: Trade) -> None:
+    """The chain never heard of a trade, and the buyer gave it up."""
+    name = trade.machine.record.trade_id
+    assert market.state(name) is EscrowState.NONE
+    assert not market["buyer"].journal.transactions(name)
+    assert market["buyer"].states(name)[-1] == "abandoned"
+
+
+# ── before any money moves ──
+
+
+def spoil_data(part: str, index: int) -> type[Seller]:
+    """Serve one part of the goods with one byte changed."""
+
+    class Spoiler(Seller):
+        def serve_goods(self, peer: PeerId, name: bytes, wanted: str) -> Served:
+            whole = super().serve_goods(peer, name, wanted)
+            if wanted != part:
+                return whole
+
+            def read(offset: int, length: int) -> bytes:
+                data = bytearray(whole.read(offset, length))
+                if offset <= index < offset + length:
+                    data[index - offset] ^= 1
+                return bytes(data)
+
+            return Served(whole.byte_length, read)
+
+    return Spoiler
+
+
+@pytest.mark.parametrize(
+    ("part", "index", "reason"),
+    [
+        ("data", 5_000, "wrong-chunk"),
+        ("hashes", 40, "wrong-leaf-hashes"),
+        (PLAIN_HASHES, 70, "wrong-leaf-hashes"),
+    ],
+    ids=["a wrong chunk", "wrong hashes of the goods", "wrong hashes of what was offered"],
+)
+async def test_what_is_not_the_goods_is_refused_before_it_is_paid_for(
+    tmp_path: Path, part: str, index: int, reason: str
+) -> None:
+    async with market_with(tmp_path, cheat(spoil_data(part, index))) as market:
+        buyer = market["buyer"]
+        await market["cheat"].offer()
+        trade = await buyer.buy(market["cheat"])
+        await honest_trade(market)
+        await trade.settled.wait()
+        assert buyer.blamed("fetch-goods") == [reason]
+        assert reason in trade.machine.record.note
+        untouched(market, trade)
+        assert len(market.ledger().states) == 1
+
+
+async def test_goods_that_never_come_are_given_up_in_time(tmp_path: Path) -> None:
+    class Silent(Seller):
+        def serve_goods(self, peer: PeerId, name: bytes, wanted: str) -> Served:
+            raise RemoteProtocolError("busy", "for ever")
+
+    async with market_with(tmp_path, cheat(Silent)) as market:
+        await market["cheat"].offer()
+        trade = await market["buyer"].buy(market["cheat"])
+        await honest_trade(market)
+        assert trade.machine.state.value == "fetching"
+        market.skip(60)
+        await trade.settled.wait()
+        untouched(market, trade)
+
+
+def lying(change: Callable[[GoodsPrepared], GoodsPrepared]) -> type[Seller]:
+    """Commit to something else, and sign whatever comes of it."""
+
+    class Liar(Seller):
+        async def _prepare(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
+            assert isinstance(question, PrepareGoods)
+            prepared = await super()._prepare(peer, question)
+            assert isinstance(prepared, GoodsPrepared)
+            return change(prepared)
+
+        async def _countersign(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
+            assert isinstance(question, Countersign)
+            name = digest(self._station.domain, question.quote)
+            return Countersigned(signature=sign_digest(self._station.keys.account, name))
+
+    return Liar
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("dh_commitment", Digest(b"\x07" * 32), "wrong-dh-commitment"),
+        ("seller_key", Digest(b"\x09" * 32), "wrong-dh-commitment"),
+        ("seller_key", Digest(bytes(32)), "bad-dh-key"),
+        ("byte_length", 99, "wrong-size"),
+        ("leaf_count", 99, "wrong-size"),
+    ],
+)
+async def test_a_commitment_that_could_not_be_disputed_is_refused(
+    tmp_path: Path, field: str, value: Any, reason: str
+) -> None:
+    liar = lying(lambda prepared: dataclasses.replace(prepared, **{field: value}))
+    async with market_with(tmp_path, cheat(liar)) as market:
+        await market["cheat"].offer()
+        with pytest.raises(RemoteProtocolError) as caught:
+            await market["buyer"].buy(market["cheat"])
+        assert caught.value.reason == reason
+        assert not market["buyer"].journal.trades()
+        await honest_trade(market)
+
+
+async def test_a_seller_that_asks_for_more_than_it_signs_for_only_loses_the_trade(
+    tmp_path: Path,
+) -> None:
+    """Its signature is over another quote: the broker says so, and nobody is bound."""
+
+    class Forger(Seller):
+        async def _countersign(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
+            assert isinstance(question, Countersign)
+            cheaper = dataclasses.replace(question.quote, reveal_by=question.quote.reveal_by + 9)
+            name = digest(self._station.domain, cheaper)
+            return Countersigned(signature=sign_digest(self._station.keys.account, name))
+
+    async with market_with(tmp_path, cheat(Forger)) as market:
+        await market["cheat"].offer()
+        with pytest.raises(RemoteProtocolError, match="wrong-signer"):
+            await market["buyer"].buy(market["cheat"])
+        await honest_trade(market)
+
+
+# ── after the money moved ──
+
+
+class Mute(Treasury):
+    """Never sends a reveal."""
+
+    async def carry_out(
+        self, trade_id: Digest, step: Step, call: Call, *, wanted: Callable[[], bool]
+    ) -> Ending:
+        if step is Step.REVEAL:
+            await trio.sleep_forever()
+        return await super().carry_out(trade_id, step, call, wanted=wanted)
+
+
+async def test_a_seller_that_never_reveals_is_not_paid_and_the_buyer_is(tmp_path: Path) -> None:
+    async with market_with(tmp_path, cheat(treasury=Mute)) as market:
+        buyer, seller = market["buyer"], market["cheat"]
+        await seller.offer()
+        trade = await buyer.buy(seller)
+        name = trade.machine.record.trade_id
+        await buyer.reaches(name, "funded")
+        await honest_trade(market)
+        assert market.state(name) is EscrowState.FUNDED
+        assert market.ledger().held == trade.machine.record.quote.price
+
+        market.skip(60 + 60 + 10)
+        await trade.settled.wait()
+        for party, state in ((buyer, "refunded"), (seller, "refunded"), (market.broker, "refunded")):
+            await party.reaches(name, state)
+        assert market.state(name) is EscrowState.REFUNDED
+        (refunded,) = market.events(RefundedEvent)
+        assert refunded.amount == trade.machine.record.quote.price
+        assert not [e for e in market.events(RevealedEvent) if e.trade_id == name]
+        await market.all_over()
+        ledger = market.ledger()
+        assert ledger.balances
+        assert ledger.refunded == refunded.amount
+
+
+async def test_a_seller_that_is_gone_is_as_good_as_one_that_never_reveals(tmp_path: Path) -> None:
+    async with market_with(tmp_path, cheat(treasury=Mute)) as market:
+        buyer, seller = market["buyer"], market["cheat"]
+        await seller.offer()
+        trade = await buyer.buy(seller)
+        name = trade.machine.record.trade_id
+        await buyer.reaches(name, "funded")
+        await seller.stop()
+        await honest_trade(market)
+        market.skip(60 + 60 + 10)
+        await buyer.reaches(name, "refunded")
+        assert market.state(name) is EscrowState.REFUNDED
+
+
+async def test_a_secret_that_comes_late_but_before_a_refund_is_as_good_as_one_in_time(
+    tmp_path: Path,
+) -> None:
+    late = trio.Event()
+
+    class Late(Treasury):
+        async def carry_out(
+            self, trade_id: Digest, step: Step, call: Call, *, wanted: Callable[[], bool]
+        ) -> Ending:
+            if step is Step.REVEAL:
+                await late.wait()
+                return await super().carry_out(trade_id, step, call, wanted=lambda: True)
+            return await super().carry_out(trade_id, step, call, wanted=wanted)
+
+    shell = cheat(treasury=Late)
+    async with market_with(tmp_path, shell, grace_seconds=3_600) as market:
+        buyer, seller = market["buyer"], market["cheat"]
+        await seller.offer()
+        trade = await buyer.buy(seller)
+        name = trade.machine.record.trade_id
+        await buyer.reaches(name, "funded")
+        await honest_trade(market)
+        market.skip(60 + 60 + 10)
+        await trio.sleep(0.5)
+        assert trade.machine.state.value == "funded"
+        assert market.clock() > trade.machine.record.quote.reveal_by
+        late.set()
+        await buyer.reaches(name, "complete")
+        await seller.reaches(name, "paid")
+        assert buyer.station.blobs.has(trade.machine.record.evaluation.merged_root)
+        await market.all_over()
+        assert market.ledger().balances
+
+
+class Garbler(Seller):
+    """Encrypts other weights than it offered, with the right key."""
+
+    async def _encrypt(self, question: PrepareGoods, offer: Offer) -> Trade:
+        blobs = self._station.blobs
+        garbage = blobs.put_bytes(encode_tensors(weights("garbage")))
+        trade = await super()._encrypt(question, offer)
+        record = trade.machine.record
+        from node.protocol import delivery
+
+        dh = delivery.shared_secret(record.private_key, record.buyer_key)
+        key = delivery.delivery_key(record.secret, dh, record.trade_id)
+        goods = blobs.encrypt(garbage.root, key)
+        trade.machine.record = dataclasses.replace(record, goods_root=goods.root)
+        self._desk.changed(trade, record)
+        return trade
+
+
+async def test_garbage_that_was_paid_for_is_proved_and_the_payment_is_pending(
+    tmp_path: Path,
+) -> None:
+    shell = cheat(Garbler)
+    async with market_with(tmp_path, shell, dispute_window_seconds=600) as market:
+        buyer, seller = market["buyer"], market["cheat"]
+        await seller.offer()
+        trade = await buyer.buy(seller)
+        record = trade.machine.record
+        name = record.trade_id
+        await buyer.reaches(name, "cheated")
+        await trade.settled.wait()
+
+        # the evidence: a leaf whose ciphertext is under the goods' root, and opens to no leaf
+        # of the offer's; leaf 0 is the header, which is the same for all weights
+        leaf = int(trade.machine.record.note.split()[1])
+        assert leaf == 0 or leaf < record.quote.leaf_count
+        blobs = buyer.station.blobs
+        assert blobs.leaf(record.quote.goods_root, leaf)
+        assert blobs.hashes(record.quote.offer_root, leaf, 1)
+        assert not blobs.has(record.quote.offer_root)
+        assert not blobs.has(record.evaluation.merged_root)
+
+        # the money: pending, until there is a dispute to take it back by
+        assert market.state(name) is EscrowState.REVEALED
+        assert market.ledger().held == record.quote.price
+
+        # and the market goes on; its windows are long, so that nothing else is over yet
+        other = await buyer.buy(market["honest"])
+        await buyer.reaches(other.machine.record.trade_id, "delivered")
+
+
+async def test_the_reveal_of_a_cheat_is_the_only_thing_that_it_can_publish(tmp_path: Path) -> None:
+    """A seller that reveals another secret than it committed to is refused by the contract."""
+
+    class Wrong(Treasury):
+        async def carry_out(
+            self, trade_id: Digest, step: Step, call: Call, *, wanted: Callable[[], bool]
+        ) -> Ending:
+            if isinstance(call, Reveal):
+                call = Reveal(call.quote, b"\x08" * 32)
+            return await super().carry_out(trade_id, step, call, wanted=wanted)
+
+    async with market_with(tmp_path, cheat(treasury=Wrong)) as market:
+        buyer, seller = market["buyer"], market["cheat"]
+        await seller.offer()
+        trade = await buyer.buy(seller)
+        name = trade.machine.record.trade_id
+        await buyer.reaches(name, "funded")
+        await honest_trade(market)
+        (attempt,) = seller.journal.transactions(name, "reveal")
+        assert attempt.succeeded is False
+        market.skip(60 + 60 + 10)
+        await buyer.reaches(name, "refunded")
