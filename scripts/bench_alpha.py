@@ -27,7 +27,8 @@ from node.data.idx import DataError
 from node.data.split import split_test
 from node.params.encoding import weights_root
 from node.protocol.types import ONE, Digest, Millionths
-from node.training.trainer import Task, Trainer, build_trainer
+from node.training.registry import build_trainer
+from node.training.trainer import Task, Trainer
 
 FOLDER: Final = Path(__file__).resolve().parent.parent / ".data"
 BASELINE: Final = "paper-grid"

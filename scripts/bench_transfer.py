@@ -2,7 +2,7 @@
 
     python scripts/bench_transfer.py [--mib 128] [--json]
 
-Both ends run in one process over TCP on loopback, so that they share its core. `rows` gives
+Seller and buyer are two processes over TCP on loopback, as they are in a market. `rows` gives
 each case with what it is measured against in the same run, and the ratio of the two.
 """
 
@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ from node.protocol.types import Digest, PeerId
 
 PLAIN = "/bench/plain/1"
 BLOBS = "/bench/blobs/1"
+ECHO = "/bench/echo/1"
 DEADLINE_S = 60.0
 
 
@@ -72,42 +75,52 @@ async def verified(
     return length / (time.perf_counter() - began) / 1e6
 
 
-async def measure(mib: int, directory: Path) -> list[dict[str, Any]]:
-    """Every case once, over one connection between two hosts."""
-    data = hashlib.shake_256(b"parameters").digest(MIB) * mib
-    began = time.perf_counter()
+def goods(mib: int) -> bytes:
+    """The same bytes in both processes."""
+    return hashlib.shake_256(b"parameters").digest(MIB) * mib
+
+
+async def serve(mib: int) -> None:
+    """The seller's process: serves until its standard input ends; says where it listens."""
+    data = goods(mib)
     hashes = merkle.leaf_hashes(data)
-    hashing = len(data) / (time.perf_counter() - began) / 1e6
-    root = merkle.root_of_hashes(hashes, len(data))
 
     async def serve_plain(_: PeerId, stream: MessageStream) -> None:
         length = int.from_bytes(await stream.receive(deadline_s=DEADLINE_S), "big")
         await stream.send_bytes(memoryview(data)[:length], deadline_s=DEADLINE_S)
         await stream.finish_sending(deadline_s=DEADLINE_S)
 
+    async def echo(_: PeerId, request: bytes) -> bytes:
+        return request
+
     def authorise(_: PeerId, __: bytes, part: str) -> ServedPart:
         return Bytes(data if part == DATA else hashes)
 
-    listen = "/ip4/127.0.0.1/tcp/0"
-    async with open_host(b"s" * 32, listen) as seller, open_host(b"b" * 32, listen) as buyer:
+    async with open_host(b"s" * 32, "/ip4/127.0.0.1/tcp/0") as seller:
         seller.handle(PLAIN, serve_plain)
         seller.handle(BLOBS, BlobServer(authorise).serve)
-        await buyer.connect(seller.addresses()[0])
-        peer = seller.peer_id
+        seller.handle_requests(ECHO, echo)
+        print(seller.addresses()[0], flush=True)
+        await trio.to_thread.run_sync(sys.stdin.read)
+
+
+async def measure(address: str, mib: int, directory: Path) -> list[dict[str, Any]]:
+    """Every case once, over one connection to the seller's process."""
+    data = goods(mib)
+    began = time.perf_counter()
+    hashes = merkle.leaf_hashes(data)
+    hashing = len(data) / (time.perf_counter() - began) / 1e6
+    root = merkle.root_of_hashes(hashes, len(data))
+    async with open_host(b"b" * 32) as buyer:
+        peer = await buyer.connect(address)
         await plain_stream(buyer, peer, min(len(data), 16 * MIB))  # the window opens
         plain = await plain_stream(buyer, peer, len(data))
         memory = await verified(buyer, peer, root, len(data), partial(MemorySink, len(data)))
         store = BlobStore(directory)
         disk = await verified(buyer, peer, root, len(data), partial(store.writer, root, len(data)))
-        payload = bytes(1024)
-
-        async def echo(_: PeerId, request: bytes) -> bytes:
-            return request
-
-        seller.handle_requests("/bench/echo/1", echo)
         began = time.perf_counter()
         for _ in range(200):
-            await buyer.request(peer, "/bench/echo/1", payload, deadline_s=DEADLINE_S)
+            await buyer.request(peer, ECHO, bytes(1024), deadline_s=DEADLINE_S)
         requests = 200 / (time.perf_counter() - began)
     size = f"{mib} MiB"
     return [
@@ -131,15 +144,28 @@ def row(case: str, value: float, unit: str, against: float, what: str) -> dict[s
 
 def rows(mib: int = 128) -> list[dict[str, Any]]:
     """The table of this benchmark."""
-    with TemporaryDirectory() as directory:
-        return trio.run(measure, mib, Path(directory))
+    command = [sys.executable, __file__, "--serve", "--mib", str(mib)]
+    with (
+        TemporaryDirectory() as directory,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as far,
+    ):
+        if far.stdin is None or far.stdout is None:
+            raise RuntimeError("the seller's process has no pipes")
+        try:
+            return trio.run(measure, far.stdout.readline().strip(), mib, Path(directory))
+        finally:
+            far.stdin.close()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--mib", type=int, default=128)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.serve:
+        trio.run(serve, arguments.mib)
+        return
     table = rows(arguments.mib)
     if arguments.json:
         print(json.dumps(table, indent=2))

@@ -6,9 +6,10 @@ Beside every dishonest trade the same buyer makes an honest one, which must not 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -18,8 +19,9 @@ from node.agent.agent import Agent
 from node.agent.seller import Seller, Served
 from node.chain.port import Call, EscrowState, RefundedEvent, Reveal, RevealedEvent
 from node.params.encoding import encode_tensors
-from node.protocol.errors import RemoteProtocolError
+from node.protocol import delivery, merkle
 from node.protocol.eip712 import digest
+from node.protocol.errors import RemoteProtocolError
 from node.protocol.events import Step
 from node.protocol.messages import (
     PLAIN_HASHES,
@@ -34,7 +36,7 @@ from node.protocol.signing import sign_digest
 from node.protocol.types import Digest, PeerId
 from node.settlement.desk import Trade
 from node.settlement.treasury import Ending, Treasury
-from tests.market.market import Market, Party, open_market, weights
+from tests.market.market import Market, open_market, weights
 
 
 class Cheat(Agent):
@@ -107,27 +109,28 @@ def spoil_data(part: str, index: int) -> type[Seller]:
     return Spoiler
 
 
-@pytest.mark.parametrize(
-    ("part", "index", "reason"),
-    [
-        ("data", 5_000, "wrong-chunk"),
-        ("hashes", 40, "wrong-leaf-hashes"),
-        (PLAIN_HASHES, 70, "wrong-leaf-hashes"),
-    ],
-    ids=["a wrong chunk", "wrong hashes of the goods", "wrong hashes of what was offered"],
-)
-async def test_what_is_not_the_goods_is_refused_before_it_is_paid_for(
-    tmp_path: Path, part: str, index: int, reason: str
-) -> None:
-    async with market_with(tmp_path, cheat(spoil_data(part, index))) as market:
+SPOILT = {
+    "a wrong chunk": ("data", 5_000, "wrong-chunk"),
+    "wrong hashes of the goods": ("hashes", 40, "wrong-leaf-hashes"),
+    "wrong hashes of what was offered": (PLAIN_HASHES, 70, "wrong-leaf-hashes"),
+}
+
+
+async def test_what_is_not_the_goods_is_refused_before_it_is_paid_for(tmp_path: Path) -> None:
+    async with market_with(tmp_path, cheat()) as market:
         buyer = market["buyer"]
-        await market["cheat"].offer()
-        trade = await buyer.buy(market["cheat"])
+        trades: dict[str, Trade] = {}
+        for name, (part, index, _) in SPOILT.items():
+            seller = await market.join(name, cheat(spoil_data(part, index)))
+            await seller.offer()
+            trades[name] = await buyer.buy(seller)
         await honest_trade(market)
-        await trade.settled.wait()
-        assert buyer.blamed("fetch-goods") == [reason]
-        assert reason in trade.machine.record.note
-        untouched(market, trade)
+        for name, (_, _, reason) in SPOILT.items():
+            await trades[name].settled.wait()
+            assert reason in trades[name].machine.record.note, name
+            untouched(market, trades[name])
+        reasons = [reason for _, _, reason in SPOILT.values()]
+        assert sorted(buyer.blamed("fetch-goods")) == sorted(reasons)
         assert len(market.ledger().states) == 1
 
 
@@ -146,44 +149,42 @@ async def test_goods_that_never_come_are_given_up_in_time(tmp_path: Path) -> Non
         untouched(market, trade)
 
 
-def lying(change: Callable[[GoodsPrepared], GoodsPrepared]) -> type[Seller]:
-    """Commit to something else, and sign whatever comes of it."""
+class Liar(Seller):
+    """Commits to something else than it prepared, and signs whatever comes of it."""
 
-    class Liar(Seller):
-        async def _prepare(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
-            assert isinstance(question, PrepareGoods)
-            prepared = await super()._prepare(peer, question)
-            assert isinstance(prepared, GoodsPrepared)
-            return change(prepared)
+    lie: Mapping[str, Any] = MappingProxyType({})
 
-        async def _countersign(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
-            assert isinstance(question, Countersign)
-            name = digest(self._station.domain, question.quote)
-            return Countersigned(signature=sign_digest(self._station.keys.account, name))
+    async def _prepare(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
+        prepared = await super()._prepare(peer, question)
+        assert isinstance(prepared, GoodsPrepared)
+        return dataclasses.replace(prepared, **self.lie)
 
-    return Liar
+    async def _countersign(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
+        assert isinstance(question, Countersign)
+        name = digest(self._station.domain, question.quote)
+        return Countersigned(signature=sign_digest(self._station.keys.account, name))
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "reason"),
-    [
-        ("dh_commitment", Digest(b"\x07" * 32), "wrong-dh-commitment"),
-        ("seller_key", Digest(b"\x09" * 32), "wrong-dh-commitment"),
-        ("seller_key", Digest(bytes(32)), "bad-dh-key"),
-        ("byte_length", 99, "wrong-size"),
-        ("leaf_count", 99, "wrong-size"),
-    ],
-)
-async def test_a_commitment_that_could_not_be_disputed_is_refused(
-    tmp_path: Path, field: str, value: Any, reason: str
-) -> None:
-    liar = lying(lambda prepared: dataclasses.replace(prepared, **{field: value}))
-    async with market_with(tmp_path, cheat(liar)) as market:
-        await market["cheat"].offer()
-        with pytest.raises(RemoteProtocolError) as caught:
-            await market["buyer"].buy(market["cheat"])
-        assert caught.value.reason == reason
-        assert not market["buyer"].journal.trades()
+LIES: list[tuple[dict[str, Any], str]] = [
+    ({"dh_commitment": Digest(b"\x07" * 32)}, "wrong-dh-commitment"),
+    ({"seller_key": Digest(b"\x09" * 32)}, "wrong-dh-commitment"),
+    ({"seller_key": Digest(bytes(32))}, "bad-dh-key"),
+    ({"byte_length": 99}, "wrong-size"),
+    ({"leaf_count": 99}, "wrong-size"),
+]
+
+
+async def test_a_commitment_that_could_not_be_disputed_is_refused(tmp_path: Path) -> None:
+    async with market_with(tmp_path, cheat(Liar)) as market:
+        buyer, liar = market["buyer"], market["cheat"]
+        await liar.offer()
+        base = await buyer.offer()
+        for lie, reason in LIES:
+            liar.shell.seller.lie = lie
+            with pytest.raises(RemoteProtocolError) as caught:
+                await buyer.buy(liar, base)
+            assert caught.value.reason == reason, lie
+        assert not buyer.journal.trades()
         await honest_trade(market)
 
 
@@ -301,8 +302,6 @@ class Garbler(Seller):
         garbage = blobs.put_bytes(encode_tensors(weights("garbage")))
         trade = await super()._encrypt(question, offer)
         record = trade.machine.record
-        from node.protocol import delivery
-
         dh = delivery.shared_secret(record.private_key, record.buyer_key)
         key = delivery.delivery_key(record.secret, dh, record.trade_id)
         goods = blobs.encrypt(garbage.root, key)
@@ -319,24 +318,28 @@ async def test_garbage_that_was_paid_for_is_proved_and_the_payment_is_pending(
         buyer, seller = market["buyer"], market["cheat"]
         await seller.offer()
         trade = await buyer.buy(seller)
-        record = trade.machine.record
-        name = record.trade_id
+        name = trade.machine.record.trade_id
         await buyer.reaches(name, "cheated")
         await trade.settled.wait()
 
-        # the evidence: a leaf whose ciphertext is under the goods' root, and opens to no leaf
-        # of the offer's; leaf 0 is the header, which is the same for all weights
-        leaf = int(trade.machine.record.note.split()[1])
-        assert leaf == 0 or leaf < record.quote.leaf_count
-        blobs = buyer.station.blobs
-        assert blobs.leaf(record.quote.goods_root, leaf)
-        assert blobs.hashes(record.quote.offer_root, leaf, 1)
-        assert not blobs.has(record.quote.offer_root)
+        # the evidence: the first leaf of what the buyer paid for that opens to something else
+        record = trade.machine.record
+        quote, blobs = record.quote, buyer.station.blobs
+        leaf = int(record.note.split()[1])
+        dh = delivery.shared_secret(record.private_key, record.seller_key)
+        key = delivery.delivery_key(record.secret, dh, name)
+        goods = blobs.read(quote.goods_root, 0, quote.byte_length)
+        opened = merkle.leaf_hashes(delivery.Keystream(key).apply(goods))
+        offered = blobs.hashes(quote.offer_root)
+        assert merkle.root_of_hashes(offered, quote.byte_length) == quote.offer_root
+        assert opened[: 32 * leaf] == offered[: 32 * leaf]
+        assert opened[32 * leaf :][:32] != offered[32 * leaf :][:32]
+        assert not blobs.has(quote.offer_root)
         assert not blobs.has(record.evaluation.merged_root)
 
         # the money: pending, until there is a dispute to take it back by
         assert market.state(name) is EscrowState.REVEALED
-        assert market.ledger().held == record.quote.price
+        assert market.ledger().held == quote.price
 
         # and the market goes on; its windows are long, so that nothing else is over yet
         other = await buyer.buy(market["honest"])
