@@ -25,7 +25,7 @@ from node.chain.port import Escrow
 from node.chronicle import NodeReady, NodeStopped, TrialDone
 from node.net.transfer import Source, fetch_blob
 from node.protocol.brokerage import BrokerageRecord, BrokerageState
-from node.protocol.errors import LocalProtocolError, RemoteProtocolError
+from node.protocol.errors import LocalProtocolError, MarketError, RemoteProtocolError
 from node.protocol.events import PurchaseEvent
 from node.protocol.messages import (
     PARAMS_PROTOCOL,
@@ -50,6 +50,8 @@ from node.station.turns import Turns
 
 LISTED: Final = 400
 LISTED_BYTES: Final = 200_000
+RESUMED: Final = frozenset({"unreachable", "timeout", "truncated", "busy"})
+"""After these what has arrived of a blob is kept; after anything else nobody will finish it."""
 
 
 class Broker:
@@ -117,24 +119,53 @@ class Broker:
     # ── terms ──
 
     async def _give_notice_for_ever(self) -> None:
+        """Say our terms, and again at half of their life; after a restart the old ones hold.
+
+        Trials are measured under a notice, and a buyer that has not heard of a newer one yet
+        would refuse what it gets.
+        """
+        renew = self._settings.notice_seconds / 2
         while True:
             now = self.station.clock()
-            notice = BrokerNotice(
-                broker=self.station.account,
-                peer_id=self.station.peer_id,
-                addresses=self.station.network.addresses(),
-                task=self.station.task,
-                fee_basis_points=self._settings.fee_basis_points,
-                validation_root=self._appraiser.validation_root,
-                validation_rows=self._appraiser.validation_rows,
-                seed=self._seed(),
-                issued_at=now,
-                expires_at=UnixTime(now + self._settings.notice_seconds),
-                nonce=self.station.journal.next_nonce(),
-            )
-            _, data = self.station.sign(notice)
-            await self.station.publish(data)
-            await trio.sleep(self._settings.notice_seconds / 2)
+            given = self.station.own_notice()
+            left = 0 if given is None else given[1].expires_at - now
+            if given is None or left < renew or not self._holds(given[1]):
+                await self._give_notice(now)
+                left = self._settings.notice_seconds
+            await trio.sleep(max(left - renew, 1))
+
+    def _holds(self, notice: BrokerNotice) -> bool:
+        """Whether a notice of ours still says what we would say now."""
+        return (
+            notice.addresses,
+            notice.fee_basis_points,
+            notice.validation_root,
+            notice.validation_rows,
+            notice.seed,
+        ) == (
+            self.station.network.addresses(),
+            self._settings.fee_basis_points,
+            self._appraiser.validation_root,
+            self._appraiser.validation_rows,
+            self._seed(),
+        )
+
+    async def _give_notice(self, now: UnixTime) -> None:
+        notice = BrokerNotice(
+            broker=self.station.account,
+            peer_id=self.station.peer_id,
+            addresses=self.station.network.addresses(),
+            task=self.station.task,
+            fee_basis_points=self._settings.fee_basis_points,
+            validation_root=self._appraiser.validation_root,
+            validation_rows=self._appraiser.validation_rows,
+            seed=self._seed(),
+            issued_at=now,
+            expires_at=UnixTime(now + self._settings.notice_seconds),
+            nonce=self.station.journal.next_nonce(),
+        )
+        _, data = self.station.sign(notice)
+        await self.station.publish(data)
 
     def _seed(self) -> Digest:
         """Draw the seed of trials once, for as long as this journal lives."""
@@ -188,16 +219,26 @@ class Broker:
                 name=root,
                 addresses=(*self.station.book.addresses_of(offer.peer_id), *offer.addresses),
             )
-            await fetch_blob(
-                self.station.network,
-                source,
-                lambda hashes: blobs.writer(root, offer.byte_length, hashes),
-                root=root,
-                byte_length=offer.byte_length,
+            try:
+                await fetch_blob(
+                    self.station.network,
+                    source,
+                    lambda hashes: blobs.writer(root, offer.byte_length, hashes),
+                    root=root,
+                    byte_length=offer.byte_length,
+                )
+            except RemoteProtocolError as error:
+                if error.reason not in RESUMED:
+                    blobs.delete(root)
+                raise
+        try:
+            model = await trio.to_thread.run_sync(
+                self._appraiser.admit, blobs.path(root), offer, limiter=self._compute
             )
-        model = await trio.to_thread.run_sync(
-            self._appraiser.admit, blobs.path(root), offer, limiter=self._compute
-        )
+        except MarketError:
+            if self._shelf.get(root) is None:  # else it is good, and was offered as something else
+                blobs.delete(root)
+            raise
         forgotten = self._shelf.put(model)
         if forgotten is not None:
             blobs.delete(forgotten)

@@ -36,7 +36,7 @@ from node.protocol.messages import (
 )
 from node.protocol.offer import BrokerNotice, Offer
 from node.protocol.purchase import FUND_MARGIN, Purchase, PurchaseRecord
-from node.protocol.types import Digest, PeerId
+from node.protocol.types import ONE, Digest, PeerId
 from node.settlement.desk import Trade, TradeDesk
 from node.station.station import Station
 
@@ -91,6 +91,9 @@ class Buyer:
             TrialResult,
             seconds=TRIAL_SECONDS,
         )
+        # no more than all of the loss can go; a bid is made of this
+        if result.gain > ONE or result.bound > ONE or not 0 <= result.alpha <= ONE:
+            raise RemoteProtocolError("impossible-trial", f"a gain of {result.gain}", peer=broker)
         self._station.observer.emit(
             TrialDone(
                 trial_id=result.trial_id,

@@ -51,6 +51,9 @@ class BlobSink(Protocol):
 
     def finish(self) -> object: ...
 
+    def close(self) -> None:
+        """Let go; what has arrived stays for the next one. Safe to repeat."""
+
 
 class MemorySink:
     """A sink for what fits in memory."""
@@ -80,6 +83,9 @@ class MemorySink:
 
     def finish(self) -> bytes:
         return bytes(self.data)
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,8 +184,11 @@ async def fetch_blob(
     """
     hashes = await fetch_hashes(network, source, root=root, byte_length=byte_length)
     sink = await trio.to_thread.run_sync(open_sink, hashes)
-    await fetch_data(network, source, sink, byte_length=byte_length, progress=progress)
-    return await trio.to_thread.run_sync(sink.finish)
+    try:
+        await fetch_data(network, source, sink, byte_length=byte_length, progress=progress)
+        return await trio.to_thread.run_sync(sink.finish)
+    finally:
+        sink.close()
 
 
 async def _run_worker(

@@ -29,18 +29,19 @@ from node.chain.port import (
     Withdraw,
     WithdrawnEvent,
 )
-from node.chronicle import TradeChanged
+from node.chronicle import OurFault, TradeChanged
 from node.clock import Clock
 from node.journal import Journal, JournalError, TradeRow
 from node.observe import Observer
 from node.protocol import cbor
 from node.protocol.brokerage import Brokerage, BrokerageRecord
-from node.protocol.errors import LocalProtocolError, RemoteProtocolError
+from node.protocol.errors import LocalProtocolError, MarketError, RemoteProtocolError
 from node.protocol.events import (
     Deliver,
     Effect,
     FetchGoods,
     Funded,
+    GoodsRefused,
     Paid,
     PublishReceipt,
     PurchaseEvent,
@@ -56,12 +57,14 @@ from node.protocol.quote import Quote
 from node.protocol.sale import Sale, SaleRecord
 from node.protocol.schema import from_map, to_map
 from node.protocol.types import Digest
-from node.settlement.treasury import Ending, Treasury
+from node.settlement.treasury import FIRST_BACKOFF, Ending, Treasury
 from node.settlement.watch import ChainWatch
 
 Machine = Purchase | Sale | Brokerage
 Record = PurchaseRecord | SaleRecord | BrokerageRecord
 EXPIRY_SECONDS: Final = 0.5
+LONGEST_REPAIR: Final = 60.0
+"""Between two tries to open goods that our own disk withholds."""
 _SIDES: Final[dict[type[Machine], str]] = {
     Purchase: "buyer",
     Sale: "seller",
@@ -225,10 +228,10 @@ class TradeDesk:
         match effect:
             case FetchGoods():
                 assert isinstance(machine, Purchase)
-                self._take(trade, await self._workshop.fetch_goods(machine.record))
+                self._take(trade, await self._fetch_goods(machine.record))
             case Deliver(secret):
                 assert isinstance(machine, Purchase)
-                self._take(trade, await self._workshop.deliver(machine.record, secret))
+                self._take(trade, await self._deliver(machine.record, secret))
             case PublishReceipt(receipt):
                 await self._workshop.publish_receipt(receipt)
             case Transact(step):
@@ -242,6 +245,28 @@ class TradeDesk:
                     self._take(trade, Withdrawn())
             case _:
                 assert_never(effect)
+
+    async def _fetch_goods(self, purchase: PurchaseRecord) -> PurchaseEvent:
+        try:
+            return await self._workshop.fetch_goods(purchase)
+        except JournalError:
+            raise
+        except MarketError as error:  # a full disk, say; nothing was paid yet
+            self._observer.emit(OurFault(during="fetch-goods", reason=str(error)))
+            return GoodsRefused(f"by a fault of our own: {error}")
+
+    async def _deliver(self, purchase: PurchaseRecord, secret: Digest) -> PurchaseEvent:
+        """Open what was paid for. A fault of our own must be mended, and ends nothing."""
+        pause = FIRST_BACKOFF
+        while True:
+            try:
+                return await self._workshop.deliver(purchase, secret)
+            except JournalError:
+                raise
+            except MarketError as error:
+                self._observer.emit(OurFault(during="deliver", reason=str(error)))
+            await trio.sleep(pause)
+            pause = min(2 * pause, LONGEST_REPAIR)
 
     def _call(self, trade: Trade, step: Step) -> Call:
         record, quote = trade.machine.record, trade.quote

@@ -42,6 +42,7 @@ from node.params.store import BlobStore
 from node.protocol.bargain import Patience
 from node.protocol.eip712 import Domain
 from node.protocol.offer import Offer
+from node.protocol.purchase import Purchase, PurchaseRecord
 from node.protocol.signing import address_of
 from node.protocol.types import Address, Digest, Millionths, PeerId, UnixTime, Wei
 from node.settlement.desk import Trade
@@ -95,7 +96,9 @@ def seed_of(name: str) -> bytes:
 class Party:
     """One node of the market. It may be stopped and started again on its own data."""
 
-    def __init__(self, market: Market, name: str, shell: type[Broker | Agent], **settings: Any):
+    def __init__(
+        self, market: Market, name: str, shell: type[Broker | Agent], **settings: Any
+    ) -> None:
         self.market = market
         self.name = name
         self.shell_class = shell
@@ -145,9 +148,7 @@ class Party:
                 async with open_host(self.keys.peer, self.listen, on_fault=fault) as network:
                     self.network = network
                     self.listen = network.addresses()[0].split("/p2p/")[0]
-                    self.escrow = open_escrow(
-                        self.line, self.keys.account, self.market.domain
-                    )
+                    self.escrow = open_escrow(self.line, self.keys.account, self.market.domain)
                     self.station = Station(
                         keys=self.keys,
                         domain=self.market.domain,
@@ -334,6 +335,13 @@ class Market:
     def check_healthy(self) -> None:
         """No task boundary caught a bug of ours."""
         assert {p.name: p.faults for p in self.parties.values() if p.faults} == {}
+
+
+def bought(trade: Trade) -> PurchaseRecord:
+    """What a buyer's trade is about."""
+    machine = trade.machine
+    assert isinstance(machine, Purchase)
+    return machine.record
 
 
 async def eventually(condition: Callable[[], object], what: str, seconds: float = 20) -> None:

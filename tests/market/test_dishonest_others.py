@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 import trio
 
-from broker_node.service import Broker, Tried
+from broker_node.negotiation import Negotiator, Tried
+from broker_node.service import Broker
 from node.agent.agent import Agent
 from node.chain.port import Call, EscrowState, Reveal
+from node.protocol.book import body_of
 from node.protocol.brokerage import BrokerageRecord
 from node.protocol.eip712 import Domain, digest
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.events import Step
-from node.protocol.messages import Deal, GoodsPrepared, QuoteRequest, StreamMessage
+from node.protocol.messages import Deal, GoodsPrepared, QuoteRequest, StreamMessage, TrialResult
+from node.protocol.offer import Receipt
 from node.protocol.quote import Quote
 from node.protocol.signing import sign_digest
 from node.protocol.types import Address, Digest, PeerId, Wei
@@ -48,8 +52,8 @@ async def complete(market: Market, buyer: Party, seller: Party, **how: Any) -> D
     return name
 
 
-class Crooked(Broker):
-    """A broker that changes a quote, or signs it for somewhere else, when it is told to."""
+class CrookedNegotiator(Negotiator):
+    """Changes a quote, or signs it for somewhere else, when it is told to."""
 
     change: Callable[[Quote], Quote] | None = None
     elsewhere: Callable[[Domain], Domain] | None = None
@@ -64,15 +68,30 @@ class Crooked(Broker):
         goods: GoodsPrepared,
     ) -> BrokerageRecord:
         record = super()._propose(tried, question, trade_id, price, fee, goods)
-        quote = record.deal.quote
+        quote, sealed = record.deal.quote, record.deal.receipt
+        domain = self._station.domain
+        receipt = body_of(sealed)
+        assert isinstance(receipt, Receipt)
         if self.change is not None:
             quote = self.change(quote)
-        domain = self.station.domain
+            if (quote.price, quote.fee) != (receipt.price, receipt.fee):  # a lie with a receipt
+                receipt = dataclasses.replace(receipt, price=quote.price, fee=quote.fee)
+                sealed = self._station.seal(receipt)
+                quote = dataclasses.replace(quote, receipt_hash=digest(domain, receipt))
         if self.elsewhere is not None:
             domain = self.elsewhere(domain)
-        signature = sign_digest(self.station.keys.account, digest(domain, quote))
-        deal = dataclasses.replace(record.deal, quote=quote, broker_signature=signature)
+        signature = sign_digest(self._station.keys.account, digest(domain, quote))
+        deal = dataclasses.replace(
+            record.deal, quote=quote, broker_signature=signature, receipt=sealed
+        )
         return dataclasses.replace(record, deal=deal)
+
+
+class Crooked(Broker):
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.crook = CrookedNegotiator(self.station, self.desk, arguments["settings"])
+        self._negotiator = self.crook
 
 
 async def test_a_quote_for_elsewhere_is_not_countersigned(tmp_path: Path) -> None:
@@ -80,19 +99,19 @@ async def test_a_quote_for_elsewhere_is_not_countersigned(tmp_path: Path) -> Non
         seller, buyer = await pair(market)
         base = await buyer.offer()
         for elsewhere in ELSEWHERE.values():
-            market.broker.shell.elsewhere = elsewhere
+            market.broker.shell.crook.elsewhere = elsewhere
             with pytest.raises(RemoteProtocolError) as caught:
                 await buyer.buy(seller, base)
             assert caught.value.reason == "wrong-signer"
         assert seller.blamed("Countersign") == ["wrong-signer"] * 2
         assert not buyer.journal.trades()
-        market.broker.shell.elsewhere = None
+        market.broker.shell.crook.elsewhere = None
         await complete(market, buyer, seller, base=base)
 
 
 CROOKED: dict[str, tuple[Callable[[Quote], Quote], str]] = {
     "less than the ask": (
-        lambda q: dataclasses.replace(q, price=Wei(q.price // 10), fee=Wei(0)),
+        lambda q: dataclasses.replace(q, price=Wei(q.price // 100), fee=Wei(0)),
         "price-below-ask",
     ),
     "a higher fee": (lambda q: dataclasses.replace(q, fee=Wei(q.price // 2)), "fee-too-high"),
@@ -124,13 +143,13 @@ async def test_a_seller_signs_nothing_that_it_did_not_prepare(tmp_path: Path) ->
         seller, buyer = await pair(market)
         base = await buyer.offer()
         for name, (change, reason) in CROOKED.items():
-            market.broker.shell.change = change
+            market.broker.shell.crook.change = change
             with pytest.raises(RemoteProtocolError) as caught:
                 await buyer.buy(seller, base)
             assert caught.value.reason == reason, name
         assert not buyer.journal.trades()
         assert {row.state for row in seller.journal.trades()} == {"prepared"}
-        market.broker.shell.change = None
+        market.broker.shell.crook.change = None
         await complete(market, buyer, seller, base=base)
 
 
@@ -168,7 +187,7 @@ async def test_a_buyer_binds_itself_to_nothing_that_it_did_not_want(tmp_path: Pa
         (quoting(dh_commitment=other), "wrong-dh-commitment"),
         (quoting(fund_by=1), "too-late"),
         (quoting(grace=10**8), "money-locked-too-long"),
-        (lambda deal: dataclasses.replace(deal, recipe=b"\xa0"), "malformed"),
+        (lambda deal: dataclasses.replace(deal, recipe=b"\xa0"), "wrong-recipe"),
         (
             lambda deal: dataclasses.replace(
                 deal, evaluation=dataclasses.replace(deal.evaluation, merged_root=other)
@@ -193,6 +212,32 @@ async def test_a_buyer_binds_itself_to_nothing_that_it_did_not_want(tmp_path: Pa
         assert not buyer.journal.trades()
         assert not market.ledger().states
         market.broker.shell.change = None
+        await complete(market, buyer, seller, base=base)
+
+
+class Boaster(Broker):
+    """Tells of gains that there cannot be, so that buyers bid all that they have."""
+
+    boast: Mapping[str, Any] = MappingProxyType({})
+
+    async def _try(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
+        answer = await super()._try(peer, question)
+        assert isinstance(answer, TrialResult)
+        return dataclasses.replace(answer, **self.boast)
+
+
+async def test_a_gain_that_cannot_be_is_not_bid_for(tmp_path: Path) -> None:
+    async with open_market(tmp_path, Boaster) as market:
+        seller, buyer = await pair(market)
+        base = await buyer.offer()
+        for boast in ({"gain": 1_000_001}, {"bound": 2**62}, {"alpha": -1}, {"alpha": 1_000_001}):
+            market.broker.shell.boast = boast
+            with pytest.raises(RemoteProtocolError, match="impossible-trial"):
+                await buyer.buy(seller, base)
+        market.broker.shell.boast = {"gain": 200_000}  # what was measured is a half of that
+        with pytest.raises(RemoteProtocolError, match="wrong-evaluation"):
+            await buyer.buy(seller, base)
+        market.broker.shell.boast = {}
         await complete(market, buyer, seller, base=base)
 
 
@@ -237,7 +282,7 @@ def raw_transactions(market: Market) -> list[bytes]:
     """All that was ever sent to the chain: what the whole world can read."""
     head = market.broker.escrow.head().number
     mined = [market.chain.mined_in(number) for number in range(head + 1)]
-    return [one.raw for one in mined if one is not None]
+    return [one.transaction.encode() for one in mined if one is not None]
 
 
 async def test_the_secret_of_a_paid_trade_is_public_and_opens_nothing_by_itself(
@@ -312,9 +357,7 @@ async def test_a_broker_that_vanishes_stops_nothing_but_its_own_negotiation(
 
 
 @pytest.mark.parametrize("whose", ["buyer", "seller", "broker"])
-async def test_an_endpoint_that_is_away_for_a_while_only_delays(
-    tmp_path: Path, whose: str
-) -> None:
+async def test_an_endpoint_that_is_away_for_a_while_only_delays(tmp_path: Path, whose: str) -> None:
     async with open_market(tmp_path) as market:
         seller, buyer = await pair(market)
         away = market[whose]

@@ -32,11 +32,12 @@ from node.protocol.messages import (
     StreamMessage,
 )
 from node.protocol.offer import Offer
+from node.protocol.sale import Sale
 from node.protocol.signing import sign_digest
 from node.protocol.types import Digest, PeerId
 from node.settlement.desk import Trade
 from node.settlement.treasury import Ending, Treasury
-from tests.market.market import Market, open_market, weights
+from tests.market.market import Market, bought, open_market, weights
 
 
 class Cheat(Agent):
@@ -149,6 +150,29 @@ async def test_goods_that_never_come_are_given_up_in_time(tmp_path: Path) -> Non
         untouched(market, trade)
 
 
+async def test_a_transfer_that_is_cut_off_goes_on_from_there(tmp_path: Path) -> None:
+    class Moody(Seller):
+        """Hands out the hashes, and four times nothing more."""
+
+        refusals = 4
+
+        def serve_goods(self, peer: PeerId, name: bytes, wanted: str) -> Served:
+            if wanted == "data" and self.refusals:
+                self.refusals -= 1
+                raise RemoteProtocolError("busy", "later")
+            return super().serve_goods(peer, name, wanted)
+
+    async with market_with(tmp_path, cheat(Moody)) as market:
+        buyer, seller = market["buyer"], market["cheat"]
+        await seller.offer()
+        trade = await buyer.buy(seller)
+        name = trade.machine.record.trade_id
+        await honest_trade(market)
+        await buyer.reaches(name, "complete")
+        assert seller.shell.seller.refusals == 0
+        assert set(buyer.blamed("fetch-goods")) == {"busy"}
+
+
 class Liar(Seller):
     """Commits to something else than it prepared, and signs whatever comes of it."""
 
@@ -230,15 +254,19 @@ async def test_a_seller_that_never_reveals_is_not_paid_and_the_buyer_is(tmp_path
         await buyer.reaches(name, "funded")
         await honest_trade(market)
         assert market.state(name) is EscrowState.FUNDED
-        assert market.ledger().held == trade.machine.record.quote.price
+        assert market.ledger().held == bought(trade).quote.price
 
         market.skip(60 + 60 + 10)
         await trade.settled.wait()
-        for party, state in ((buyer, "refunded"), (seller, "refunded"), (market.broker, "refunded")):
+        for party, state in (
+            (buyer, "refunded"),
+            (seller, "refunded"),
+            (market.broker, "refunded"),
+        ):
             await party.reaches(name, state)
         assert market.state(name) is EscrowState.REFUNDED
         (refunded,) = market.events(RefundedEvent)
-        assert refunded.amount == trade.machine.record.quote.price
+        assert refunded.amount == bought(trade).quote.price
         assert not [e for e in market.events(RevealedEvent) if e.trade_id == name]
         await market.all_over()
         ledger = market.ledger()
@@ -285,11 +313,11 @@ async def test_a_secret_that_comes_late_but_before_a_refund_is_as_good_as_one_in
         market.skip(60 + 60 + 10)
         await trio.sleep(0.5)
         assert trade.machine.state.value == "funded"
-        assert market.clock() > trade.machine.record.quote.reveal_by
+        assert market.clock() > bought(trade).quote.reveal_by
         late.set()
         await buyer.reaches(name, "complete")
         await seller.reaches(name, "paid")
-        assert buyer.station.blobs.has(trade.machine.record.evaluation.merged_root)
+        assert buyer.station.blobs.has(bought(trade).evaluation.merged_root)
         await market.all_over()
         assert market.ledger().balances
 
@@ -301,11 +329,13 @@ class Garbler(Seller):
         blobs = self._station.blobs
         garbage = blobs.put_bytes(encode_tensors(weights("garbage")))
         trade = await super()._encrypt(question, offer)
-        record = trade.machine.record
+        sale = trade.machine
+        assert isinstance(sale, Sale)
+        record = sale.record
         dh = delivery.shared_secret(record.private_key, record.buyer_key)
         key = delivery.delivery_key(record.secret, dh, record.trade_id)
         goods = blobs.encrypt(garbage.root, key)
-        trade.machine.record = dataclasses.replace(record, goods_root=goods.root)
+        sale.record = dataclasses.replace(record, goods_root=goods.root)
         self._desk.changed(trade, record)
         return trade
 
@@ -323,7 +353,8 @@ async def test_garbage_that_was_paid_for_is_proved_and_the_payment_is_pending(
         await trade.settled.wait()
 
         # the evidence: the first leaf of what the buyer paid for that opens to something else
-        record = trade.machine.record
+        record = bought(trade)
+        assert record.secret is not None
         quote, blobs = record.quote, buyer.station.blobs
         leaf = int(record.note.split()[1])
         dh = delivery.shared_secret(record.private_key, record.seller_key)

@@ -44,9 +44,7 @@ async def test_a_learner_buys_what_another_offers_and_everybody_is_paid_to_the_w
         assert 0 < price <= ETHER // 10
         for party, change in ((buyer, -price), (seller, paid.to_seller), (market.broker, paid.fee)):
             gas = sum(
-                t.gas or 0
-                for name in (row.trade_id,)
-                for t in party.journal.transactions(name)
+                t.gas or 0 for name in (row.trade_id,) for t in party.journal.transactions(name)
             )
             assert gas > 0
             if party is not market.broker:  # which also paid for the deployment

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -49,17 +50,35 @@ class TradePlay(RuleBasedStateMachine):
     @initialize(
         honest=st.sampled_from([True, True, True, False]),
         seller_stays=st.sampled_from([True, True, False]),
-        ahead=st.integers(0, 24),
+        helped=st.booleans(),
+        rounds=st.integers(0, 9),
+        pauses=st.dictionaries(st.integers(1, 8), st.sampled_from([20, 120, 700]), max_size=2),
+        away=st.dictionaries(WHO, st.integers(1, 6), max_size=2),
     )
-    def begin(self, honest: bool, seller_stays: bool, ahead: int) -> None:
-        """Go some way along the undisturbed trade, so that trouble starts anywhere in it."""
+    def begin(
+        self,
+        honest: bool,
+        seller_stays: bool,
+        helped: bool,
+        rounds: int,
+        pauses: dict[int, int],
+        away: dict[str, int],
+    ) -> None:
+        """Go some way along the trade, so that trouble starts anywhere in it.
+
+        Who is `away` from a round on hears later all at once what was done meanwhile.
+        """
         self.honest, self.seller_stays = honest, seller_stays
-        if ahead:
+        if rounds:
             self.countersign(broker_hears=True, buyer_hears=True)
-        for number in range(1, ahead):
-            self.go_on(["buyer", "seller", "broker"][number % 3])
-            if number % 3 == 2:
-                self.chain.advance(5)
+        for number in range(rounds):
+            for who in ("buyer", "seller", "broker"):
+                if number < away.get(who, rounds):
+                    self.go_on(who)
+            if helped:
+                self.a_stranger_helps_itself(Step.FINALIZE)
+                self.a_stranger_helps_itself(Step.REFUND)
+            self.chain.advance(pauses.get(number, 5))
 
     def shell(self, name: str) -> Shell[Any] | None:
         found: dict[str, Shell[Any] | None] = {
@@ -108,8 +127,9 @@ class TradePlay(RuleBasedStateMachine):
         shell = self.shell(who)
         if shell is not None and shell.up:
             shell.listen(len(self.chain.blocks), remembers=True)
-            for _ in range(len(shell.to_do)):
-                shell.perform(0)
+            for _ in range(3):
+                if shell.to_do:
+                    shell.perform(0)
 
     @rule(who=WHO)
     def look_at_the_clock(self, who: str) -> None:
@@ -270,8 +290,34 @@ class TradePlay(RuleBasedStateMachine):
 
 def test_whatever_happens_the_buyer_has_weights_or_money_and_the_seller_money_or_its_key() -> None:
     run_state_machine_as_test(
-        TradePlay, settings=settings(max_examples=150, stateful_step_count=40, deadline=None)
+        TradePlay, settings=settings(max_examples=100, stateful_step_count=40, deadline=None)
     )
+
+
+@pytest.mark.parametrize("seller_stays", [True, False], ids=["returns", "gone"])
+@pytest.mark.parametrize("helped", [True, False], ids=["helped", "alone"])
+@pytest.mark.parametrize("away", [None, "buyer", "seller", "broker"])
+def test_no_absence_and_no_delay_costs_anybody_else(
+    away: str | None, helped: bool, seller_stays: bool
+) -> None:
+    """Every round from which one party hears nothing, with every round that lasts long."""
+    ends = set()
+    for since in range(1, 8 if away else 2):
+        for paused in range(8):
+            for seconds in (20, 120, 700):
+                play = TradePlay()
+                play.begin(
+                    honest=True,
+                    seller_stays=seller_stays,
+                    helped=helped,
+                    rounds=8,
+                    pauses={paused: seconds},
+                    away={} if away is None else {away: since},
+                )
+                play.teardown()
+                ends.add(play.chain.phase)
+    assert Phase.PAID in ends
+    assert (Phase.REFUNDED in ends) >= (away == "seller")
 
 
 def test_with_nothing_in_the_way_the_trade_is_paid_and_delivered() -> None:

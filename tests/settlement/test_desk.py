@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from node.chain.port import Finalize, Fund, Refund, Reveal, Withdraw
+from node.chronicle import OurFault, TradeChanged
 from node.journal import JournalError, TradeRow
 from node.observe import Event
 from node.protocol import cbor
@@ -459,6 +460,32 @@ async def test_bad_goods_end_the_purchase_with_the_leaf_and_leave_the_payment_pe
     assert row is not None
     assert (row.state, row.over) == ("cheated", True)
     assert "leaf 7" in str(buyer.heard[-1])
+
+
+async def test_a_disk_that_is_full_before_the_payment_ends_that_trade_alone(memory: Path) -> None:
+    world = World(memory, trades=2)
+    world.nodes["buyer"].bench.full = 1
+    await world.settle()
+    assert sorted(world.states()) == [
+        ("abandoned", "expired", "expired"),
+        ("complete", "paid", "paid"),
+    ]
+    (fault,) = world.nodes["buyer"].told(OurFault)
+    assert "disk-full" in fault.reason  # type: ignore[attr-defined]
+
+
+async def test_a_disk_that_is_full_after_the_payment_is_waited_for(memory: Path) -> None:
+    world = World(memory)
+    buyer = world.nodes["buyer"]
+
+    def fill(event: Event) -> None:
+        if isinstance(event, TradeChanged) and event.state == "revealed":
+            buyer.bench.full = 5
+
+    buyer.on_event = fill
+    await world.settle()
+    world.check_paid()
+    assert len(buyer.told(OurFault)) == 5
 
 
 # ── what is not ours ──

@@ -14,6 +14,7 @@ import trio
 from node.journal import Journal
 from node.observe import Event, Observer
 from node.observe.observer import Record
+from node.params.errors import StoreError
 from node.protocol.brokerage import BrokerageRecord, BrokerageState
 from node.protocol.evaluation import Evaluation
 from node.protocol.events import BadGoods, Delivered, GoodsVerified, PurchaseEvent
@@ -140,17 +141,26 @@ class Bench:
     fetching: float = 0.5
     delivering: float = 0.5
     bad_leaf: int | None = None
+    full: int = 0
+    """How often the disk is full."""
     published: list[bytes] = field(default_factory=list)
     delivered: list[bytes] = field(default_factory=list)
 
     async def fetch_goods(self, purchase: PurchaseRecord) -> PurchaseEvent:
         await trio.sleep(self.fetching)
+        self._write()
         return GoodsVerified()
 
     async def deliver(self, purchase: PurchaseRecord, secret: Digest) -> PurchaseEvent:
         await trio.sleep(self.delivering)
+        self._write()
         self.delivered.append(secret)
         return Delivered() if self.bad_leaf is None else BadGoods(self.bad_leaf)
+
+    def _write(self) -> None:
+        if self.full:
+            self.full -= 1
+            raise StoreError("disk-full", "no space is left")
 
     async def publish_receipt(self, receipt: bytes) -> None:
         self.published.append(receipt)
