@@ -144,6 +144,15 @@ class TradeChanged(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OtherTerms(Event):
+    """Somebody funded another quote under the id of a trade of ours; it is not our trade."""
+
+    level: ClassVar[Level] = Level.WARNING
+    trade_id: Digest
+    side: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoundPlayed(Event):
     """One round of an agent: how well it does before and after what it bought."""
 

@@ -165,6 +165,10 @@ interface IParameterEscrow {
     /// @notice The state of a trade, and the Unix time at which it was entered (0 for None).
     function tradeOf(bytes32 tradeId) external view returns (State state, uint64 since);
 
+    /// @notice The first 26 bytes of the digest of the quote that was funded (0 for None). A seller
+    /// compares it with its own quote before it reveals: a trade id alone does not say which terms.
+    function termsOf(bytes32 tradeId) external view returns (bytes26);
+
     /// @notice The EIP-712 digest of a quote in this escrow's domain: what the broker signs.
     function quoteDigest(Quote calldata quote) external view returns (bytes32);
 }

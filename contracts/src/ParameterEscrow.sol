@@ -110,6 +110,11 @@ contract ParameterEscrow is IParameterEscrow, EIP712 {
     }
 
     /// @inheritdoc IParameterEscrow
+    function termsOf(bytes32 tradeId) external view returns (bytes26) {
+        return _trades[tradeId].termsOf();
+    }
+
+    /// @inheritdoc IParameterEscrow
     function quoteDigest(Quote calldata quote) public view returns (bytes32) {
         bytes32 typeHash = QUOTE_TYPEHASH;
         bytes32 structHash;

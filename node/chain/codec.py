@@ -59,7 +59,7 @@ GAS_LIMITS: Final[Mapping[type[Call], int]] = {
     Withdraw: 150_000,
 }
 
-_FUNCTIONS: Final = ("fund", "reveal", "finalize", "refund", "withdraw", "credits", "tradeOf")
+_FUNCTIONS: Final = ("fund", "reveal", "finalize", "refund", "withdraw", "credits", "tradeOf", "termsOf")
 
 
 class EscrowCodec:
@@ -113,6 +113,10 @@ class EscrowCodec:
         """Return calldata for `tradeOf(tradeId)`."""
         return self._call("tradeOf", trade_id)
 
+    def terms_of(self, trade_id: Digest) -> bytes:
+        """Return calldata for `termsOf(tradeId)`."""
+        return self._call("termsOf", trade_id)
+
     def _call(self, name: str, *arguments: object) -> bytes:
         selector, types = self._functions[name]
         try:
@@ -129,6 +133,11 @@ class EscrowCodec:
             return TradeState(EscrowState(state), UnixTime(since))
         except ValueError as error:
             raise ChainAnswerError(f"tradeOf answered state {state}") from error
+
+    def decode_terms(self, data: bytes) -> bytes:
+        """Read the 26 bytes that `termsOf` returned."""
+        (terms,) = _decode(("bytes26",), data, "termsOf")
+        return bytes(terms)
 
     def decode_wei(self, data: bytes) -> Wei:
         """Read one uint256."""

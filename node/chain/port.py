@@ -203,6 +203,13 @@ class Escrow(Protocol):
         """Return where a trade stands."""
         ...
 
+    def terms(self, trade_id: Digest) -> bytes:
+        """Return the first 26 bytes of the digest of the quote that was funded; zeros if none.
+
+        A trade id alone does not say under which terms: who reveals a secret compares these.
+        """
+        ...
+
     def credit(self, account: Address) -> Wei:
         """Return what `Withdraw` would pay to `account`."""
         ...

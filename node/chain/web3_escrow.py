@@ -101,6 +101,9 @@ class Web3Escrow:
     def trade_state(self, trade_id: Digest) -> TradeState:
         return self._codec.decode_trade(self._view(self._codec.trade_of(trade_id)))
 
+    def terms(self, trade_id: Digest) -> bytes:
+        return self._codec.decode_terms(self._view(self._codec.terms_of(trade_id)))
+
     def credit(self, account: Address) -> Wei:
         return self._codec.decode_wei(self._view(self._codec.credits(account)))
 

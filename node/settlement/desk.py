@@ -29,12 +29,13 @@ from node.chain.port import (
     Withdraw,
     WithdrawnEvent,
 )
-from node.chronicle import OurFault, TradeChanged
+from node.chronicle import OtherTerms, OurFault, TradeChanged
 from node.clock import Clock
 from node.journal import Journal, JournalError, TradeRow
 from node.observe import Observer
 from node.protocol import cbor
 from node.protocol.brokerage import Brokerage, BrokerageRecord
+from node.protocol.eip712 import digest
 from node.protocol.errors import LocalProtocolError, MarketError, RemoteProtocolError
 from node.protocol.events import (
     Deliver,
@@ -116,6 +117,7 @@ class TradeDesk:
         clock: Clock,
     ) -> None:
         self._treasury = treasury
+        self._domain = treasury.escrow.domain
         self._watch = watch
         self._journal = journal
         self._workshop = workshop
@@ -294,8 +296,9 @@ class TradeDesk:
         if isinstance(event, WithdrawnEvent):
             return
         trades = [t for (i, _), t in list(self._trades.items()) if i == event.trade_id]
-        if isinstance(event, FundedEvent):
-            trades = [trade for trade in trades if _is_deposit_of(event, trade.quote)]
+        if trades:
+            terms = await self._treasury.ask(lambda escrow: escrow.terms(event.trade_id))
+            trades = [trade for trade in trades if self._is_of(trade, terms)]
         if not trades:
             return
         told: PurchaseEvent
@@ -314,6 +317,18 @@ class TradeDesk:
                 assert_never(event)
         for trade in trades:
             self._take(trade, told)
+
+    def _is_of(self, trade: Trade, terms: bytes) -> bool:
+        """Whether what was funded is this very quote: a trade id alone does not say so.
+
+        Buyer and broker could sign and fund a second quote of the same id. A secret that is
+        told for it would be public, and the transaction that tells it would revert unpaid.
+        """
+        quote = trade.quote
+        if quote is not None and terms == digest(self._domain, quote)[: len(terms)]:
+            return True
+        self._observer.emit(OtherTerms(trade_id=trade.machine.record.trade_id, side=trade.side))
+        return False
 
     async def _tick(self, block: Block) -> None:
         for trade in list(self._trades.values()):
@@ -342,19 +357,6 @@ def roots_of(trade: Trade) -> set[Digest]:
             return {record.offer_root, record.goods_root}
         case _:
             return set()
-
-
-def _is_deposit_of(event: FundedEvent, quote: Quote | None) -> bool:
-    """Whether a deposit can be that of `quote`: a trade id alone does not say so.
-
-    Buyer and broker could sign and fund a second quote of the same id, and a secret that is
-    told for it is not paid for.
-    """
-    return quote is not None and (event.buyer, event.seller, event.price) == (
-        quote.buyer,
-        quote.seller,
-        quote.price,
-    )
 
 
 def machine_of(row: TradeRow) -> Machine:

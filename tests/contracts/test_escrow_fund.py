@@ -40,6 +40,13 @@ def test_an_escrow_knows_its_broker_and_its_domain(stage: Stage) -> None:
     assert (salt, extensions) == (bytes(32), ())
 
 
+def test_a_funded_trade_tells_under_which_terms(stage: Stage) -> None:
+    quote = stage.quote()
+    assert stage.view("termsOf", quote.trade_id) == bytes(26)
+    stage.fund(quote)
+    assert stage.view("termsOf", quote.trade_id) == stage.view("quoteDigest", quote)[:26]
+
+
 def test_funding_locks_the_price(stage: Stage) -> None:
     quote = stage.quote()
     assert stage.trade(quote.trade_id) == (State.NONE, 0)

@@ -50,6 +50,8 @@ from node.station.station import Keys, Station
 from node.training.noise import NoiseTrainer
 
 E = TypeVar("E", bound=Event)
+TaskStatus = Any
+"""`trio.TaskStatus`, for which there are no types here."""
 ETHER = 10**18
 TASK = "drill"
 SHAPES = {"noise": (48, 64)}
@@ -129,7 +131,7 @@ class Party:
         self._scope.cancel()
         await self._stopped.wait()
 
-    async def _live(self, *, task_status: trio.TaskStatus[None]) -> None:
+    async def _live(self, *, task_status: TaskStatus) -> None:
         ready = trio.Event()
 
         def hear(record: Any) -> None:

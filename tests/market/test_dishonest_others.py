@@ -26,8 +26,8 @@ from node.protocol.quote import Quote
 from node.protocol.signing import sign_digest
 from node.protocol.types import Address, Digest, PeerId, Wei
 from node.settlement.treasury import Ending, Treasury
+from tests.market.cheats import cheat
 from tests.market.market import Market, Party, eventually, open_market, seed_of
-from tests.market.test_dishonest_sellers import cheat
 
 ELSEWHERE: dict[str, Callable[[Domain], Domain]] = {
     "another chain": lambda d: Domain(chain_id=d.chain_id + 1, escrow=d.escrow),

@@ -6,8 +6,7 @@ Beside every dishonest trade the same buyer makes an honest one, which must not 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 import pytest
 import trio
 
-from node.agent.agent import Agent
 from node.agent.seller import Seller, Served
 from node.chain.port import Call, EscrowState, RefundedEvent, Reveal, RevealedEvent
 from node.params.encoding import encode_tensors
@@ -34,58 +32,11 @@ from node.protocol.messages import (
 from node.protocol.offer import Offer
 from node.protocol.sale import Sale
 from node.protocol.signing import sign_digest
-from node.protocol.types import Digest, PeerId
+from node.protocol.types import Digest, PeerId, UnixTime
 from node.settlement.desk import Trade
 from node.settlement.treasury import Ending, Treasury
-from tests.market.market import Market, bought, open_market, weights
-
-
-class Cheat(Agent):
-    """An agent with a dishonest half."""
-
-    seller_class: type[Seller] = Seller
-    treasury_class: type[Treasury] = Treasury
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        station = self.station
-        self.seller = self.seller_class(station, self.desk, arguments["settings"])
-        self.desk._treasury = self.treasury_class(
-            arguments["escrow"], station.journal, station.observer
-        )
-
-
-def cheat(seller: type[Seller] = Seller, treasury: type[Treasury] = Treasury) -> type[Cheat]:
-    return type("Cheat", (Cheat,), {"seller_class": seller, "treasury_class": treasury})
-
-
-@asynccontextmanager
-async def market_with(folder: Path, shell: type[Agent], **windows: int) -> AsyncIterator[Market]:
-    """A market with a buyer, an honest seller and one that is not."""
-    async with open_market(folder, **windows) as market:
-        for name, kind in (("buyer", Agent), ("honest", Agent), ("cheat", shell)):
-            await market.join(name, kind)
-        await market["honest"].offer()
-        yield market
-
-
-async def honest_trade(market: Market) -> None:
-    """The same buyer trades with somebody else, to the end."""
-    buyer = market["buyer"]
-    trade = await buyer.buy(market["honest"])
-    name = trade.machine.record.trade_id
-    await buyer.reaches(name, "complete")
-    await market["honest"].reaches(name, "paid")
-    assert market.state(name) is EscrowState.PAID
-
-
-def untouched(market: Market, trade: Trade) -> None:
-    """The chain never heard of a trade, and the buyer gave it up."""
-    name = trade.machine.record.trade_id
-    assert market.state(name) is EscrowState.NONE
-    assert not market["buyer"].journal.transactions(name)
-    assert market["buyer"].states(name)[-1] == "abandoned"
-
+from tests.market.cheats import cheat, honest_trade, market_with, untouched
+from tests.market.market import bought, weights
 
 # ── before any money moves ──
 
@@ -220,7 +171,9 @@ async def test_a_seller_that_asks_for_more_than_it_signs_for_only_loses_the_trad
     class Forger(Seller):
         async def _countersign(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
             assert isinstance(question, Countersign)
-            cheaper = dataclasses.replace(question.quote, reveal_by=question.quote.reveal_by + 9)
+            cheaper = dataclasses.replace(
+                question.quote, reveal_by=UnixTime(question.quote.reveal_by + 9)
+            )
             name = digest(self._station.domain, cheaper)
             return Countersigned(signature=sign_digest(self._station.keys.account, name))
 

@@ -12,7 +12,15 @@ from node.chain.port import EscrowState, PaidEvent
 from node.chronicle import RoundPlayed, RoundsPlayed
 from node.protocol.messages import GOODS_PROTOCOL, PARAMS_PROTOCOL
 from node.protocol.types import Millionths, Wei
-from tests.market.market import ETHER, TASK, WINDOWS, eventually, open_market
+from tests.market.market import ETHER, TASK, WINDOWS, Party, eventually, open_market
+
+
+async def played_out(party: Party) -> None:
+    await eventually(lambda: party.heard(RoundsPlayed), f"{party.name}'s rounds", 60)
+
+
+async def told(party: Party) -> None:
+    await eventually(lambda: party.station.book.receipts(TASK), f"the receipt at {party.name}")
 
 
 async def test_a_learner_buys_what_another_offers_and_everybody_is_paid_to_the_wei(
@@ -22,7 +30,7 @@ async def test_a_learner_buys_what_another_offers_and_everybody_is_paid_to_the_w
         seller = await market.join("seller", Agent, rounds=1, min_gain=Millionths(1_000_001))
         buyer = await market.join("buyer", Agent, rounds=1)
         for party in (seller, buyer):
-            await eventually(lambda p=party: p.heard(RoundsPlayed), f"{party.name}'s round", 40)
+            await played_out(party)
         (played,) = buyer.heard(RoundPlayed)
         assert (played.bought, played.because) == (True, "delivered")
         assert not seller.heard(RoundPlayed)[0].bought
@@ -59,9 +67,7 @@ async def test_a_learner_buys_what_another_offers_and_everybody_is_paid_to_the_w
 
         # the receipt is price history for everyone
         for party in (buyer, seller, market.broker):
-            await eventually(
-                lambda p=party: p.station.book.receipts(TASK), f"the receipt at {party.name}"
-            )
+            await told(party)
             (receipt,) = party.station.book.receipts(TASK)
             assert (receipt.trade_id, receipt.price) == (paid.trade_id, price)
 
@@ -70,7 +76,7 @@ async def test_a_mutual_trade_is_two_trades(tmp_path: Path) -> None:
     async with open_market(tmp_path) as market:
         one, two = [await market.join(name, Agent, rounds=2) for name in ("one", "two")]
         for party in (one, two):
-            await eventually(lambda p=party: p.heard(RoundsPlayed), f"{party.name}'s rounds", 60)
+            await played_out(party)
         await market.all_over()
         ledger = market.ledger()
         assert ledger.balances

@@ -213,7 +213,8 @@ def test_a_bomb_of_nesting_is_refused_and_not_followed(opening: bytes) -> None:
 @pytest.mark.parametrize("major", ["5", "7", "9", "b"])
 @pytest.mark.parametrize("count", [2**32, 2**63, 2**64 - 1])
 def test_an_announced_size_allocates_nothing(major: str, count: int) -> None:
-    refused(bytes.fromhex(major + "b") + count.to_bytes(8, "big") + b"\x00" * 100)
+    detail = refused(bytes.fromhex(major + "b") + count.to_bytes(8, "big") + b"\x00" * 100)
+    assert ("short" if major in "57" else "announced in 100 bytes") in detail
 
 
 def test_an_array_of_arrays_that_announce_more_than_is_left_is_refused() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base58
 import pytest
-from coincurve import PrivateKey
+from coincurve import PrivateKey, PublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from eth_account import Account
 from eth_keys.datatypes import PrivateKey as OtherPrivateKey
@@ -115,6 +115,21 @@ def test_the_largest_s_is_half_the_order() -> None:
 @pytest.mark.parametrize("v", [0, 1, 2, 3, 26, 29, 30, 31, 32, 35, 37, 128, 255])
 def test_v_is_27_or_28(v: int) -> None:
     refused(signature(R, S, v))
+
+
+def test_a_point_whose_x_is_over_the_order_has_no_v() -> None:
+    # r = x - order is small: another library would say v = 29 or 30, the contract never does
+    recovered = 0
+    for r in range(1, 12):
+        compact = signature(r, S, 2)
+        try:
+            PublicKey.from_signature_and_message(compact, DIGEST, hasher=None)
+        except ValueError:
+            continue
+        recovered += 1
+        for v in (29, 30):
+            refused(signature(r, S, v))
+    assert recovered
 
 
 @pytest.mark.parametrize("length", [0, 1, 63, 64, 66, 130])

@@ -221,13 +221,15 @@ class Shell(Generic[M]):
 
     def listen(self, blocks: int, *, remembers: bool) -> None:
         """Hear the next blocks; perhaps die before the watermark is written."""
-        for block in self.chain.blocks[self.told : self.told + blocks]:
+        heard = self.chain.blocks[self.told : self.told + blocks]
+        for block in heard:
             for event in block.events:
                 self._tell(event)
-            self.told += 1
-            self._tell(Tick(block.time))
+        self.told += len(heard)
         if remembers:
             self.watermark = self.told
+        if heard:
+            self._tell(Tick(heard[-1].time))
 
     def _tell(self, event: Any) -> None:
         self.take(lambda machine: machine.receive(event, self.now))

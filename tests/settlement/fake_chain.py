@@ -45,6 +45,7 @@ from node.protocol.types import Address, Digest, UnixTime, Wei
 T = TypeVar("T")
 ETHER = 10**18
 GAS = 60_000
+TERMS_BYTES = 26
 DOMAIN = Domain(chain_id=31_337, escrow=Address("0x5FbDB2315678afecb367f032d93F642f64180aa3"))
 
 
@@ -293,6 +294,11 @@ class FakeEscrow:
         deal = self.chain.deals.get(trade_id)
         state = TradeState(EscrowState.NONE, UnixTime(0))
         return self._end("trade_state", TradeState(deal.state, deal.since) if deal else state)
+
+    def terms(self, trade_id: Digest) -> bytes:
+        self._begin("terms")
+        deal = self.chain.deals.get(trade_id)
+        return self._end("terms", deal.terms[:TERMS_BYTES] if deal else bytes(TERMS_BYTES))
 
     def credit(self, account: Address) -> Wei:
         self._begin("credit")

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import trio
 
+from node.chain.port import Fund
 from node.journal import Journal
 from node.observe import Event, Observer
 from node.observe.observer import Record
 from node.params.errors import StoreError
 from node.protocol.brokerage import BrokerageRecord, BrokerageState
 from node.protocol.evaluation import Evaluation
-from node.protocol.events import BadGoods, Delivered, GoodsVerified, PurchaseEvent
+from node.protocol.events import BadGoods, Delivered, GoodsVerified, PurchaseEvent, Step
 from node.protocol.messages import Deal
 from node.protocol.purchase import PurchaseRecord, PurchaseState
 from node.protocol.quote import Quote, trade_id_of
@@ -25,7 +26,7 @@ from node.protocol.sale import SaleRecord, SaleState
 from node.protocol.signing import address_of
 from node.protocol.types import NO_ADDRESS, Address, Digest, Millionths, PeerId, UnixTime, Wei
 from node.settlement.desk import TradeDesk
-from node.settlement.treasury import Treasury
+from node.settlement.treasury import Ending, Treasury
 from node.settlement.watch import ChainWatch
 from tests.settlement.fake_chain import ETHER, FakeChain, FakeEscrow
 
@@ -232,3 +233,13 @@ def only_died() -> Iterator[None]:
         yield
     except* DeathError:
         pass
+
+
+def always() -> bool:
+    return True
+
+
+async def fund(node: Node, quote: Quote, wanted: Callable[[], bool] = always) -> Ending:
+    return await node.treasury.carry_out(
+        quote.trade_id, Step.FUND, Fund(quote, b"b" * 65), wanted=wanted
+    )

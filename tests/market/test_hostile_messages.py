@@ -3,204 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import pytest
-import torch
 import trio
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.utils.varint import encode_uvarint
 
-from node.agent.agent import Agent
-from node.chain.port import EscrowState
 from node.chronicle import StatementJudged
 from node.net.host import Network, open_host
-from node.params.encoding import encode_tensors
-from node.protocol import cbor, envelope, merkle, messages
+from node.protocol import cbor, envelope, messages
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
 from node.protocol.messages import BROKER_PROTOCOL, GOODS_PROTOCOL, PARAMS_PROTOCOL
 from node.protocol.offer import Offer
-from node.protocol.parameters import TensorSpec, encode_header
-from node.protocol.types import Digest, UnixTime, Wei
+from node.protocol.types import Digest, Wei
 from tests.market.market import (
     LISTEN,
-    TASK,
     Market,
     Party,
-    architecture,
     eventually,
     open_market,
     seed_of,
-    weights,
 )
+from tests.market.strangers import a_trade_goes_on, offer_of, pair
 
 MESHSUB = "/meshsub/1.1.0"
-
-
-async def pair(market: Market) -> tuple[Party, Party]:
-    seller, buyer = await market.join("seller", Agent), await market.join("buyer", Agent)
-    await seller.offer()
-    return seller, buyer
-
-
-@asynccontextmanager
-async def a_trade_goes_on(market: Market) -> AsyncIterator[None]:
-    """Buy something while the block runs; the trade is to be complete and paid."""
-    seller, buyer = market["seller"], market["buyer"]
-    ends: list[str] = []
-
-    async def trade() -> None:
-        bought = await buyer.buy(seller)
-        name = bought.machine.record.trade_id
-        await buyer.reaches(name, "complete")
-        await seller.reaches(name, "paid")
-        assert market.state(name) is EscrowState.PAID
-        ends.append("paid")
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(trade)
-        yield
-    assert ends == ["paid"]
-
-
-# ── weights that are not what they are said to be ──
-
-
-def header_of(*tensors: TensorSpec) -> bytes:
-    return framed(encode_header(tensors))
-
-
-def framed(header: bytes) -> bytes:
-    return struct.pack(">I", len(header)) + header
-
-
-def forged_header() -> bytes:
-    """As ours, but for the shape: four exabytes in a file of a hundred bytes."""
-    header = encode_header((NOISE,))
-    shape, huge = cbor.encode([48, 64]), cbor.encode([2**31, 2**31])
-    assert header.count(shape) == 1
-    return framed(header.replace(shape, huge))
-
-
-def floats(count: int, value: float = 1.0) -> bytes:
-    return np.full(count, value, dtype="<f4").tobytes()
-
-
-NOISE = TensorSpec("noise", "F32", (48, 64))
-GOOD = encode_tensors(weights("hostile"))
-HOSTILE: dict[str, bytes] = {
-    "another shape": encode_tensors({"noise": torch.zeros(48, 63)}),
-    "another name": encode_tensors({"loise": torch.zeros(48, 64)}),
-    "another type": encode_tensors({"noise": torch.zeros(48, 64, dtype=torch.float64)}),
-    "one tensor too many": encode_tensors({"noise": torch.zeros(48, 64), "more": torch.zeros(4)}),
-    "bytes left over": GOOD + b"\0",
-    "bytes missing": GOOD[:-1],
-    "not a number": header_of(NOISE) + floats(48 * 64, float("nan")),
-    "infinite": header_of(NOISE) + floats(48 * 64, float("inf")),
-    "a header of four gigabytes": b"\xff\xff\xff\xff" + GOOD[4:],
-    "a header that is no header": struct.pack(">I", 8) + b"\xa1\x00\x00\x00\x00\x00\x00\x00" + GOOD,
-    "a shape of no bytes": forged_header() + bytes(100),
-    "a pickle": b"\x80\x04\x95\x1a\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94\x8c\x06system",
-    "a safetensors file": struct.pack("<Q", 2) + b"{}" + bytes(100),
-    "one byte": b"\0",
-}
-
-
-async def test_weights_that_are_not_what_the_offer_says_are_refused_and_not_kept(
-    tmp_path: Path,
-) -> None:
-    async with open_market(tmp_path) as market:
-        await pair(market)
-        hostile = await market.join("hostile", Agent)
-        broker = market.broker
-        reasons: dict[str, str] = {}
-        async with a_trade_goes_on(market):
-            for name, blob in HOSTILE.items():
-                with pytest.raises(RemoteProtocolError) as caught:
-                    await hostile.submit(offer_of(hostile, blob), blob)
-                reasons[name] = caught.value.reason
-        assert set(reasons) == set(HOSTILE)
-        assert not {"internal-error", "refused", "timeout"} & set(reasons.values()), reasons
-        assert reasons["not a number"] == reasons["infinite"] == "not-finite"
-        roots = {root_of(blob) for blob in HOSTILE.values()}
-        assert not roots & broker.station.blobs.roots()
-        assert not list(broker.station.blobs.path(Digest(bytes(32))).parent.glob("*.part*"))
-
-        # and the good ones of the same account are taken
-        await hostile.submit(offer_of(hostile, GOOD), GOOD)
-        assert root_of(GOOD) in broker.station.blobs.roots()
-
-
-async def test_other_bytes_than_were_promised_are_refused_by_the_broker(tmp_path: Path) -> None:
-    async with open_market(tmp_path) as market:
-        await pair(market)
-        hostile = await market.join("hostile", Agent)
-        promised = offer_of(hostile, GOOD)
-        other = bytearray(GOOD)
-        other[5_000] ^= 1
-        root = root_of(GOOD)
-        async with a_trade_goes_on(market):
-            # right hashes, a wrong leaf
-            blobs = hostile.station.blobs
-            hostile.station.blobs.put_bytes(GOOD)
-            path = blobs.path(root)
-            path.write_bytes(bytes(other))
-            hostile.station.served.add(root)
-            for _ in range(2):
-                with pytest.raises(RemoteProtocolError) as caught:
-                    await submit_only(hostile, promised)
-                assert caught.value.reason == "wrong-chunk"
-            # weights that are not there at all
-            path.unlink()
-            with pytest.raises(RemoteProtocolError) as caught:
-                await submit_only(hostile, promised)
-            assert caught.value.reason == "unknown-weights"
-            # and more than anybody takes
-            huge = dataclasses.replace(
-                promised, byte_length=2**60, leaf_count=2**50, nonce=promised.nonce + 1_000
-            )
-            with pytest.raises(RemoteProtocolError) as caught:
-                await submit_only(hostile, huge)
-            assert caught.value.reason == "too-large"
-
-
-async def submit_only(party: Party, offer: Offer) -> None:
-    _, data = party.station.sign(offer)
-    await party.station.ask(
-        party.market.broker.peer_id,
-        messages.Submit(statement=data),
-        messages.Submitted,
-        seconds=10,
-    )
-
-
-def root_of(blob: bytes) -> Digest:
-    return merkle.root_of_hashes(merkle.leaf_hashes(blob), len(blob))
-
-
-def offer_of(party: Party, blob: bytes = GOOD, **changes: Any) -> Offer:
-    now = party.market.clock()
-    offer = Offer(
-        seller=party.account,
-        peer_id=party.peer_id,
-        addresses=party.network.addresses(),
-        task=TASK,
-        architecture=architecture().text,
-        layers=(),
-        weights_root=root_of(blob),
-        leaf_count=merkle.leaf_count(len(blob)),
-        byte_length=len(blob),
-        reserve=Wei(1),
-        issued_at=now,
-        expires_at=UnixTime(now + 600),
-        nonce=party.journal.next_nonce(),
-    )
-    return dataclasses.replace(offer, **changes)
 
 
 # ── gossip ──
@@ -239,6 +69,7 @@ async def test_gossip_that_is_forged_replayed_or_expired_is_refused_by_name(
         seal = seller.station.seal
         good = seal(dataclasses.replace(genuine, nonce=seller.journal.next_nonce()))
         signed = envelope.decode(seal(offer_of(seller)))
+        assert isinstance(signed.body, Offer)
         thief = dataclasses.replace(genuine, seller=buyer.account, nonce=7)
         stale = market.clock() - 1_000
         hostile: list[tuple[bytes, tuple[str, str]]] = [

@@ -1,0 +1,73 @@
+"""What the tests of hostile input share: an honest pair, its trade, and offers of anything."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+from node.agent.agent import Agent
+from node.chain.port import EscrowState
+from node.params.encoding import encode_tensors
+from node.protocol import merkle
+from node.protocol.offer import Offer
+from node.protocol.types import Digest, UnixTime, Wei
+from tests.market.market import TASK, Market, Party, architecture, weights
+
+MESHSUB = "/meshsub/1.1.0"
+
+
+GOOD_BLOB = encode_tensors(weights("hostile"))
+
+
+async def pair(market: Market) -> tuple[Party, Party]:
+    seller, buyer = await market.join("seller", Agent), await market.join("buyer", Agent)
+    await seller.offer()
+    return seller, buyer
+
+
+@asynccontextmanager
+async def a_trade_goes_on(market: Market) -> AsyncIterator[None]:
+    """Buy something while the block runs; the trade is to be complete and paid."""
+    seller, buyer = market["seller"], market["buyer"]
+    ends: list[str] = []
+
+    async def trade() -> None:
+        bought = await buyer.buy(seller)
+        name = bought.machine.record.trade_id
+        await buyer.reaches(name, "complete")
+        await seller.reaches(name, "paid")
+        assert market.state(name) is EscrowState.PAID
+        ends.append("paid")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trade)
+        yield
+    assert ends == ["paid"]
+
+
+def root_of(blob: bytes) -> Digest:
+    return merkle.root_of_hashes(merkle.leaf_hashes(blob), len(blob))
+
+
+def offer_of(party: Party, blob: bytes = GOOD_BLOB, **changes: Any) -> Offer:
+    now = party.market.clock()
+    offer = Offer(
+        seller=party.account,
+        peer_id=party.peer_id,
+        addresses=party.network.addresses(),
+        task=TASK,
+        architecture=architecture().text,
+        layers=(),
+        weights_root=root_of(blob),
+        leaf_count=merkle.leaf_count(len(blob)),
+        byte_length=len(blob),
+        reserve=Wei(1),
+        issued_at=now,
+        expires_at=UnixTime(now + 600),
+        nonce=party.journal.next_nonce(),
+    )
+    return dataclasses.replace(offer, **changes)

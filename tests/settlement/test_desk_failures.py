@@ -1,0 +1,226 @@
+"""Trades that do not come off: nobody loses more than time and gas."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import trio
+
+from node.chain.port import Fund, Refund, Reveal, Withdraw
+from node.chronicle import OurFault, TradeChanged
+from node.journal import JournalError, TradeRow
+from node.observe import Event
+from node.protocol.quote import Quote
+from node.protocol.types import Wei
+from tests.settlement.fake_chain import DOMAIN, ETHER, FakeEscrow
+from tests.settlement.trades import (
+    BUYER,
+    DISPUTE_WINDOW,
+    FUND_BY,
+    GRACE,
+    REVEAL_BY,
+    SELLER,
+    DeathError,
+    quote_of,
+    secret_of,
+    wall,
+)
+from tests.settlement.world import World, dies_once
+
+# ── trades that do not come off ──
+
+
+async def test_a_seller_that_never_reveals_costs_the_buyer_its_time_and_its_gas(
+    memory: Path,
+) -> None:
+    world = World(memory)
+    await world.settle(without=("seller",))
+    assert world.states() == [("refunded", "countersigned", "refunded")]
+    await world.settle()
+    assert world.states() == [("refunded", "refunded", "refunded")]
+    chain = world.chain
+    assert chain.balances[BUYER] == 10 * ETHER - world.gas(BUYER)
+    assert chain.balances[DOMAIN.escrow] == 0
+    assert [type(t.call) for t in chain.history] == [Fund, Refund, Withdraw]
+
+
+async def test_a_buyer_may_die_at_any_event_of_a_refund(memory: Path) -> None:
+    world = World(memory / "whole")
+    count = dies_once(world.nodes["buyer"], -1)
+    await world.settle(without=("seller",))
+    for at in range(4, count() + 1):
+        world = World(memory / str(at))
+        dies_once(world.nodes["buyer"], at, rewind=at % 2 == 0)
+        await world.settle(without=("seller",))
+        assert world.nodes["buyer"].deaths == 1
+        assert world.nodes["buyer"].state(world.quotes[0]) == "refunded"
+        assert [type(t.call) for t in world.chain.history] == [Fund, Refund, Withdraw]
+
+
+async def test_a_seller_that_comes_back_after_reveal_by_keeps_its_secret(memory: Path) -> None:
+    """Its reveal was journalled, signed even, and then the process was gone."""
+    world = World(memory)
+    seller, quote = world.nodes["seller"], world.quotes[0]
+
+    def die(name: str) -> None:
+        if name == "broadcast":
+            seller.escrow.before = lambda _: None
+            raise DeathError
+
+    seller.escrow.before = die
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.nodes["buyer"].live)
+        with pytest.RaisesGroup(DeathError, flatten_subgroups=True, allow_unwrapped=True):
+            await seller.desk.run()
+        assert seller.journal.transactions(quote.trade_id, "reveal")
+        assert seller.state(quote) == "revealing"
+        await trio.sleep(quote.reveal_by - wall())
+        seller.journal.close()
+        seller.wake()
+        nursery.start_soon(seller.live)
+        while not (seller.over() and world.nodes["buyer"].over()):
+            await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert (world.nodes["buyer"].state(quote), seller.state(quote)) == ("refunded", "refunded")
+    assert not [t for t in world.chain.published if isinstance(t.call, Reveal)]
+
+
+async def test_a_secret_that_is_told_late_but_first_is_used_and_paid_for(memory: Path) -> None:
+    world = World(memory)
+    quote = world.quotes[0]
+    late = FakeEscrow(world.chain, SELLER)
+
+    async def reveal_late() -> None:
+        await trio.sleep(REVEAL_BY + 4)
+        late.broadcast(late.sign(Reveal(quote, secret_of(0)), late.next_nonce()).raw)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reveal_late)
+        with trio.fail_after(200):
+            async with trio.open_nursery() as nodes:
+                for side in ("buyer", "broker"):
+                    nodes.start_soon(world.nodes[side].live)
+                await trio.sleep(REVEAL_BY + 8)
+                nodes.start_soon(world.nodes["seller"].live)
+                while not all(node.over() for node in world.nodes.values()):
+                    await trio.sleep(1)
+                nodes.cancel_scope.cancel()
+    assert world.states() == [("complete", "paid", "paid")]
+    assert world.chain.balances[DOMAIN.escrow] == 0
+
+
+async def test_a_buyer_that_never_funds_costs_the_seller_nothing(memory: Path) -> None:
+    world = World(memory)
+    await world.settle(without=("buyer",))
+    assert world.states() == [("fetching", "expired", "expired")]
+    assert not world.chain.published
+    assert wall() - 1_700_000_000 >= FUND_BY
+
+
+async def test_a_deposit_that_cannot_be_made_in_time_ends_the_trade(memory: Path) -> None:
+    world = World(memory)
+    world.chain.balances[BUYER] = 1
+    await world.settle()
+    assert world.states() == [("abandoned", "expired", "expired")]
+    assert not world.chain.published
+
+
+async def test_bad_goods_end_the_purchase_with_the_leaf_and_leave_the_payment_pending(
+    memory: Path,
+) -> None:
+    world = World(memory)
+    buyer, quote = world.nodes["buyer"], world.quotes[0]
+    buyer.bench.bad_leaf = 7
+    with trio.move_on_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(buyer.live)
+            nursery.start_soon(world.nodes["seller"].live)
+    row = buyer.journal.trade(quote.trade_id, "buyer")
+    assert row is not None
+    assert (row.state, row.over) == ("cheated", True)
+    assert "leaf 7" in str(buyer.heard[-1])
+
+
+async def test_a_disk_that_is_full_before_the_payment_ends_that_trade_alone(memory: Path) -> None:
+    world = World(memory, trades=2)
+    world.nodes["buyer"].bench.full = 1
+    await world.settle()
+    assert sorted(world.states()) == [
+        ("abandoned", "expired", "expired"),
+        ("complete", "paid", "paid"),
+    ]
+    (fault,) = world.nodes["buyer"].told(OurFault)
+    assert "disk-full" in fault.reason  # type: ignore[attr-defined]
+
+
+async def test_a_disk_that_is_full_after_the_payment_is_waited_for(memory: Path) -> None:
+    world = World(memory)
+    buyer = world.nodes["buyer"]
+
+    def fill(event: Event) -> None:
+        if isinstance(event, TradeChanged) and event.state == "revealed":
+            buyer.bench.full = 5
+
+    buyer.on_event = fill
+    await world.settle()
+    world.check_paid()
+    assert len(buyer.told(OurFault)) == 5
+
+
+# ── what is not ours ──
+
+
+async def test_events_of_other_peoples_trades_change_nothing(memory: Path) -> None:
+    world = World(memory)
+    stranger = FakeEscrow(world.chain, BUYER)
+    other = quote_of(99)
+
+    async def trade() -> None:
+        for call in (Fund(other, b""), Reveal(other, secret_of(99))):
+            stranger.broadcast(stranger.sign(call, stranger.next_nonce()).raw)
+            await trio.sleep(3)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trade)
+        await world.settle(without=("buyer",))
+    assert world.nodes["seller"].state(world.quotes[0]) == "expired"
+
+
+async def fund_other_terms(world: World, other: Quote) -> None:
+    """A buyer in league with the broker pays for another quote of the same trade id."""
+    assert other.trade_id == world.quotes[0].trade_id
+    wallet = FakeEscrow(world.chain, BUYER)
+    wallet.broadcast(wallet.sign(Fund(other, b""), wallet.next_nonce()).raw)
+    with trio.move_on_after(REVEAL_BY + GRACE):
+        await world.nodes["seller"].live()
+
+
+async def test_a_deposit_of_another_price_buys_no_secret(memory: Path) -> None:
+    world = World(memory)
+    await fund_other_terms(world, dataclasses.replace(world.quotes[0], price=Wei(1), fee=Wei(0)))
+    assert not [t for t in world.chain.published if isinstance(t.call, Reveal)]
+    assert world.nodes["seller"].state(world.quotes[0]) == "expired"
+
+
+async def test_a_deposit_under_other_terms_of_the_same_price_buys_no_secret(memory: Path) -> None:
+    """`reveal` reverts with WrongTerms then, but the secret is in its calldata, unpaid."""
+    world = World(memory)
+    other = dataclasses.replace(world.quotes[0], dispute_window=DISPUTE_WINDOW + 1)
+    await fund_other_terms(world, other)
+    assert not [t for t in world.chain.published if isinstance(t.call, Reveal)]
+
+
+async def test_a_row_that_is_damaged_is_named_and_nothing_is_guessed(memory: Path) -> None:
+    world = World(memory)
+    buyer, quote = world.nodes["buyer"], world.quotes[0]
+    buyer.journal.save_trade(
+        TradeRow(trade_id=quote.trade_id, role="buyer", state="funded", over=False, record=b"\xff")
+    )
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(JournalError, match=f"{quote.trade_id.hex()[:16]} is damaged"),
+        flatten_subgroups=True,
+        allow_unwrapped=True,
+    ):
+        await buyer.desk.run()

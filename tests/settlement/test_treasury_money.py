@@ -1,0 +1,261 @@
+"""Empty accounts, refusals, reverts, and transactions that get stuck."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from node.chain.errors import ChainUnavailableError
+from node.chain.port import EscrowState, Finalize, Fund, Refund, Reveal, Withdraw
+from node.chronicle import (
+    TransactionDelayed,
+    TransactionRefused,
+)
+from node.protocol.events import Step
+from node.settlement.treasury import MINING_PATIENCE, Ending
+from tests.settlement.fake_chain import DOMAIN, ETHER, FakeChain, down
+from tests.settlement.trades import (
+    BUYER,
+    REVEAL_BY,
+    SELLER,
+    Node,
+    always,
+    fund,
+    long_quote_of,
+    quote_of,
+    secret_of,
+    wall,
+)
+
+# ── money ──
+
+
+async def test_an_account_without_money_waits_for_it(buyer: Node, chain: FakeChain) -> None:
+    quote = quote_of()
+    chain.balances[BUYER] = 5
+
+    async def send_money() -> None:
+        await trio.sleep(7)
+        chain.balances[BUYER] = 2 * ETHER
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send_money)
+        assert await fund(buyer, quote) is Ending.DONE
+    assert len(buyer.journal.transactions(quote.trade_id)) == 1
+    reasons = {event.reason for event in buyer.told(TransactionDelayed)}  # type: ignore[attr-defined]
+    assert reasons
+    assert all("insufficient funds" in reason for reason in reasons)
+
+
+async def test_one_poor_trade_does_not_stop_the_account(buyer: Node, chain: FakeChain) -> None:
+    dear, cheap = quote_of(1, price=50 * ETHER), quote_of(2)
+    with trio.move_on_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fund, buyer, dear, lambda: wall() < dear.fund_by)
+            await trio.sleep(1)
+            assert await fund(buyer, cheap) is Ending.DONE
+    assert [t.call.quote for t in chain.calls(Fund)] == [cheap]  # type: ignore[union-attr]
+
+
+# ── refusals and reverts ──
+
+
+async def test_a_payment_that_reverts_is_not_tried_again(buyer: Node, chain: FakeChain) -> None:
+    quote = quote_of()
+    await trio.sleep(40)  # past fund_by
+    assert await fund(buyer, quote) is Ending.REVERTED
+    (row,) = buyer.journal.transactions(quote.trade_id)
+    assert row.succeeded is False
+    assert len(chain.history) == 1
+    assert chain.balances.get(DOMAIN.escrow, 0) == 0
+
+
+async def test_a_payment_that_the_endpoint_refuses_is_not_paid_for(
+    buyer: Node, chain: FakeChain
+) -> None:
+    chain.simulates = True
+    quote = quote_of()
+    await trio.sleep(40)
+    assert await fund(buyer, quote) is Ending.REVERTED
+    assert not chain.history
+    (refused,) = buyer.told(TransactionRefused)
+    assert "FundingClosed" in refused.reason  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("simulates", [True, False], ids=["refused", "reverted"])
+async def test_a_refund_that_is_too_early_is_tried_until_it_is_done(
+    buyer: Node, chain: FakeChain, simulates: bool
+) -> None:
+    chain.simulates = simulates
+    quote = quote_of()
+    assert await fund(buyer, quote) is Ending.DONE
+    await trio.sleep(quote.refund_from - wall() - 8)
+    ending = await buyer.treasury.carry_out(
+        quote.trade_id, Step.REFUND, Refund(quote), wanted=always
+    )
+    assert ending is Ending.DONE
+    assert chain.deals[quote.trade_id].state is EscrowState.REFUNDED
+    assert chain.credits[BUYER] == quote.price
+    assert wall() > quote.refund_from
+    assert len(chain.calls(Refund, succeeded=True)) == 1
+    reverted = chain.calls(Refund, succeeded=False)
+    assert not reverted if simulates else reverted
+
+
+async def test_a_refund_ends_when_a_late_reveal_wins(
+    buyer: Node, seller: Node, chain: FakeChain
+) -> None:
+    quote = quote_of()
+    assert await fund(buyer, quote) is Ending.DONE
+    chain.simulates = True
+
+    async def reveal_late() -> None:
+        await trio.sleep(REVEAL_BY + 5)
+        signed = seller.escrow.sign(Reveal(quote, secret_of(0)), 0)
+        seller.escrow.broadcast(signed.raw)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reveal_late)
+        ending = await buyer.treasury.carry_out(
+            quote.trade_id, Step.REFUND, Refund(quote), wanted=always
+        )
+    assert ending is Ending.UNWANTED
+    assert chain.deals[quote.trade_id].state is EscrowState.REVEALED
+    assert not chain.calls(Refund, succeeded=True)
+
+
+async def test_what_anybody_may_do_is_done_when_somebody_else_did_it(
+    buyer: Node, seller: Node, chain: FakeChain
+) -> None:
+    quote = quote_of()
+    assert await fund(buyer, quote) is Ending.DONE
+    reveal = Reveal(quote, secret_of(0))
+    assert await seller.treasury.carry_out(
+        quote.trade_id, Step.REVEAL, reveal, wanted=always
+    ) is Ending.DONE  # fmt: skip
+    await trio.sleep(10)
+    endings = []
+
+    async def finalize(node: Node) -> None:
+        endings.append(
+            await node.treasury.carry_out(
+                quote.trade_id, Step.FINALIZE, Finalize(quote), wanted=always
+            )
+        )
+
+    chain.simulates = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(finalize, buyer)
+        nursery.start_soon(finalize, seller)
+    assert endings == [Ending.DONE, Ending.DONE]
+    assert len(chain.calls(Finalize, succeeded=True)) == 1
+    assert chain.credits[SELLER] == quote.price - quote.fee
+
+
+async def test_one_withdrawal_serves_every_trade_that_asks_for_one(
+    seller: Node, chain: FakeChain
+) -> None:
+    chain.credits[SELLER] = 700
+    chain.balances[DOMAIN.escrow] = 700
+    endings = []
+
+    async def withdraw(number: int) -> None:
+        endings.append(
+            await seller.treasury.carry_out(
+                quote_of(number).trade_id, Step.WITHDRAW, Withdraw(SELLER), wanted=always
+            )
+        )
+
+    async with trio.open_nursery() as nursery:
+        for number in range(3):
+            nursery.start_soon(withdraw, number)
+    assert endings == [Ending.DONE] * 3
+    assert len(chain.calls(Withdraw)) == 1
+
+
+# ── stuck ──
+
+
+async def test_a_stuck_transaction_is_signed_again_at_its_own_nonce_for_the_present_fees(
+    buyer: Node, chain: FakeChain
+) -> None:
+    quote = long_quote_of()
+
+    async def fees_rise() -> None:
+        await trio.sleep(0.5)
+        chain.base_fee = 50
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fees_rise)
+        ending = await fund(buyer, quote)
+    assert ending is Ending.DONE
+    first, second = buyer.journal.transactions(quote.trade_id)
+    assert first.nonce == second.nonce == 0
+    assert first.raw != second.raw
+    assert [t.raw for t in chain.history] == [second.raw]
+
+
+async def test_a_stuck_transaction_is_waited_for_while_fees_are_what_they_were(
+    buyer: Node, chain: FakeChain
+) -> None:
+    quote = long_quote_of()
+    chain.paused = True
+
+    async def go_on() -> None:
+        await trio.sleep(3.5 * MINING_PATIENCE)
+        chain.paused = False
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(go_on)
+        assert await fund(buyer, quote) is Ending.DONE
+    assert len(chain.history) == 1
+    assert len(chain.published) == 1
+
+
+async def test_a_stuck_transaction_that_is_mined_after_all_is_seen_at_once(
+    buyer: Node, chain: FakeChain
+) -> None:
+    """Signed again, but the blocks took the first one."""
+    quote = long_quote_of()
+    chain.paused = True
+
+    async def go_on() -> None:
+        await trio.sleep(0.5)
+        chain.base_fee = 12  # a little dearer: not enough to replace what waits
+        await trio.sleep(MINING_PATIENCE + 5)
+        chain.paused = False
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(go_on)
+        begun = trio.current_time()
+        assert await fund(buyer, quote) is Ending.DONE
+    assert trio.current_time() - begun < MINING_PATIENCE + 15
+    assert len(chain.history) == 1
+
+
+async def test_no_secret_is_signed_again_for_a_trade_that_is_over(
+    buyer: Node, seller: Node, chain: FakeChain
+) -> None:
+    quote = quote_of()
+    assert await fund(buyer, quote) is Ending.DONE
+    chain.paused = True
+    wanted = True
+
+    async def give_up() -> None:
+        nonlocal wanted
+        await trio.sleep(MINING_PATIENCE - 1)
+        wanted = False
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(give_up)
+        ending = await seller.treasury.carry_out(
+            quote.trade_id, Step.REVEAL, Reveal(quote, secret_of(0)), wanted=lambda: wanted
+        )
+    assert ending is Ending.UNWANTED
+    assert len(seller.journal.transactions(quote.trade_id)) == 1
+
+
+async def test_the_port_of_the_fake_raises_what_its_hooks_raise(buyer: Node) -> None:
+    buyer.escrow.before = down
+    with pytest.raises(ChainUnavailableError):
+        buyer.escrow.head()
