@@ -18,6 +18,7 @@ from node.params.recipe import Recipe, apply_recipe
 from node.protocol import delivery, merkle
 from node.protocol.bargain import Wanted, accept_deal
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
+from node.protocol.evaluation import check_measured
 from node.protocol.events import (
     BadGoods,
     Delivered,
@@ -37,7 +38,8 @@ from node.protocol.messages import (
 from node.protocol.offer import BrokerNotice, Offer
 from node.protocol.purchase import FUND_MARGIN, Purchase, PurchaseRecord
 from node.protocol.types import ONE, Digest, PeerId
-from node.settlement.desk import Trade, TradeDesk
+from node.settlement.desk import TradeDesk
+from node.settlement.trade import Trade
 from node.station.station import Station
 
 RETRY_SECONDS: Final = 0.5
@@ -94,6 +96,7 @@ class Buyer:
         # no more than all of the loss can go; a bid is made of this
         if result.gain > ONE or result.bound > ONE or not 0 <= result.alpha <= ONE:
             raise RemoteProtocolError("impossible-trial", f"a gain of {result.gain}", peer=broker)
+        check_measured(result.gain, result.bound, result.alpha)
         self._station.observer.emit(
             TrialDone(
                 trial_id=result.trial_id,

@@ -27,7 +27,8 @@ from node.protocol.messages import Submit, Submitted
 from node.protocol.offer import Offer
 from node.protocol.purchase import Purchase, PurchaseState
 from node.protocol.types import Digest, PeerId, UnixTime
-from node.settlement.desk import Trade, TradeDesk, roots_of
+from node.settlement.desk import TradeDesk
+from node.settlement.trade import Trade, roots_of
 from node.station.station import Station
 from node.training.trainer import Trainer
 

@@ -34,7 +34,8 @@ from node.protocol.quote import trade_id_of
 from node.protocol.sale import Sale, SaleRecord, SaleState
 from node.protocol.signing import sign_digest
 from node.protocol.types import Digest, PeerId, UnixTime, Wei
-from node.settlement.desk import Trade, TradeDesk
+from node.settlement.desk import TradeDesk
+from node.settlement.trade import Trade
 from node.station.station import Answer, Question, Station
 from node.station.turns import Turns
 

@@ -59,7 +59,16 @@ GAS_LIMITS: Final[Mapping[type[Call], int]] = {
     Withdraw: 150_000,
 }
 
-_FUNCTIONS: Final = ("fund", "reveal", "finalize", "refund", "withdraw", "credits", "tradeOf", "termsOf")
+_FUNCTIONS: Final = (
+    "fund",
+    "reveal",
+    "finalize",
+    "refund",
+    "withdraw",
+    "credits",
+    "tradeOf",
+    "termsOf",
+)
 
 
 class EscrowCodec:

@@ -97,7 +97,7 @@ def _sides(path: Path, trade_id: str) -> list[dict[str, Any]]:
 
 def _side(row: TradeRow, journal: Journal) -> dict[str, Any]:
     """Return what may be told of a trade: nothing that opens goods or signs."""
-    from node.settlement.desk import Trade, machine_of
+    from node.settlement.trade import Trade, machine_of
 
     trade = Trade(machine_of(row))
     return {

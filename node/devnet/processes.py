@@ -24,6 +24,8 @@ from node.protocol.eip712 import Domain
 from node.protocol.types import Digest
 
 RUNS: Final = Path("runs")
+MARKER: Final = ".pm-node-run"
+"""Marks a folder that a later run of the same name may replace."""
 GRACE_SECONDS: Final = 60.0
 """After the last round, for the payments that are still in their dispute window."""
 ROUND_SECONDS: Final = 60.0
@@ -50,9 +52,7 @@ def run_devnet(
         raise DevnetError("say --processes: each node runs as a process of its own")
     dataset = _available(dataset)
     folder = (RUNS / (name or f"{dataset}-{agents}-agents-seed-{seed}")).resolve()
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    _clear(folder)
     trainer = "random" if dataset == "random" else "mlp"
     market = compose(
         folder,
@@ -93,6 +93,15 @@ def run_devnet(
 
         print_report(report, folder)
     return 0 if ledger.balances and not interrupted else 1
+
+
+def _clear(folder: Path) -> None:
+    """Make an empty folder for the run, in place of an earlier run and of nothing else."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).exists():
+        raise DevnetError(f"{folder} holds something else than a run; name another with --name")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / MARKER).write_text("a run of pm-node devnet; may be deleted\n", encoding="ascii")
 
 
 def _available(dataset: str) -> str:

@@ -14,7 +14,7 @@ from typing import Final
 from node.protocol import delivery, envelope
 from node.protocol.eip712 import Domain, digest
 from node.protocol.errors import RemoteProtocolError
-from node.protocol.evaluation import trial_seed
+from node.protocol.evaluation import check_evaluation, trial_seed
 from node.protocol.fees import fee_of
 from node.protocol.messages import Deal
 from node.protocol.offer import BrokerNotice, Offer, Receipt
@@ -207,6 +207,7 @@ def _check_measured(deal: Deal, wanted: Wanted, receipt: Receipt) -> None:
         "wrong-receipt",
         "another offer",
     )
+    check_evaluation(measured)
     _require(receipt.evaluation_hash == measured.hash, "wrong-evaluation", "hash")
     _require(
         (measured.base_root, measured.sold_root) == (wanted.base_root, offer.weights_root),

@@ -6,8 +6,9 @@ import hashlib
 from dataclasses import dataclass
 
 from node.protocol import cbor
+from node.protocol.errors import RemoteProtocolError
 from node.protocol.schema import Message, to_map
-from node.protocol.types import Digest, Millionths
+from node.protocol.types import ONE, Digest, Millionths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,25 @@ class Evaluation(Message):
     def hash(self) -> Digest:
         """The commitment that stands in the public receipt."""
         return Digest(hashlib.sha256(cbor.encode(to_map(self))).digest())
+
+
+def check_measured(gain: Millionths, bound: Millionths, alpha: Millionths) -> None:
+    """Raise `RemoteProtocolError` for what no measurement can give: money hangs on these."""
+    if not (bound <= gain <= ONE and 0 <= alpha <= ONE):
+        raise RemoteProtocolError(
+            "impossible-measurement", f"gain {gain}, bound {bound}, alpha {alpha}"
+        )
+
+
+def check_evaluation(evaluation: Evaluation) -> None:
+    """Raise `RemoteProtocolError` unless the gain is the relative drop of these very losses."""
+    check_measured(evaluation.gain, evaluation.bound, evaluation.alpha)
+    before, after = evaluation.loss_before, evaluation.loss_after
+    # both losses are rounded to a billionth, and the gain to a millionth
+    if abs(evaluation.gain * before - (before - after) * ONE) > 2 * max(before, ONE):
+        raise RemoteProtocolError(
+            "impossible-measurement", f"a gain of {evaluation.gain} from {before} to {after}"
+        )
 
 
 def trial_seed(notice_seed: Digest, base_root: Digest, sold_root: Digest) -> Digest:

@@ -8,12 +8,12 @@ the journal, and each is asked what its state still owes the world.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import contextlib
 from typing import Final, Protocol, assert_never
 
 import trio
 
+from node.chain.errors import ChainUnavailableError
 from node.chain.port import (
     Block,
     Call,
@@ -34,9 +34,8 @@ from node.clock import Clock
 from node.journal import Journal, JournalError, TradeRow
 from node.observe import Observer
 from node.protocol import cbor
-from node.protocol.brokerage import Brokerage, BrokerageRecord
 from node.protocol.eip712 import digest
-from node.protocol.errors import LocalProtocolError, MarketError, RemoteProtocolError
+from node.protocol.errors import LocalProtocolError, MarketError
 from node.protocol.events import (
     Deliver,
     Effect,
@@ -54,23 +53,18 @@ from node.protocol.events import (
     Withdrawn,
 )
 from node.protocol.purchase import Purchase, PurchaseRecord
-from node.protocol.quote import Quote
-from node.protocol.sale import Sale, SaleRecord
-from node.protocol.schema import from_map, to_map
+from node.protocol.sale import SaleRecord
+from node.protocol.schema import to_map
 from node.protocol.types import Digest
+from node.settlement.reconcile import REWIND_BLOCKS, agrees, gives_up
+from node.settlement.trade import Machine, Record, Trade, machine_of
 from node.settlement.treasury import FIRST_BACKOFF, Ending, Treasury
 from node.settlement.watch import ChainWatch
 
-Machine = Purchase | Sale | Brokerage
-Record = PurchaseRecord | SaleRecord | BrokerageRecord
 EXPIRY_SECONDS: Final = 0.5
+RECONCILE_SECONDS: Final = 30.0
 LONGEST_REPAIR: Final = 60.0
 """Between two tries to open goods that our own disk withholds."""
-_SIDES: Final[dict[type[Machine], str]] = {
-    Purchase: "buyer",
-    Sale: "seller",
-    Brokerage: "broker",
-}
 
 
 class Workshop(Protocol):
@@ -84,23 +78,6 @@ class Workshop(Protocol):
 
     async def publish_receipt(self, receipt: bytes) -> None:
         """Tell the market."""
-
-
-@dataclass
-class Trade:
-    """One open trade and whoever waits for it."""
-
-    machine: Machine
-    settled: trio.Event = field(default_factory=trio.Event)
-
-    @property
-    def side(self) -> str:
-        return _SIDES[type(self.machine)]
-
-    @property
-    def quote(self) -> Quote | None:
-        record = self.machine.record
-        return record.deal.quote if isinstance(record, BrokerageRecord) else record.quote
 
 
 class TradeDesk:
@@ -142,6 +119,7 @@ class TradeDesk:
                 before = trade.machine.record
                 self._after(trade, trade.machine.resume(self._clock()), before)
             nursery.start_soon(self._expire_for_ever)
+            nursery.start_soon(self._reconcile_for_ever)
             nursery.start_soon(self._watch.run, self._tell, self._tick)
             await self._watch.anchored.wait()
             self.running.set()
@@ -214,6 +192,15 @@ class TradeDesk:
             self._nursery.start_soon(self._perform, trade, effect)
 
     def _save(self, trade: Trade) -> None:
+        """Journal a trade. A node that cannot must stop, whoever asked: it could promise twice."""
+        try:
+            self._write(trade)
+        except JournalError as error:
+            if self._nursery is not None:
+                self._nursery.start_soon(_stop_for, error)
+            raise
+
+    def _write(self, trade: Trade) -> None:
         machine = trade.machine
         self._journal.save_trade(
             TradeRow(
@@ -332,7 +319,34 @@ class TradeDesk:
 
     async def _tick(self, block: Block) -> None:
         for trade in list(self._trades.values()):
+            if gives_up(trade.machine, block.time) and not await self._agrees(trade):
+                self._watch.rewind(REWIND_BLOCKS)
+                return
             self._take(trade, Tick(block.time))
+
+    async def _agrees(self, trade: Trade) -> bool:
+        """Whether the chain is where the machine believes; a trade of other terms is not ours."""
+        trade_id = trade.machine.record.trade_id
+        on_chain = (await self._treasury.ask(lambda escrow: escrow.trade_state(trade_id))).state
+        if agrees(trade.machine, on_chain):
+            return True
+        terms = await self._treasury.ask(lambda escrow: escrow.terms(trade_id))
+        return not self._is_of(trade, terms)
+
+    async def _reconcile_for_ever(self) -> None:
+        """Now and then hold every trade against the chain; twice wrong is no coincidence."""
+        doubtful: set[Digest] = set()
+        while True:
+            await trio.sleep(RECONCILE_SECONDS)
+            with contextlib.suppress(ChainUnavailableError):
+                wrong = {
+                    trade.machine.record.trade_id
+                    for trade in list(self._trades.values())
+                    if not await self._agrees(trade)
+                }
+                if wrong & doubtful:
+                    self._watch.rewind(REWIND_BLOCKS)
+                doubtful = wrong - doubtful
 
     async def _expire_for_ever(self) -> None:
         while True:
@@ -342,31 +356,5 @@ class TradeDesk:
                 self._after(trade, trade.machine.expire(self._clock()), before)
 
 
-def roots_of(trade: Trade) -> set[Digest]:
-    """Return the roots of the blobs that an open trade may still need."""
-    match trade.machine.record:
-        case PurchaseRecord() as record:
-            measured = record.evaluation
-            return {
-                record.quote.offer_root,
-                record.quote.goods_root,
-                measured.base_root,
-                measured.merged_root,
-            }
-        case SaleRecord() as record:
-            return {record.offer_root, record.goods_root}
-        case _:
-            return set()
-
-
-def machine_of(row: TradeRow) -> Machine:
-    """Make a trade's machine again. Raises `JournalError` for a row that is not one of ours."""
-    makers: dict[str, Callable[[cbor.Value], Machine]] = {
-        "buyer": lambda v: Purchase(from_map(PurchaseRecord, v)),
-        "seller": lambda v: Sale(from_map(SaleRecord, v)),
-        "broker": lambda v: Brokerage(from_map(BrokerageRecord, v)),
-    }
-    try:
-        return makers[row.role](cbor.decode(row.record))
-    except (KeyError, ValueError, RemoteProtocolError) as error:
-        raise JournalError(f"trade {row.trade_id.hex()[:16]} is damaged: {error}") from error
+async def _stop_for(error: JournalError) -> None:
+    raise error

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from node.journal import Journal, JournalError
-from node.settlement.desk import Trade, machine_of
+from node.settlement.trade import Trade, machine_of
 
 
 class TradeSummary(TypedDict):

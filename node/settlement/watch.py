@@ -72,6 +72,8 @@ class ChainWatch:
             self._heads.append(head)
         deep = head.number - self.confirmations
         done = self._watermark(deep)
+        if done > deep:
+            return  # an endpoint behind the one that was asked before: nothing new is known
         while done < deep:
             upto = min(deep, done + BLOCKS_A_CALL)
             for event in await trio.to_thread.run_sync(self.escrow.events, done + 1, upto):
@@ -79,10 +81,15 @@ class ChainWatch:
             done = upto
             self.journal.remember("watermark", done)
         # the chain's time at the last block that is deep enough and was told: never a later one's
-        last = min(done, deep)
-        told = next((block for block in reversed(self._heads) if block.number <= last), None)
+        told = next((block for block in reversed(self._heads) if block.number <= done), None)
         if told is not None:
             await tick(told)
+
+    def rewind(self, blocks: int) -> None:
+        """Tell the last blocks once more, from the next step on."""
+        mark = self.journal.recall("watermark")
+        if isinstance(mark, int):
+            self.journal.remember("watermark", max(0, mark - blocks))
 
     def _watermark(self, deep: int) -> int:
         mark = self.journal.recall("watermark")

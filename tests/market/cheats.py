@@ -10,7 +10,7 @@ from typing import Any
 from node.agent.agent import Agent
 from node.agent.seller import Seller
 from node.chain.port import EscrowState
-from node.settlement.desk import Trade
+from node.settlement.trade import Trade
 from node.settlement.treasury import Treasury
 from tests.market.market import Market, open_market
 
@@ -48,10 +48,7 @@ async def honest_trade(market: Market) -> None:
     """The same buyer trades with somebody else, to the end."""
     buyer = market["buyer"]
     trade = await buyer.buy(market["honest"])
-    name = trade.machine.record.trade_id
-    await buyer.reaches(name, "complete")
-    await market["honest"].reaches(name, "paid")
-    assert market.state(name) is EscrowState.PAID
+    await market.see_paid(trade, buyer, market["honest"])
 
 
 def untouched(market: Market, trade: Trade) -> None:

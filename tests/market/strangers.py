@@ -10,7 +10,6 @@ from typing import Any
 import trio
 
 from node.agent.agent import Agent
-from node.chain.port import EscrowState
 from node.params.encoding import encode_tensors
 from node.protocol import merkle
 from node.protocol.offer import Offer
@@ -36,11 +35,7 @@ async def a_trade_goes_on(market: Market) -> AsyncIterator[None]:
     ends: list[str] = []
 
     async def trade() -> None:
-        bought = await buyer.buy(seller)
-        name = bought.machine.record.trade_id
-        await buyer.reaches(name, "complete")
-        await seller.reaches(name, "paid")
-        assert market.state(name) is EscrowState.PAID
+        await market.see_paid(await buyer.buy(seller), buyer, seller)
         ends.append("paid")
 
     async with trio.open_nursery() as nursery:

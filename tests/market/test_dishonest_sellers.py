@@ -33,7 +33,7 @@ from node.protocol.offer import Offer
 from node.protocol.sale import Sale
 from node.protocol.signing import sign_digest
 from node.protocol.types import Digest, PeerId, UnixTime
-from node.settlement.desk import Trade
+from node.settlement.trade import Trade
 from node.settlement.treasury import Ending, Treasury
 from tests.market.cheats import cheat, honest_trade, market_with, untouched
 from tests.market.market import bought, weights
@@ -117,9 +117,8 @@ async def test_a_transfer_that_is_cut_off_goes_on_from_there(tmp_path: Path) -> 
         buyer, seller = market["buyer"], market["cheat"]
         await seller.offer()
         trade = await buyer.buy(seller)
-        name = trade.machine.record.trade_id
         await honest_trade(market)
-        await buyer.reaches(name, "complete")
+        await market.see_paid(trade, buyer, seller)
         assert seller.shell.seller.refusals == 0
         assert set(buyer.blamed("fetch-goods")) == {"busy"}
 
@@ -264,12 +263,11 @@ async def test_a_secret_that_comes_late_but_before_a_refund_is_as_good_as_one_in
         await buyer.reaches(name, "funded")
         await honest_trade(market)
         market.skip(60 + 60 + 10)
-        await trio.sleep(0.5)
+        await trio.sleep(0.4)
         assert trade.machine.state.value == "funded"
         assert market.clock() > bought(trade).quote.reveal_by
         late.set()
-        await buyer.reaches(name, "complete")
-        await seller.reaches(name, "paid")
+        await market.see_paid(trade, buyer, seller)
         assert buyer.station.blobs.has(bought(trade).evaluation.merged_root)
         await market.all_over()
         assert market.ledger().balances

@@ -335,6 +335,48 @@ def test_no_absence_and_no_delay_costs_anybody_else(
     assert (Phase.REFUNDED in ends) >= (who == "seller")
 
 
+def funded_trade() -> TradePlay:
+    """Return a trade whose money is in the escrow, and whose seller has not heard of it."""
+    play = TradePlay()
+    play.begin(
+        honest=True,
+        seller_stays=True,
+        helped=False,
+        rounds=3,
+        pauses={},
+        away={"seller": 1},
+        idle={},
+    )
+    assert play.chain.phase is Phase.FUNDED
+    return play
+
+
+def test_a_reveal_that_comes_before_the_refund_is_good_news_however_late() -> None:
+    play = funded_trade()
+    assert play.buyer is not None
+    play.time_passes(700, set())
+    play.listen("buyer", 100, remembers=True)
+    assert play.buyer.machine.state is PurchaseState.REFUNDING
+    play.a_careless_seller_reveals_by_hand()
+    play.time_passes(0, set())
+    play.go_on("buyer")
+    assert play.buyer.machine.state is PurchaseState.DELIVERED
+    play.go_on("seller")
+    assert play.seller.machine.state is SaleState.REVEALED
+    play.teardown()
+
+
+def test_a_seller_that_is_slow_to_act_keeps_its_key_and_the_buyer_its_money() -> None:
+    play = funded_trade()
+    play.listen("seller", 100, remembers=True)
+    assert play.seller.machine.state is SaleState.REVEALING
+    play.time_passes(cast.REVEAL_BY - play.chain.time, set())
+    play.act("seller", 0, goods_come=True)
+    assert not play.chain.secret_seen
+    play.teardown()
+    assert play.chain.phase is Phase.REFUNDED
+
+
 def test_with_nothing_in_the_way_the_trade_is_paid_and_delivered() -> None:
     play = TradePlay()
     play.countersign(broker_hears=True, buyer_hears=True)

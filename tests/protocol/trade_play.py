@@ -235,8 +235,12 @@ class Shell(Generic[M]):
         self.take(lambda machine: machine.receive(event, self.now))
 
     def perform(self, number: int, *, goods_come: bool = True) -> None:
-        """Carry out one of the effects that wait."""
-        effect = self.to_do.pop(number % len(self.to_do))
+        """Carry out one of the effects that wait.
+
+        A receipt comes first: a shell journals it before it awaits anything.
+        """
+        receipts = [n for n, e in enumerate(self.to_do) if isinstance(e, PublishReceipt)]
+        effect = self.to_do.pop(receipts[0] if receipts else number % len(self.to_do))
         match effect:
             case FetchGoods():
                 self._tell(GoodsVerified() if goods_come else GoodsRefused("unreachable"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from node.chain.port import Fund, Reveal
+from node.chain.port import EscrowEvent, Fund, Reveal
 from node.observe import Event
 from node.protocol.brokerage import Brokerage
 from node.protocol.errors import LocalProtocolError
@@ -232,3 +232,24 @@ async def test_a_desk_with_open_trades_goes_on_though_the_chain_is_down(memory: 
         await trio.sleep(2)
         assert buyer.state(world.quotes[0]) == "funding"
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("side", SIDES)
+async def test_an_endpoint_whose_logs_lag_behind_its_head_costs_nobody_anything(
+    memory: Path, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers for a block that its logs have not reached yet: what was in it is not told."""
+    world = World(memory)
+    escrow, chain = world.nodes[side].escrow, world.chain
+    whole = escrow.events
+
+    def lagging(first: int, last: int) -> list[EscrowEvent]:
+        reached = chain.blocks[-1].number - 2
+        return [event for event in whole(first, last) if event.block <= reached]
+
+    monkeypatch.setattr(escrow, "events", lagging)
+    await world.settle(seconds=600)
+    assert world.states()[0] in {("complete", "paid", "paid"), ("refunded", "refunded", "refunded")}
+    assert chain.balances[DOMAIN.escrow] == 0
+    assert not any(chain.credits.values())
+    assert chain.total == 30 * ETHER

@@ -15,7 +15,7 @@ from node.protocol.brokerage import Brokerage
 from node.protocol.purchase import Purchase
 from node.protocol.sale import Sale
 from node.protocol.schema import to_map
-from node.settlement.desk import Machine
+from node.settlement.trade import Machine
 from tests.settlement.fake_chain import DOMAIN, ETHER, FakeChain
 from tests.settlement.trades import (
     BROKER,
