@@ -22,9 +22,11 @@ from node.params.architecture import Architecture, layout, parse_architecture
 from node.params.encoding import decode_file, weights_root
 from node.params.families.shapes import Shapes
 from node.params.recipe import Recipe, apply_recipe
+from node.protocol import merkle
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
 from node.protocol.evaluation import Evaluation, trial_seed
 from node.protocol.offer import BrokerNotice, Offer
+from node.protocol.parameters import encoded_length
 from node.protocol.types import ONE, Digest, Millionths
 
 CODE_VERSION: Final = "pm-node/1"
@@ -50,6 +52,9 @@ class Appraiser(Protocol):
     def validation_rows(self) -> int:
         """How many rows the commitment holds."""
 
+    def screen(self, offer: Offer) -> None:
+        """Raise `RemoteProtocolError` for an offer that could never be admitted, unfetched."""
+
     def admit(self, path: Path, offer: Offer) -> Verified:
         """Return the model in a blob. Raises `MarketError` unless it is what the offer says."""
 
@@ -57,6 +62,14 @@ class Appraiser(Protocol):
         self, base: Verified, sold: Verified, *, task: str, notice: tuple[Digest, BrokerNotice]
     ) -> Trial:
         """Align the sold model with the base, choose α, score the gain."""
+
+
+def _screen(offer: Offer) -> Architecture:
+    architecture = parse_architecture(offer.architecture)
+    expected = encoded_length(layout(architecture))
+    if offer.byte_length != expected or offer.leaf_count != merkle.leaf_count(expected):
+        raise RemoteProtocolError("wrong-size", f"{offer.byte_length} bytes, not {expected}")
+    return architecture
 
 
 def _admit(path: Path, offer: Offer) -> Verified:
@@ -81,11 +94,14 @@ class MarketAppraiser:
         self.validation_rows: int = len(validation)
         self._ends = (int(validation.inputs_RF.shape[1]), classes)
 
+    def screen(self, offer: Offer) -> None:
+        architecture = _screen(offer)
+        if _ends(architecture) != self._ends:
+            raise RemoteProtocolError("wrong-architecture", architecture.text[:200])
+
     def admit(self, path: Path, offer: Offer) -> Verified:
-        verified = _admit(path, offer)
-        if _ends(verified.architecture) != self._ends:
-            raise RemoteProtocolError("wrong-architecture", verified.architecture.text[:200])
-        return verified
+        self.screen(offer)
+        return _admit(path, offer)
 
     def measure(
         self, base: Verified, sold: Verified, *, task: str, notice: tuple[Digest, BrokerNotice]
@@ -139,11 +155,14 @@ class DrillAppraiser:
     validation_root: Digest = Digest(hashlib.sha256(b"pm-node drill: no rows").digest())
     validation_rows: int = 0
 
+    def screen(self, offer: Offer) -> None:
+        architecture = _screen(offer)
+        if not isinstance(architecture.model, Shapes):
+            raise RemoteProtocolError("drill-only", architecture.text[:200])
+
     def admit(self, path: Path, offer: Offer) -> Verified:
-        verified = _admit(path, offer)
-        if not isinstance(verified.architecture.model, Shapes):
-            raise RemoteProtocolError("drill-only", verified.architecture.text[:200])
-        return verified
+        self.screen(offer)
+        return _admit(path, offer)
 
     def measure(
         self, base: Verified, sold: Verified, *, task: str, notice: tuple[Digest, BrokerNotice]

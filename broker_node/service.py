@@ -203,6 +203,7 @@ class Broker:
             return held
         if offer.byte_length > self._settings.max_model_bytes:
             raise RemoteProtocolError("too-large", f"{offer.byte_length} bytes", peer=offer.peer_id)
+        self._appraiser.screen(offer)
         async with self._turns.of(offer.weights_root):
             return self._held(offer) or await self._fetch(offer)
 

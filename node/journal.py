@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from node.protocol import cbor
 from node.protocol.errors import MarketError, RemoteProtocolError
@@ -81,9 +82,19 @@ class TransactionRow:
 class Journal:
     """The open journal of one node. Not for use from two threads at once."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        """Open the journal; only its own node does so without `read_only`.
+
+        Raises `JournalError` if it cannot be opened, or is to be read and is not there.
+        """
         with contextlib.ExitStack() as stack:
             try:
+                if read_only:
+                    self._db = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
+                    stack.callback(self._db.close)
+                    self._require_version(path, (_VERSION,))
+                    stack.pop_all()
+                    return
                 # SQLite gives its log and index the mode that the database has when they are made
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
                 path.chmod(0o600)
@@ -97,11 +108,14 @@ class Journal:
     def _prepare(self, path: Path) -> None:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, _VERSION):
-            raise JournalError(f"{path} has version {version}, this code reads {_VERSION}")
+        self._require_version(path, (0, _VERSION))
         self._db.executescript(_SCHEMA)
         self._db.execute(f"PRAGMA user_version={_VERSION}")
+
+    def _require_version(self, path: Path, known: tuple[int, ...]) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in known:
+            raise JournalError(f"{path} has version {version}, this code reads {_VERSION}")
 
     def close(self) -> None:
         """Close the file; what was committed stays."""

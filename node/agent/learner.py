@@ -21,7 +21,6 @@ from node.chronicle import PeerFault, RoundPlayed, RoundsPlayed
 from node.params.architecture import layout
 from node.params.disk import BlobRef
 from node.params.encoding import decode_file, encode_tensors
-from node.protocol.book import body_of
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.messages import Submit, Submitted
 from node.protocol.offer import Offer
@@ -35,6 +34,7 @@ from node.training.trainer import Trainer
 SUBMIT_SECONDS: Final = 60.0
 FIRST_RETRY_SECONDS: Final = 0.25
 LONGEST_RETRY_SECONDS: Final = 5.0
+FORGET_SECONDS: Final = 60.0
 FORGOTTEN: Final = frozenset({"unknown-offer", "unreachable", "timeout"})
 Tensors = Mapping[str, torch.Tensor]
 
@@ -74,13 +74,16 @@ class Learner:
         self._tried: set[Digest] = set()
 
     async def run(self) -> None:
-        """Play every round that is left, then return; the agent goes on serving."""
+        """Play every round that is left; then only tidy up, while the agent goes on serving."""
         progress = self._recall() or await self._begin()
         progress = await self._adopt_unfinished(progress)
-        accuracy = 0.0
+        accuracy = await self._accuracy(self._load(progress.root))
         while progress.round < self._settings.rounds:
             progress, accuracy = await self._play(progress)
         self._station.observer.emit(RoundsPlayed(rounds=progress.round, accuracy=accuracy))
+        while True:  # goods of sales that ended are still to be deleted
+            await trio.sleep(FORGET_SECONDS)
+            self._forget_blobs(progress)
 
     # ── one round ──
 
@@ -286,10 +289,6 @@ class Learner:
     def _forget_blobs(self, progress: Progress) -> None:
         """Delete what nobody can ask for any more; what was bought stays."""
         kept = {progress.root}
-        for data in self._station.journal.statements(self._station.clock()):
-            body = body_of(data)
-            if isinstance(body, Offer):
-                kept.add(body.weights_root)
         for trade in self._desk.open_trades():
             kept |= roots_of(trade)
         for row in self._station.journal.trades(role="buyer"):
@@ -297,9 +296,7 @@ class Learner:
             if purchase is not None and isinstance(purchase.machine, Purchase):
                 record = purchase.machine.record
                 kept |= {record.quote.offer_root, record.evaluation.merged_root}
-        for root in self._station.blobs.roots() - kept:
-            self._station.blobs.delete(root)
-        self._station.served &= kept
+        self._station.forget_blobs(kept)
 
     def _fault(self, during: str, error: RemoteProtocolError) -> None:
         self._station.observer.emit(

@@ -14,6 +14,7 @@ from typing import Final
 import trio
 
 from node.agent.settings import AgentSettings
+from node.params.disk import BlobRef
 from node.params.store import BlobStore
 from node.protocol import delivery
 from node.protocol.bargain import check_countersign
@@ -41,6 +42,7 @@ from node.station.turns import Turns
 
 ASKS_REMEMBERED: Final = 1_024
 RECEIPTS_CONSIDERED: Final = 16
+UNFUNDED: Final = (SaleState.PREPARED, SaleState.COUNTERSIGNED)
 
 
 class Seller:
@@ -73,8 +75,12 @@ class Seller:
             raise RemoteProtocolError("fee-too-high", str(question.fee_basis_points), peer=peer)
         known = self._asks.get(question.trade_id)
         if known is None:
-            receipts = self._station.book.receipts(offer.task)[-RECEIPTS_CONSIDERED:]
-            prices = [receipt.price for receipt in receipts]
+            receipts = [
+                receipt
+                for receipt in self._station.book.receipts(offer.task)
+                if self._station.has_joined(receipt.peer_id)
+            ]
+            prices = [receipt.price for receipt in receipts[-RECEIPTS_CONSIDERED:]]
             ask = self._settings.ask(
                 self.own_gain_value, prices, offer.reserve, question.fee_basis_points
             )
@@ -118,14 +124,34 @@ class Seller:
         ask = self._asks.get(question.trade_id)
         if ask is None:
             raise RemoteProtocolError("never-asked", question.trade_id.hex())
-        waiting = [t for t in self._desk.open_trades() if isinstance(t.machine, Sale)]
-        if len(waiting) >= self._settings.max_open_sales:
-            raise RemoteProtocolError("too-many-open-sales", str(len(waiting)))
+        waiting = [
+            trade.machine.record.buyer
+            for trade in self._desk.open_trades()
+            if isinstance(trade.machine, Sale) and trade.machine.state in UNFUNDED
+        ]
+        if waiting.count(question.buyer) >= self._settings.max_unfunded_sales_a_buyer:
+            raise RemoteProtocolError("too-many-unfunded-trades", question.buyer)
+        if len(waiting) >= self._settings.max_unfunded_sales:
+            raise RemoteProtocolError("busy", f"{len(waiting)} trades wait for their buyers")
         private, secret = Digest(secrets.token_bytes(32)), Digest(secrets.token_bytes(32))
         dh = delivery.shared_secret(private, question.buyer_key)
         key = delivery.delivery_key(secret, dh, question.trade_id)
-        goods = await trio.to_thread.run_sync(self._station.blobs.encrypt, offer.weights_root, key)
-        record = SaleRecord(
+        with self._station.making_blobs():
+            goods = await trio.to_thread.run_sync(
+                self._station.blobs.encrypt, offer.weights_root, key
+            )
+            return self._desk.open(Sale(self._record(question, offer, ask, private, secret, goods)))
+
+    def _record(
+        self,
+        question: PrepareGoods,
+        offer: Offer,
+        ask: Wei,
+        private: Digest,
+        secret: Digest,
+        goods: BlobRef,
+    ) -> SaleRecord:
+        return SaleRecord(
             state=SaleState.PREPARED.value,
             note="",
             trade_id=question.trade_id,
@@ -146,7 +172,6 @@ class Seller:
             receipt=b"",
             revealed_at=UnixTime(0),
         )
-        return self._desk.open(Sale(record))
 
     async def _countersign(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
         assert isinstance(question, Countersign)

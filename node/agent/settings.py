@@ -44,7 +44,9 @@ class AgentSettings:
     ask: AskPolicy
     prepared_seconds: int = 120
     """How long encrypted goods wait for their quote."""
-    max_open_sales: int = 64
+    max_unfunded_sales: int = 64
+    max_unfunded_sales_a_buyer: int = 16
+    """Each costs an encryption and its disk, and the buyer nothing."""
 
     def value_of(self, gain: Millionths) -> Wei:
         """Return κ·Δ, the private value of a relative drop of the loss; zero at no gain."""

@@ -19,11 +19,12 @@ from typing import Final, TypeVar
 from node.chain.answers import wei
 from node.chain.client import ChainClient, is_development_chain
 from node.chain.deploy import deploy_escrow, load_or_make_salt
-from node.chain.errors import ChainUnavailableError
+from node.chain.errors import ChainUnavailableError, WrongContractError
 from node.chain.port import Escrow
 from node.chain.web3_escrow import open_escrow
 from node.chronicle import ChainAway
 from node.cli.failpoint import failpoint
+from node.cli.ports import remember, remembered
 from node.config.table import Config, ConfigError, Origin
 from node.home import Home, find_broker, state_directory
 from node.identity import (
@@ -36,6 +37,7 @@ from node.identity import (
 )
 from node.journal import Journal
 from node.observe import Console, JsonLines, Level, Observer
+from node.protocol import cbor
 from node.protocol.eip712 import Domain
 from node.protocol.types import NO_ADDRESS, Address, Wei
 from node.settlement.watch import POLL_SECONDS
@@ -67,6 +69,7 @@ class Opened:
     trusted: frozenset[Address]
     confirmations: int
     value_per_unit_gain: Wei
+    play_money: bool
 
 
 def open_observer(
@@ -124,6 +127,7 @@ def open_node(
     stack.callback(escrow.close)
     journal = Journal(home.journal)
     stack.callback(journal.close)
+    _bind(journal, escrow.domain, home)
     peer = load_or_create_peer_key(home.peer_key)
     return Opened(
         config=config,
@@ -137,6 +141,7 @@ def open_node(
         trusted=frozenset(config.brokers),
         confirmations=_confirmations(config, play_money=play_money),
         value_per_unit_gain=_value_per_unit_gain(config, play_money=play_money),
+        play_money=play_money,
     )
 
 
@@ -168,13 +173,21 @@ def _embedded_chain(home: Home) -> Iterator[str]:
 
     stop, ready, url = threading.Event(), threading.Event(), [""]
 
+    kept = home.root / "chain.port"
+
     def note(address: str) -> None:
         url[0] = address
+        remember(kept, int(address.rpartition(":")[2]))
         ready.set()
 
     thread = threading.Thread(
         target=serve_chain,
-        kwargs={"directory": home.root / "chain", "stop": stop, "ready": note},
+        kwargs={
+            "directory": home.root / "chain",
+            "port": remembered(kept, "127.0.0.1"),
+            "stop": stop,
+            "ready": note,
+        },
         name="embedded chain",
         daemon=True,
     )
@@ -187,6 +200,18 @@ def _embedded_chain(home: Home) -> Iterator[str]:
     finally:
         stop.set()
         thread.join(5)
+
+
+def _bind(journal: Journal, domain: Domain, home: Home) -> None:
+    """Keep a data directory to the market it began in: its open trades are nobody else's."""
+    ours: list[cbor.Value] = [domain.chain_id, domain.escrow]
+    known = journal.recall("market")
+    if known is None:
+        journal.remember("market", ours)
+    elif known != ours:
+        raise WrongContractError(
+            f"{home.root} belongs to the market {known!r}, not {ours!r}; name another --data-dir"
+        )
 
 
 def _confirmations(config: Config, *, play_money: bool) -> int:

@@ -18,6 +18,7 @@ import trio
 from node.chronicle import NetworkUsed, OurFault
 from node.cli.exits import INTERRUPTED
 from node.cli.opening import Opened, open_node, open_observer
+from node.cli.ports import port_of, remember, with_port
 from node.clock import wall_clock
 from node.config.table import Config
 from node.data.folder import default_data_folder
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 LONGEST_DISPUTE_WINDOW: Final = 7 * 24 * 3_600
 LEAST_REVEAL_SECONDS: Final = 5
+BLOCK_SECONDS: Final = 15
+"""A slow block of a public chain."""
 
 
 def run_role(config: Config, environ: Mapping[str, str], *, json_output: bool) -> None:
@@ -54,7 +57,10 @@ async def _serve(opened: Opened, environ: Mapping[str, str]) -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
-        async with open_host(opened.keys.peer, config.listen, on_fault=fault) as network:
+        kept = opened.home.root / "listen.port"
+        listen = with_port(config.listen, kept)
+        async with open_host(opened.keys.peer, listen, on_fault=fault) as network:
+            remember(kept, port_of(network.addresses()[0]))
             station = Station(
                 keys=opened.keys,
                 domain=opened.escrow.domain,
@@ -151,6 +157,18 @@ def _appraiser(config: Config) -> Appraiser:
     )
 
 
+def _patience(opened: Opened) -> Patience:
+    """Return the waits that an agent agrees to; with real money, blocks enough for each step."""
+    blocks = 0 if opened.play_money else BLOCK_SECONDS
+    return Patience(
+        least_dispute_window=opened.config.minimum_dispute_window,
+        longest_dispute_window=LONGEST_DISPUTE_WINDOW,
+        # a payment must be deep before the reveal, and the reveal mined before any refund
+        least_reveal_seconds=LEAST_REVEAL_SECONDS + blocks * (opened.confirmations + 8),
+        least_grace=1 + blocks * 8,
+    )
+
+
 async def _agent(opened: Opened, station: Station) -> None:
     from broker_node.mechanisms.ask import market_ask
     from node.agent.agent import Agent
@@ -181,11 +199,7 @@ async def _agent(opened: Opened, station: Station) -> None:
             reserve=config.reserve,
             value_per_unit_gain=opened.value_per_unit_gain,
             min_gain=config.min_gain,
-            patience=Patience(
-                least_dispute_window=config.minimum_dispute_window,
-                longest_dispute_window=LONGEST_DISPUTE_WINDOW,
-                least_reveal_seconds=LEAST_REVEAL_SECONDS,
-            ),
+            patience=_patience(opened),
             ask=market_ask,
             prepared_seconds=config.fund_seconds,
         ),

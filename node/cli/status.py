@@ -141,7 +141,7 @@ def _journal(home: Home, loaded: Loaded) -> Mapping[str, Any]:
         return {}
     from node.journal import Journal
 
-    journal = Journal(home.journal)
+    journal = Journal(home.journal, read_only=True)
     try:
         rows = journal.trades()
         progress = journal.recall("progress")

@@ -78,7 +78,7 @@ def _sides(path: Path, trade_id: str) -> list[dict[str, Any]]:
     if path.exists():
         from node.journal import Journal
 
-        journal = Journal(path)
+        journal = Journal(path, read_only=True)
         try:
             rows = [row for row in journal.trades() if row.trade_id.hex().startswith(digits)]
             if len({row.trade_id for row in rows}) > 1:

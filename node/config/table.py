@@ -150,7 +150,9 @@ class Config:
         "peers", (), "brokers to join by (default: the one of this machine)"
     )
     brokers: tuple[Address, ...] = _setting(
-        "addresses", (), "accounts of trusted brokers (default: those bootstrapped from)"
+        "addresses",
+        (),
+        "accounts of trusted brokers (default: those joined)",
     )
 
     # Chain
@@ -195,12 +197,12 @@ class Config:
     # Deadlines
     offer_ttl_seconds: int = _setting("integer", 600, "an offer stands for", low=1, high=DAY)
     round_patience_seconds: int = _setting(
-        "integer", 120, "how long a round waits for its trades", low=1, high=DAY
+        "integer", 120, "how long a round waits for somebody else's new offer", low=1, high=DAY
     )
     fund_seconds: int = _setting("integer", 60, "from quote to payment", low=1, high=30 * DAY)
-    reveal_seconds: int = _setting("integer", 120, "from payment to key", low=1, high=30 * DAY)
+    reveal_seconds: int = _setting("integer", 900, "from payment to key", low=1, high=30 * DAY)
     grace_seconds: int = _setting(
-        "integer", 60, "from there until a refund may be called for", low=0, high=30 * DAY
+        "integer", 300, "from there until a refund may be called for", low=0, high=30 * DAY
     )
     dispute_window_seconds: int = _setting(
         "integer", 60, "from key to final payment, in a broker's quotes", low=0, high=30 * DAY

@@ -160,7 +160,7 @@ def _settle(market: Market) -> None:
 
 
 def _open(home: Path) -> int:
-    journal = Journal(home / "journal.db")
+    journal = Journal(home / "journal.db", read_only=True)
     try:
         return len(journal.trades(open_only=True))
     finally:

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from node.protocol.errors import LocalProtocolError
@@ -99,12 +99,12 @@ class PurchaseRecord(Message):
     seller_peer: PeerId
     seller_addresses: tuple[str, ...]
     seller_key: Digest
-    private_key: Digest
+    private_key: Digest = field(repr=False)
     """X25519, for this trade alone."""
     evaluation: Evaluation
     recipe: bytes
     receipt: bytes
-    secret: Digest | None
+    secret: Digest | None = field(repr=False)
     paid: bool
     """Whether the escrow credited the seller while we were still decrypting."""
 

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from node.protocol.errors import LocalProtocolError
@@ -87,9 +87,9 @@ class SaleRecord(Message):
     buyer: Address
     buyer_key: Digest
     ask: Wei
-    private_key: Digest
+    private_key: Digest = field(repr=False)
     """X25519, for this trade alone."""
-    secret: Digest
+    secret: Digest = field(repr=False)
     goods_root: Digest
     leaf_count: int
     byte_length: int

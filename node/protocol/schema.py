@@ -48,6 +48,9 @@ from node.protocol.types import (
 
 M = TypeVar("M")
 
+SECRETS: Final = frozenset({"secret", "private_key"})
+"""Fields whose value is never shown, not even in an error."""
+
 MAX_TEXT: Final = 4_096
 MAX_PEER_ID: Final = 128
 MAX_BYTES: Final = 256 * 1024
@@ -240,8 +243,9 @@ def check_fields(message: Any) -> None:
     for name, kind in fields_of(type(message)):
         value = getattr(message, name)
         if not kind.check(value):
+            shown = "what it is" if name in SECRETS else f"{value!r:.200}"
             raise LocalProtocolError(
-                f"{type(message).__name__}.{name} cannot be {value!r:.200} ({kind.solidity})"
+                f"{type(message).__name__}.{name} cannot be {shown} ({kind.solidity})"
             )
 
 

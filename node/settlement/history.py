@@ -24,7 +24,7 @@ def trade_rows(path: Path) -> list[TradeSummary]:
     """Return every trade in the journal at `path`. Raises `JournalError` if there is none."""
     if not path.exists():
         raise JournalError(f"there is no journal at {path}")
-    journal = Journal(path)
+    journal = Journal(path, read_only=True)
     try:
         rows: list[TradeSummary] = []
         for row in journal.trades():

@@ -85,6 +85,8 @@ class Treasury:
         self.journal = journal
         self.observer = observer
         self._turn = trio.Lock()
+        self._told: set[Digest] = set()
+        """Trades whose secret this process has sent, and the chain has taken."""
 
     async def ask(self, question: Callable[[Escrow], T]) -> T:
         """Ask the chain in a thread. Raises `ChainUnavailableError` when it is down."""
@@ -97,6 +99,8 @@ class Treasury:
 
         `wanted` is asked right before each send; a caller uses it to hold back a secret.
         """
+        if step is Step.REVEAL:
+            wanted = self._or_public(trade_id, wanted)
         backoff = FIRST_BACKOFF
         while True:
             try:
@@ -123,6 +127,13 @@ class Treasury:
                 )
             await trio.sleep(backoff)
             backoff = min(2 * backoff, LONGEST_BACKOFF)
+
+    def _or_public(self, trade_id: Digest, wanted: Callable[[], bool]) -> Callable[[], bool]:
+        """A secret that has left cannot be held back: from then on its payment is pursued.
+
+        The escrow takes a late reveal until somebody has refunded.
+        """
+        return lambda: wanted() or trade_id in self._told
 
     async def _attempt(
         self, trade_id: Digest, step: Step, call: Call, wanted: Callable[[], bool]
@@ -184,6 +195,8 @@ class Treasury:
 
     async def _send(self, row: TransactionRow) -> None:
         await self.ask(lambda escrow: escrow.broadcast(row.raw))
+        if row.step == Step.REVEAL.value:
+            self._told.add(row.trade_id)
         self.observer.emit(Sent(trade_id=row.trade_id, step=row.step))
 
     async def _look(self, row: TransactionRow) -> TransactionOutcome | None:

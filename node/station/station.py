@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, cast
 
@@ -77,6 +78,7 @@ class Station:
         self.task = task
         self.book = OfferBook(domain, trusted_brokers)
         self._brokers: frozenset[PeerId] = frozenset()
+        self._making = 0
         self.served: set[Digest] = set()
         """Roots of weights that brokers may fetch from us."""
         self.heard = trio.Event()
@@ -106,6 +108,7 @@ class Station:
         """Take in our own statements again, then keep the market told of them. For ever."""
         for data in self.journal.statements(self.clock()):
             self.book.receive(data, self.clock())
+        self.served |= self._offered()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._republish_for_ever)
             nursery.start_soon(self._drain_gossip)
@@ -159,6 +162,32 @@ class Station:
     def joins(self, brokers: Mapping[PeerId, str]) -> None:
         """Name the brokers that we joined by; only they may ask us for anything."""
         self._brokers = frozenset(brokers)
+
+    def has_joined(self, broker: PeerId) -> bool:
+        """Whether we joined by this broker."""
+        return broker in self._brokers
+
+    @contextmanager
+    def making_blobs(self) -> Iterator[None]:
+        """Blobs are being made that nothing names yet: none is to be deleted meanwhile."""
+        self._making += 1
+        try:
+            yield
+        finally:
+            self._making -= 1
+
+    def forget_blobs(self, kept: set[Digest]) -> None:
+        """Delete every blob but these, those in the making, and those of live offers of ours."""
+        if self._making:
+            return
+        kept |= self._offered()
+        for root in self.blobs.roots() - kept:
+            self.blobs.delete(root)
+        self.served &= kept
+
+    def _offered(self) -> set[Digest]:
+        bodies = (body_of(data) for data in self.journal.statements(self.clock()))
+        return {body.weights_root for body in bodies if isinstance(body, Offer)}
 
     def notice_with_digest(self, broker: PeerId) -> tuple[Digest, BrokerNotice] | None:
         """Return the newest live notice of a broker that we joined by, for our task."""

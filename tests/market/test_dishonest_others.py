@@ -336,8 +336,10 @@ async def test_a_broker_that_vanishes_stops_nothing_but_its_own_negotiation(
         await market.see_paid(name, buyer, seller)
 
         # and the next round works when it is back, its own fee and all
+        terms = broker.station.own_notice()
         await broker.start()
         await broker.reaches(name, "paid")
+        assert broker.station.own_notice() == terms  # or buyers that missed its news refuse deals
         await eventually(lambda: market.hears(buyer) and market.hears(seller), "gossip again")
         await seller.offer()
         await complete(market, buyer, seller)
@@ -347,7 +349,7 @@ async def test_a_broker_that_vanishes_stops_nothing_but_its_own_negotiation(
 
 
 async def noticed(away: Party) -> None:
-    await eventually(lambda: away.line.refused > 3, f"{away.name} noticed")
+    await eventually(lambda: away.line.refused > 1, f"{away.name} noticed")
 
 
 async def test_an_endpoint_that_is_away_for_a_while_only_delays(tmp_path: Path) -> None:

@@ -337,3 +337,26 @@ def test_a_kill_loses_nothing_that_was_answered(path: Path, answers: int) -> Non
         assert [row.nonce for row in journal.transactions(name(number))] == [number]
     assert journal.next_nonce() > answered
     journal.close()
+
+
+# ── readers ──
+
+
+def test_a_reader_sees_what_its_owner_has_written_and_writes_nothing(
+    journal: Journal, path: Path
+) -> None:
+    journal.save_trade(trade(1))
+    reader = Journal(path, read_only=True)
+    assert reader.trades() == [trade(1)]
+    journal.save_trade(trade(2))
+    assert reader.trades() == [trade(1), trade(2)]
+    with pytest.raises(JournalError, match="readonly"):
+        reader.save_trade(trade(3))
+    reader.close()
+    assert journal.trades() == [trade(1), trade(2)]
+
+
+def test_a_journal_that_is_only_to_be_read_is_not_made(path: Path) -> None:
+    with pytest.raises(JournalError, match=str(path)):
+        Journal(path, read_only=True)
+    assert not path.exists()

@@ -14,7 +14,7 @@ from node.protocol.brokerage import Brokerage
 from node.protocol.errors import LocalProtocolError
 from node.protocol.purchase import Purchase
 from node.protocol.sale import Sale
-from tests.settlement.fake_chain import FakeChain, down
+from tests.settlement.fake_chain import DOMAIN, ETHER, FakeChain, down
 from tests.settlement.trades import (
     DeathError,
     Node,
