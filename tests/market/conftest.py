@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from tests.settlement.bounded import Test, bounded
+
 HERE = Path(__file__).parent
 LONGEST_SECONDS = 60
 
 
-def run_bounded(
-    test: Callable[[], Awaitable[None]], *, clock: object, instruments: list[Any]
-) -> None:
-    async def bounded() -> None:
-        with trio.fail_after(LONGEST_SECONDS):
-            await test()
-
-    trio.run(bounded, instruments=instruments)
+def run_bounded(test: Test, *, clock: object, instruments: list[Any]) -> None:
+    trio.run(bounded(test, LONGEST_SECONDS), instruments=instruments)
 
 
 @pytest.hookimpl(trylast=True)

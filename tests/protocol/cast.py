@@ -177,6 +177,7 @@ ASK: Final = Wei(500_000)
 FUND_BY: Final = UnixTime(NOW + 60)
 REVEAL_BY: Final = UnixTime(NOW + 360)
 GRACE: Final = 300
+REFUND_FROM: Final = UnixTime(REVEAL_BY + GRACE)
 DISPUTE_WINDOW: Final = 100
 RECIPE: Final = b"\xa3recipe"
 EVALUATION: Final = Evaluation(
@@ -354,3 +355,29 @@ def brokerage_record(state: BrokerageState = BrokerageState.PROPOSED) -> Brokera
 
 
 Machine = Purchase | Sale | Brokerage
+
+
+def a_purchase(state: str) -> Purchase:
+    """Return the buyer's machine in a state."""
+    return Purchase(purchase_record(PurchaseState(state)))
+
+
+def a_sale(state: str) -> Sale:
+    """Return the seller's machine in a state."""
+    return Sale(sale_record(SaleState(state)))
+
+
+def a_brokerage(state: str) -> Brokerage:
+    """Return the broker's machine in a state."""
+    return Brokerage(brokerage_record(BrokerageState(state)))
+
+
+def countersign(machine: Sale) -> None:
+    """Have a seller take the quote."""
+    whole = good_deal()
+    machine.countersign(
+        whole.quote,
+        broker_signature=whole.broker_signature,
+        signature=whole.seller_signature,
+        receipt=whole.receipt,
+    )

@@ -23,10 +23,10 @@ from node.protocol.eip712 import Domain, digest
 from node.protocol.offer import MAX_CLOCK_SKEW, BrokerNotice, Offer, Receipt, Revocation, Statement
 from node.protocol.types import UnixTime, Wei
 from node.protocol.verdict import Judgement
-from tests.protocol import cast, tables
+from tests.protocol import cast
+from tests.protocol.books import VERDICTS
 from tests.protocol.cast import BROKER, BUYER, DOMAIN, NOW, SELLER, STRANGER, Party
 
-VERDICTS = {reason: verdict for _, reason, verdict in tables.rows(book)}
 ROOM, ROOM_FOR_ONE = 8, 3
 PARTIES = st.sampled_from([SELLER, STRANGER, BROKER, BUYER])
 NONCES = st.integers(1, 6)

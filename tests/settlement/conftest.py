@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from node.protocol.types import Address
+from tests.settlement.bounded import Test, bounded
 from tests.settlement.fake_chain import ETHER, FakeChain
 from tests.settlement.trades import BROKER, BUYER, SELLER, Node, begin, wall
 
@@ -22,14 +23,9 @@ HERE = Path(__file__).parent
 SHARED_MEMORY = Path("/dev/shm")
 
 
-def run_jumping(
-    test: Callable[[], Awaitable[None]], *, clock: object, instruments: list[Any]
-) -> None:
-    async def bounded() -> None:
-        with trio.fail_after(LONGEST_SECONDS):
-            await test()
-
-    trio.run(bounded, clock=MockClock(autojump_threshold=0), instruments=instruments)
+def run_jumping(test: Test, *, clock: object, instruments: list[Any]) -> None:
+    jumping = MockClock(autojump_threshold=0)
+    trio.run(bounded(test, LONGEST_SECONDS), clock=jumping, instruments=instruments)
 
 
 @pytest.hookimpl(trylast=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import pytest
 import trio
 
@@ -12,8 +14,9 @@ from node.chronicle import (
     TransactionRefused,
 )
 from node.protocol.events import Step
+from node.protocol.quote import Quote
 from node.settlement.treasury import MINING_PATIENCE, Ending
-from tests.settlement.fake_chain import DOMAIN, ETHER, FakeChain, down
+from tests.settlement.fake_chain import DOMAIN, ETHER, FakeChain, FakeEscrow, down
 from tests.settlement.trades import (
     BUYER,
     REVEAL_BY,
@@ -233,26 +236,54 @@ async def test_a_stuck_transaction_that_is_mined_after_all_is_seen_at_once(
     assert len(chain.history) == 1
 
 
-async def test_no_secret_is_signed_again_for_a_trade_that_is_over(
+async def reveal_while(
+    seller: Node, quote: Quote, wanted: Callable[[], bool], meanwhile: Callable[[], Awaitable[None]]
+) -> Ending:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(meanwhile)
+        return await seller.treasury.carry_out(
+            quote.trade_id, Step.REVEAL, Reveal(quote, secret_of(0)), wanted=wanted
+        )
+
+
+async def test_a_secret_that_has_left_is_pursued_though_its_time_is_over(
+    buyer: Node, seller: Node, chain: FakeChain
+) -> None:
+    """It is public: what is left to do is to have it paid for, while nobody has refunded."""
+    quote = quote_of()
+    assert await fund(buyer, quote) is Ending.DONE
+
+    async def fees_rise() -> None:
+        await trio.sleep(0.5)
+        chain.base_fee = 50
+
+    def in_time() -> bool:
+        return wall() <= quote.reveal_by - 1
+
+    assert await reveal_while(seller, quote, in_time, fees_rise) is Ending.DONE
+    first, second = seller.journal.transactions(quote.trade_id)
+    assert first.nonce == second.nonce
+    assert [t.raw for t in chain.calls(Reveal)] == [second.raw]
+    assert wall() > quote.reveal_by
+
+
+async def test_a_secret_that_has_left_is_given_up_once_the_buyer_has_its_money_back(
     buyer: Node, seller: Node, chain: FakeChain
 ) -> None:
     quote = quote_of()
     assert await fund(buyer, quote) is Ending.DONE
-    chain.paused = True
-    wanted = True
+    chain.balances[SELLER] = 30 * 60_000  # enough for the present fee, and not for the next
 
-    async def give_up() -> None:
-        nonlocal wanted
-        await trio.sleep(MINING_PATIENCE - 1)
-        wanted = False
+    async def fees_rise() -> None:
+        await trio.sleep(0.5)
+        chain.base_fee = 50
+        await trio.sleep(quote.refund_from - wall() + 3)
+        wallet = FakeEscrow(chain, BUYER)
+        wallet.broadcast(wallet.sign(Refund(quote), wallet.next_nonce()).raw)
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(give_up)
-        ending = await seller.treasury.carry_out(
-            quote.trade_id, Step.REVEAL, Reveal(quote, secret_of(0)), wanted=lambda: wanted
-        )
-    assert ending is Ending.UNWANTED
-    assert len(seller.journal.transactions(quote.trade_id)) == 1
+    assert await reveal_while(seller, quote, lambda: True, fees_rise) is Ending.UNWANTED
+    assert chain.deals[quote.trade_id].state is EscrowState.REFUNDED
+    assert not chain.calls(Reveal)
 
 
 async def test_the_port_of_the_fake_raises_what_its_hooks_raise(buyer: Node) -> None:
