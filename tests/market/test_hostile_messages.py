@@ -10,15 +10,19 @@ from typing import Any, cast
 
 import pytest
 import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.utils.varint import encode_uvarint
 
 from node.chronicle import StatementJudged
+from node.net.gossip import TOPIC
 from node.net.host import Network, open_host
 from node.protocol import cbor, envelope, messages
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
 from node.protocol.messages import BROKER_PROTOCOL, GOODS_PROTOCOL, PARAMS_PROTOCOL
 from node.protocol.offer import Offer
+from node.protocol.signing import peer_id_of, peer_sign
 from node.protocol.types import Digest, Wei
 from tests.market.market import (
     LISTEN,
@@ -126,16 +130,30 @@ async def push(stranger: Network, target: Network, *frames: bytes) -> None:
         await trio.sleep(0.05)
 
 
-async def test_malformed_gossip_packets_stop_no_trade(tmp_path: Path) -> None:
-    unsigned = rpc_pb2.Message(
-        data=bytes(20_000), topicIDs=["/pm/market/1"], from_id=b"\x12\x20" + bytes(32), seqno=b"1"
+def gossiped(data: bytes) -> rpc_pb2.Message:
+    """A message as libp2p wants it: of our topic, and signed by a peer."""
+    seed = seed_of("stranger")
+    public = Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
+    message = rpc_pb2.Message(
+        data=data,
+        topicIDs=[TOPIC],
+        from_id=ID.from_base58(peer_id_of(public)).to_bytes(),
+        seqno=(2**63).to_bytes(8, "big"),
     )
+    message.signature = peer_sign(seed, b"libp2p-pubsub:" + message.SerializeToString())
+    return message
+
+
+async def test_malformed_gossip_packets_stop_no_trade(tmp_path: Path) -> None:
+    unsigned = gossiped(b"anything")
+    unsigned.signature = b""
     frames = [
         b"\xff\xff\xff",
         b"\x12\x7f\x00",
         b"\x0a\x05\x0a",
         b"",
         bytes(1_000),
+        rpc_pb2.RPC(publish=[gossiped(bytes(20_000))]).SerializeToString(),
         rpc_pb2.RPC(publish=[unsigned]).SerializeToString(),
     ]
     async with open_market(tmp_path) as market:
@@ -149,6 +167,8 @@ async def test_malformed_gossip_packets_stop_no_trade(tmp_path: Path) -> None:
         for target in targets:
             rejected = target.network.counters.gossip_rejected
             assert rejected["malformed-rpc"] >= 3, (target.name, rejected)
+            assert rejected["oversize"] == 1, (target.name, rejected)
+            assert rejected["bad-peer-signature"] == 1, (target.name, rejected)
 
 
 # ── streams ──
