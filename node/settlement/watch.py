@@ -41,6 +41,9 @@ class ChainWatch:
         if isinstance(journal.recall("watermark"), int):
             self.anchored.set()
         self._heads: deque[Block] = deque(maxlen=4_096)
+        self._rewind_by = 0
+        """Blocks to tell again. Taken up between two steps: one that is under way would write
+        its own watermark over it."""
 
     async def run(
         self,
@@ -87,13 +90,14 @@ class ChainWatch:
 
     def rewind(self, blocks: int) -> None:
         """Tell the last blocks once more, from the next step on."""
-        mark = self.journal.recall("watermark")
-        if isinstance(mark, int):
-            self.journal.remember("watermark", max(0, mark - blocks))
+        self._rewind_by = max(blocks, self._rewind_by)
 
     def _watermark(self, deep: int) -> int:
         mark = self.journal.recall("watermark")
         if isinstance(mark, int):
+            if self._rewind_by:
+                mark, self._rewind_by = max(0, mark - self._rewind_by), 0
+                self.journal.remember("watermark", mark)
             return mark
         self.journal.remember("watermark", max(deep, 0))
         self.anchored.set()

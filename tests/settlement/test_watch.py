@@ -184,6 +184,26 @@ async def test_a_long_absence_is_caught_up_with_in_bounded_questions(
     assert [first for first, _ in asked[1:]] == [last + 1 for _, last in asked[:-1]]
 
 
+async def test_a_rewind_that_is_asked_for_while_a_block_is_told_is_not_forgotten(
+    seller: Node, chain: FakeChain
+) -> None:
+    """Or what an endpoint left out stays unknown until the next doubt, and then again."""
+    listener = Listener(chain, 0)
+
+    async def tell(event: EscrowEvent) -> None:
+        await listener.tell(event)
+        if len(listener.events) == 3:
+            seller.watch.rewind(1_000)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(seller.watch.run, tell, listener.tick)
+        await seller.watch.up.wait()
+        traded = await trade_on(chain, 3)
+        await trio.sleep(10)
+        nursery.cancel_scope.cancel()
+    assert listener.trades == traded * 2
+
+
 async def test_an_outage_is_told_once_and_its_end_too(seller: Node, chain: FakeChain) -> None:
     listener = Listener(chain, 0)
     async with trio.open_nursery() as nursery:
