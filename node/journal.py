@@ -197,13 +197,17 @@ class Journal:
             'FROM "transaction" WHERE trade_id = ? AND (? IS NULL OR step = ?) ORDER BY rowid',
             (trade_id, step, step),
         )
-        return [
-            TransactionRow(
-                trade_id=Digest(t), step=s, attempt=a, nonce=n, hash=Digest(h), raw=raw,
-                gas=gas, block=block, succeeded=None if ok is None else bool(ok),
-            )
-            for t, s, a, n, h, raw, gas, block, ok in found
-        ]  # fmt: skip
+        return [_transaction_row(*values) for values in found]
+
+    def unmined_transactions(self, first_nonce: int, before_nonce: int) -> list[TransactionRow]:
+        """Return what was signed for these nonces and not seen mined, lowest nonce first."""
+        found = self._read(
+            "SELECT trade_id, step, attempt, nonce, hash, raw, gas, block, succeeded "
+            'FROM "transaction" WHERE succeeded IS NULL AND nonce >= ? AND nonce < ? '
+            "ORDER BY nonce, rowid",
+            (first_nonce, before_nonce),
+        )
+        return [_transaction_row(*values) for values in found]
 
     # ── statements ──
 
@@ -240,6 +244,17 @@ class Journal:
         nonce = (last if isinstance(last, int) else 0) + 1
         self.remember("nonce", nonce)
         return nonce
+
+
+def _transaction_row(
+    trade_id: bytes, step: str, attempt: int, nonce: int, hash_: bytes, raw: bytes,
+    gas: int | None, block: int | None, succeeded: int | None,
+) -> TransactionRow:  # fmt: skip
+    return TransactionRow(
+        trade_id=Digest(trade_id), step=step, attempt=attempt, nonce=nonce, hash=Digest(hash_),
+        raw=raw, gas=gas, block=block,
+        succeeded=None if succeeded is None else bool(succeeded),
+    )  # fmt: skip
 
 
 def _trade_row(trade_id: bytes, role: str, state: str, over: int, record: bytes) -> TradeRow:

@@ -1,23 +1,32 @@
 """The broker's side of one trade: a quote it answers for, and a fee that may come.
 
-| state    | event                 | next     | effects           |
-|----------|-----------------------|----------|-------------------|
-| proposed | countersigned         | quoted   |                   |
-| proposed | funded                | funded   |                   |
-| proposed | revealed              | funded   |                   |
-| proposed | chain is past fund_by | expired  |                   |
-| quoted   | funded                | funded   |                   |
-| quoted   | revealed              | funded   |                   |
-| quoted   | paid                  | credited | publish, withdraw |
-| quoted   | refunded              | refunded |                   |
-| quoted   | chain is past fund_by | expired  |                   |
-| funded   | paid                  | credited | publish, withdraw |
-| funded   | refunded              | refunded |                   |
-| credited | withdrawn             | paid     |                   |
+| state      | event                   | next       | effects           |
+|------------|-------------------------|------------|-------------------|
+| proposed   | countersigned           | quoted     |                   |
+| proposed   | funded                  | funded     |                   |
+| proposed   | revealed                | revealed   |                   |
+| proposed   | chain is past fund_by   | expired    |                   |
+| quoted     | funded                  | funded     |                   |
+| quoted     | revealed                | revealed   |                   |
+| quoted     | paid                    | credited   | publish, withdraw |
+| quoted     | refunded                | refunded   |                   |
+| quoted     | chain is past fund_by   | expired    |                   |
+| funded     | revealed                | revealed   |                   |
+| funded     | paid                    | credited   | publish, withdraw |
+| funded     | refunded                | refunded   |                   |
+| funded     | chain is past the lapse | lapsed     |                   |
+| revealed   | payment is long due     | finalizing | finalize          |
+| revealed   | paid                    | credited   | publish, withdraw |
+| revealed   | refunded                | refunded   |                   |
+| finalizing | paid                    | credited   | publish, withdraw |
+| finalizing | refunded                | refunded   |                   |
+| credited   | withdrawn               | paid       |                   |
 
 The whole deal is in the record, and the quote is saved before the seller sees it: a buyer
 that asks again is given the same quote, since two for one trade id are evidence against the
 broker. One that was never countersigned is not proposed again; the buyer takes a new nonce.
+A seller that vanishes after its reveal costs the broker no fee: some minutes after the payment
+could have been finalized the broker does it. A trade that nobody reveals or refunds lapses.
 """
 
 from __future__ import annotations
@@ -28,13 +37,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from node.protocol.events import (
+    BrokerageEvent,
     Effect,
     Funded,
     Paid,
     PublishReceipt,
     Refunded,
     Revealed,
-    SaleEvent,
     Step,
     Tick,
     Transact,
@@ -49,14 +58,19 @@ class BrokerageState(enum.Enum):
     PROPOSED = "proposed"
     QUOTED = "quoted"
     FUNDED = "funded"
+    REVEALED = "revealed"
+    FINALIZING = "finalizing"
     CREDITED = "credited"
     PAID = "paid"
     REFUNDED = "refunded"
     EXPIRED = "expired"
+    LAPSED = "lapsed"
 
 
 S = BrokerageState
-BROKERAGE_ENDS: Final = frozenset({S.PAID, S.REFUNDED, S.EXPIRED})
+BROKERAGE_ENDS: Final = frozenset({S.PAID, S.REFUNDED, S.EXPIRED, S.LAPSED})
+COLLECT_SECONDS: Final = 600
+"""The seller finalizes its own payment; so long after the broker does it for its fee."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +80,7 @@ class BrokerageRecord(Message):
     state: str
     note: str
     deal: Deal
+    revealed_at: UnixTime = UnixTime(0)
 
     @property
     def trade_id(self) -> Digest:
@@ -99,6 +114,8 @@ class Brokerage:
 
     def may_send(self, step: Step, now: UnixTime) -> bool:
         """Whether `step` is still wanted."""
+        if step is Step.FINALIZE:
+            return self.state is S.FINALIZING
         return step is Step.WITHDRAW and self.state is S.CREDITED
 
     def countersigned(self, seller_signature: bytes) -> None:
@@ -108,21 +125,33 @@ class Brokerage:
             self.record = dataclasses.replace(self.record, deal=deal)
             self._go(S.QUOTED)
 
-    def receive(self, event: SaleEvent, now: UnixTime) -> list[Effect]:
+    def receive(self, event: BrokerageEvent, now: UnixTime) -> list[Effect]:
         """Take one event. An event that says nothing new in this state changes nothing."""
+        quote = self.record.deal.quote
         match self.state, event:
-            case ((S.PROPOSED | S.QUOTED), (Funded() | Revealed())):
+            case ((S.PROPOSED | S.QUOTED), Funded()):
                 return self._go(S.FUNDED)
-            case ((S.PROPOSED | S.QUOTED), Tick(time)) if time > self.record.deal.quote.fund_by:
+            case ((S.PROPOSED | S.QUOTED | S.FUNDED), Revealed(_, at)):
+                self.record = dataclasses.replace(self.record, revealed_at=at)
+                return self._go(S.REVEALED)
+            case ((S.PROPOSED | S.QUOTED), Tick(time)) if time > quote.fund_by:
                 return self._go(S.EXPIRED)
-            case ((S.QUOTED | S.FUNDED), Paid()):
+            case S.FUNDED, Tick(time) if time > quote.lapses_after:
+                return self._go(S.LAPSED)
+            case S.REVEALED, Tick(time) if time > self._long_due():
+                return self._go(S.FINALIZING)
+            case ((S.QUOTED | S.FUNDED | S.REVEALED | S.FINALIZING), Paid()):
                 return self._go(S.CREDITED)
-            case ((S.QUOTED | S.FUNDED), Refunded()):
+            case ((S.QUOTED | S.FUNDED | S.REVEALED | S.FINALIZING), Refunded()):
                 return self._go(S.REFUNDED)
             case S.CREDITED, Withdrawn():
                 return self._go(S.PAID)
             case _:
                 return []
+
+    def _long_due(self) -> UnixTime:
+        quote = self.record.deal.quote
+        return UnixTime(self.record.revealed_at + quote.dispute_window + COLLECT_SECONDS)
 
     def _go(self, state: BrokerageState) -> list[Effect]:
         self.state = state
@@ -130,6 +159,10 @@ class Brokerage:
         return self._effects_of(state)
 
     def _effects_of(self, state: BrokerageState) -> list[Effect]:
-        if state is S.CREDITED:
-            return [PublishReceipt(self.record.deal.receipt), Transact(Step.WITHDRAW)]
-        return []
+        match state:
+            case S.FINALIZING:
+                return [Transact(Step.FINALIZE)]
+            case S.CREDITED:
+                return [PublishReceipt(self.record.deal.receipt), Transact(Step.WITHDRAW)]
+            case _:
+                return []

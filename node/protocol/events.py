@@ -57,6 +57,11 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
+class SecretSent:
+    """The transaction that holds the secret has left: whoever sees the pool may know it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Withdrawn:
     """The escrow owes this account nothing any more."""
 
@@ -94,7 +99,8 @@ PurchaseEvent = (
     Funded | Revealed | Paid | Refunded | Tick | Withdrawn | GoodsVerified | GoodsRefused
     | Delivered | BadGoods
 )  # fmt: skip
-SaleEvent = Funded | Revealed | Paid | Refunded | Tick | Withdrawn
+SaleEvent = Funded | SecretSent | Revealed | Paid | Refunded | Tick | Withdrawn
+BrokerageEvent = Funded | Revealed | Paid | Refunded | Tick | Withdrawn
 
 
 # ── effects ──

@@ -24,12 +24,14 @@ on chain and opens that ciphertext, or the escrow gives the money back.
 | revealed  | delivered, paid before          | complete  |          |
 | revealed  | bad goods                       | cheated   |          |
 | delivered | paid                            | complete  |          |
+| delivered | chain is past the lapse         | complete  |          |
 | credited  | withdrawn                       | refunded  |          |
 
 A reveal is good news however late it comes: the escrow takes one until somebody refunds.
 Where the payment is final before the goods are decrypted, the record remembers it.
 Funding is *abandoned* only on the chain's own clock: the escrow refuses a deposit after
 `fund_by`, so once everything up to a later block has been told, none can come.
+A delivered trade whose seller never collects its payment is over for the buyer in the end.
 Deadlines before the money moves are the buyer's own clock's; all later ones the chain's.
 """
 
@@ -187,6 +189,8 @@ class Purchase:
                 return self._go(S.CHEATED, note=f"leaf {leaf} is not the offer's")
             case S.DELIVERED, Paid():
                 return self._go(S.COMPLETE, note=self.record.note)
+            case S.DELIVERED, Tick(chain_time) if chain_time > quote.lapses_after:
+                return self._go(S.COMPLETE, note="the payment was never collected")
             case S.CREDITED, Withdrawn():
                 return self._go(S.REFUNDED)
             case _:

@@ -18,6 +18,8 @@ from node.protocol.types import Address, Digest, UnixTime, Wei
 
 MAX_REVEAL_HORIZON: Final = 30 * 24 * 3600
 """The escrow refuses a `reveal_by` further ahead than this (seconds)."""
+LAPSE_SECONDS: Final = 24 * 3600
+"""So long after its last deadline nobody waits any more for a side that has vanished."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,11 @@ class Quote(Message):
     def refund_from(self) -> UnixTime:
         """The last moment at which the escrow still refuses a refund."""
         return UnixTime(self.reveal_by + self.grace)
+
+    @property
+    def lapses_after(self) -> UnixTime:
+        """When a side that can neither gain nor lose any more stops waiting for the others."""
+        return UnixTime(self.refund_from + self.dispute_window + LAPSE_SECONDS)
 
 
 def trade_id_of(buyer: Address, seller: Address, offer_digest: Digest, nonce: Digest) -> Digest:

@@ -14,11 +14,14 @@ past `reveal_by`: what is sent earlier the escrow accepts until somebody has ref
 | countersigned | revealed                         | revealed      |          |
 | countersigned | refunded                         | refunded      |          |
 | countersigned | chain is past fund_by            | expired       |          |
+| revealing     | secret sent                      | revealing     |          |
 | revealing     | revealed                         | revealed      |          |
 | revealing     | refunded                         | refunded      |          |
 | revealing     | restarted, too late              | withheld      |          |
+| revealing     | chain is past the lapse          | lapsed        |          |
 | withheld      | revealed                         | revealed      |          |
 | withheld      | refunded                         | refunded      |          |
+| withheld      | chain is past the lapse          | lapsed        |          |
 | revealed      | chain is past the dispute window | finalizing    | finalize |
 | revealed      | paid                             | credited      | withdraw |
 | revealed      | refunded                         | refunded      |          |
@@ -26,8 +29,10 @@ past `reveal_by`: what is sent earlier the escrow accepts until somebody has ref
 | finalizing    | refunded                         | refunded      |          |
 | credited      | withdrawn                        | paid          |          |
 
-A withheld trade may yet be revealed: by a transaction that left before, in time. Once it
-is revealed a refund can only come of a dispute.
+A secret that has left cannot be held back: the record says so, and its payment is pursued
+however late it is, until somebody has refunded. A withheld trade may yet be revealed: by a
+transaction that left just before the process died. It lapses where the buyer does not even
+take its money back. Once a trade is revealed a refund can only come of a dispute.
 """
 
 from __future__ import annotations
@@ -45,6 +50,7 @@ from node.protocol.events import (
     Refunded,
     Revealed,
     SaleEvent,
+    SecretSent,
     Step,
     Tick,
     Transact,
@@ -69,10 +75,11 @@ class SaleState(enum.Enum):
     PAID = "paid"
     REFUNDED = "refunded"
     EXPIRED = "expired"
+    LAPSED = "lapsed"
 
 
 S = SaleState
-SALE_ENDS: Final = frozenset({S.PAID, S.REFUNDED, S.EXPIRED})
+SALE_ENDS: Final = frozenset({S.PAID, S.REFUNDED, S.EXPIRED, S.LAPSED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +106,9 @@ class SaleRecord(Message):
     broker_signature: bytes
     signature: bytes
     receipt: bytes
-    revealed_at: UnixTime
+    told: bool = False
+    """Whether the secret has left, and may be known."""
+    revealed_at: UnixTime = UnixTime(0)
 
 
 class Sale:
@@ -130,7 +139,7 @@ class Sale:
 
         A reveal that was journalled but perhaps never sent is owed only in time.
         """
-        if self.state is S.REVEALING and self._too_late(now):
+        if self.state is S.REVEALING and not self._may_tell(now):
             return self._go(S.WITHHELD, note="restarted after reveal_by")
         self.expire(now)
         return self._effects_of(self.state)
@@ -170,11 +179,17 @@ class Sale:
                 return self._go(S.REVEALING)
             case S.COUNTERSIGNED, Tick(chain_time) if chain_time > self.record.quote.fund_by:
                 return self._go(S.EXPIRED, note="never funded")
+            case S.REVEALING, SecretSent():
+                if not self.record.told:
+                    self.record = dataclasses.replace(self.record, told=True)
+                return []
             case ((S.COUNTERSIGNED | S.REVEALING | S.WITHHELD), Revealed(_, at)):
                 self.record = dataclasses.replace(self.record, revealed_at=at)
                 return self._go(S.REVEALED)
             case ((S.COUNTERSIGNED | S.REVEALING | S.WITHHELD), Refunded()):
                 return self._go(S.REFUNDED)
+            case ((S.REVEALING | S.WITHHELD), Tick(chain_time)) if self._lapsed(chain_time):
+                return self._go(S.LAPSED, note="neither revealed nor refunded")
             case S.REVEALED, Tick(chain_time) if chain_time > self._payable_from():
                 return self._go(S.FINALIZING)
             case ((S.REVEALED | S.FINALIZING), Paid()):
@@ -190,7 +205,7 @@ class Sale:
         """Whether `step` is still wanted; the shell asks right before each send."""
         match step:
             case Step.REVEAL:
-                return self.state is S.REVEALING and not self._too_late(now)
+                return self.state is S.REVEALING and self._may_tell(now)
             case Step.FINALIZE:
                 return self.state is S.FINALIZING
             case _:
@@ -200,6 +215,14 @@ class Sale:
         quote = self.record.quote
         assert quote is not None
         return UnixTime(self.record.revealed_at + quote.dispute_window)
+
+    def _lapsed(self, chain_time: UnixTime) -> bool:
+        quote = self.record.quote
+        assert quote is not None
+        return not self.record.told and chain_time > quote.lapses_after
+
+    def _may_tell(self, now: UnixTime) -> bool:
+        return self.record.told or not self._too_late(now)
 
     def _too_late(self, now: UnixTime) -> bool:
         quote = self.record.quote

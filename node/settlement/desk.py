@@ -47,6 +47,8 @@ from node.protocol.events import (
     PurchaseEvent,
     Refunded,
     Revealed,
+    SaleEvent,
+    SecretSent,
     Step,
     Tick,
     Transact,
@@ -65,6 +67,9 @@ EXPIRY_SECONDS: Final = 0.5
 RECONCILE_SECONDS: Final = 30.0
 LONGEST_REPAIR: Final = 60.0
 """Between two tries to open goods that our own disk withholds."""
+NO_TRADE: Final = Digest(bytes(32))
+"""Under this name the journal keeps withdrawals that no open trade asks for."""
+TradeEvent = PurchaseEvent | SaleEvent
 
 
 class Workshop(Protocol):
@@ -160,7 +165,7 @@ class TradeDesk:
 
     # ── the pump ──
 
-    def _take(self, trade: Trade, event: PurchaseEvent) -> None:
+    def _take(self, trade: Trade, event: TradeEvent) -> None:
         before = trade.machine.record
         effects = trade.machine.receive(event, self._clock())  # type: ignore[arg-type]
         self._after(trade, effects, before)
@@ -229,11 +234,16 @@ class TradeDesk:
                     step,
                     self._call(trade, step),
                     wanted=lambda: machine.may_send(step, self._clock()),
+                    sent=lambda: self._sent(trade, step),
                 )
                 if step is Step.WITHDRAW and ending is Ending.DONE:
                     self._take(trade, Withdrawn())
             case _:
                 assert_never(effect)
+
+    def _sent(self, trade: Trade, step: Step) -> None:
+        if step is Step.REVEAL:
+            self._take(trade, SecretSent())
 
     async def _fetch_goods(self, purchase: PurchaseRecord) -> PurchaseEvent:
         try:
@@ -288,7 +298,7 @@ class TradeDesk:
             trades = [trade for trade in trades if self._is_of(trade, terms)]
         if not trades:
             return
-        told: PurchaseEvent
+        told: TradeEvent
         match event:
             case FundedEvent():
                 told = Funded()
@@ -347,6 +357,17 @@ class TradeDesk:
                 if wrong & doubtful:
                     self._watch.rewind(REWIND_BLOCKS)
                 doubtful = wrong - doubtful
+                if not self._trades:
+                    await self._collect()
+
+    async def _collect(self) -> None:
+        """Draw what is owed for trades that ended here before the other side acted."""
+        account = self._treasury.escrow.account
+        if await self._treasury.ask(lambda escrow: escrow.credit(account)):
+            call = Withdraw(account)
+            await self._treasury.carry_out(
+                NO_TRADE, Step.WITHDRAW, call, wanted=lambda: not self._trades
+            )
 
     async def _expire_for_ever(self) -> None:
         while True:

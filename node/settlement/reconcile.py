@@ -2,7 +2,7 @@
 
 Events come from an endpoint's logs, and an endpoint can answer for a block that its own logs
 have not reached. So now and then each open trade's state on chain is held against the one
-that its machine believes in, and before a trade is given up for unfunded it always is. What
+that its machine believes in, and before a trade is given up it always is. What
 differs is mended by telling the last blocks again: machines take no notice of what they know.
 """
 
@@ -36,8 +36,27 @@ _BELIEVED: Final[dict[State, frozenset[EscrowState]]] = {
     SaleState.FINALIZING: frozenset({_REVEALED}),
     BrokerageState.PROPOSED: frozenset({_NONE}),
     BrokerageState.QUOTED: frozenset({_NONE}),
-    BrokerageState.FUNDED: frozenset({_FUNDED, _REVEALED}),
+    BrokerageState.FUNDED: frozenset({_FUNDED}),
+    BrokerageState.REVEALED: frozenset({_REVEALED}),
+    BrokerageState.FINALIZING: frozenset({_REVEALED}),
 }
+
+_UNFUNDED: Final[frozenset[State]] = frozenset(
+    {
+        PurchaseState.FUNDING,
+        SaleState.COUNTERSIGNED,
+        BrokerageState.PROPOSED,
+        BrokerageState.QUOTED,
+    }
+)
+_LAPSING: Final[frozenset[State]] = frozenset(
+    {
+        PurchaseState.DELIVERED,
+        SaleState.REVEALING,
+        SaleState.WITHHELD,
+        BrokerageState.FUNDED,
+    }
+)
 
 
 def agrees(machine: Machine, on_chain: EscrowState) -> bool:
@@ -47,14 +66,10 @@ def agrees(machine: Machine, on_chain: EscrowState) -> bool:
 
 
 def gives_up(machine: Machine, chain_time: UnixTime) -> bool:
-    """Return whether a tick at `chain_time` ends the trade as one that was never funded."""
+    """Return whether a tick at `chain_time` ends the trade: never funded, or lapsed."""
     record = machine.record
     quote = record.deal.quote if isinstance(record, BrokerageRecord) else record.quote
-    if quote is None or chain_time <= quote.fund_by:
+    if quote is None:
         return False
-    return machine.state in (
-        PurchaseState.FUNDING,
-        SaleState.COUNTERSIGNED,
-        BrokerageState.PROPOSED,
-        BrokerageState.QUOTED,
-    )
+    late, lapsed = chain_time > quote.fund_by, chain_time > quote.lapses_after
+    return (late and machine.state in _UNFUNDED) or (lapsed and machine.state in _LAPSING)

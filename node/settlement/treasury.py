@@ -7,7 +7,10 @@ fine wherever they are known), or it cannot be any more, since another transacti
 nonce. Only then is a new one signed; until then a second one would be a second payment.
 
 What is not mined for long is signed again at its own nonce, for the chain's present fees:
-of two transactions with one nonce at most one is ever mined.
+of two transactions with one nonce at most one is ever mined. What the pool lost below that
+nonce is offered again too, or nothing after it would ever be mined.
+
+Reveals have the first turn: each has a deadline after which its seller loses the sale.
 
 Before each attempt the chain is asked whether the step is needed at all: somebody else may
 have finalized or refunded, and a transaction that would revert only costs gas.
@@ -15,8 +18,10 @@ have finalized or refunded, and a transaction that would revert only costs gas.
 
 from __future__ import annotations
 
+import contextlib
 import enum
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import trio
@@ -46,8 +51,14 @@ T = TypeVar("T")
 POLL_SECONDS: Final = 0.1
 MINING_PATIENCE: Final = 60.0
 """After so long without being mined, the attempt is signed again with the chain's present fees."""
+YIELD_SECONDS: Final = 15.0
+"""So long after it was sent, what is not mined lets a reveal have its turn."""
+REOFFER_SECONDS: Final = 10.0
 FIRST_BACKOFF: Final = 0.2
 LONGEST_BACKOFF: Final = 5.0
+FIRST_REVERT_BACKOFF: Final = 60.0
+LONGEST_REVERT_BACKOFF: Final = 3_600.0
+"""A revert was paid for: what is tried again for long must cost next to nothing."""
 
 
 class Ending(enum.Enum):
@@ -77,6 +88,17 @@ _PATIENT: Final = frozenset({Step.FINALIZE, Step.REFUND, Step.WITHDRAW})
 """Steps that are only ever too early: they are tried again until they are done."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Errand:
+    """One step of one trade, and what its caller says of it."""
+
+    trade_id: Digest
+    step: Step
+    call: Call
+    wanted: Callable[[], bool]
+    sent: Callable[[], None]
+
+
 class Treasury:
     """The one sender of transactions of `escrow.account`."""
 
@@ -85,28 +107,37 @@ class Treasury:
         self.journal = journal
         self.observer = observer
         self._turn = trio.Lock()
-        self._told: set[Digest] = set()
-        """Trades whose secret this process has sent, and the chain has taken."""
+        self._reveals_waiting = 0
 
     async def ask(self, question: Callable[[Escrow], T]) -> T:
         """Ask the chain in a thread. Raises `ChainUnavailableError` when it is down."""
         return await trio.to_thread.run_sync(question, self.escrow)
 
     async def carry_out(
-        self, trade_id: Digest, step: Step, call: Call, *, wanted: Callable[[], bool]
+        self,
+        trade_id: Digest,
+        step: Step,
+        call: Call,
+        *,
+        wanted: Callable[[], bool],
+        sent: Callable[[], None] = lambda: None,
     ) -> Ending:
         """Do `step` of a trade, however often the chain or this process goes away meanwhile.
 
         `wanted` is asked right before each send; a caller uses it to hold back a secret.
+        `sent` is called each time that a transaction of the step has left.
         """
-        if step is Step.REVEAL:
-            wanted = self._or_public(trade_id, wanted)
+        errand = _Errand(trade_id, step, call, wanted, sent)
         backoff = FIRST_BACKOFF
+        after_revert = FIRST_REVERT_BACKOFF
         while True:
             try:
-                async with self._turn:
-                    ending = await self._attempt(trade_id, step, call, wanted)
-                if ending is not None and not (ending is Ending.REVERTED and step in _PATIENT):
+                async with self._turn_for(step):
+                    ending = await self._attempt(errand)
+                if ending is Ending.REVERTED and step in _PATIENT:
+                    await trio.sleep(after_revert)
+                    after_revert = min(2 * after_revert, LONGEST_REVERT_BACKOFF)
+                elif ending is not None:
                     return ending
             except NonceTooLowError:
                 pass  # the next attempt finds these bytes dead, and signs others
@@ -114,7 +145,7 @@ class Treasury:
                 self.observer.emit(
                     TransactionRefused(trade_id=trade_id, step=step.value, reason=str(error))
                 )
-                standing = await self._until_up(lambda: self._standing(trade_id, step, call))
+                standing = await self._until_up(lambda: self._standing(errand))
                 if standing is not None:
                     return standing
                 if step not in _PATIENT:
@@ -122,82 +153,89 @@ class Treasury:
             except (ChainUnavailableError, UnfundedAccountError) as error:
                 if not wanted():
                     return Ending.UNWANTED
-                self.observer.emit(
-                    TransactionDelayed(trade_id=trade_id, step=step.value, reason=str(error))
-                )
+                self._delayed(errand, error)
             await trio.sleep(backoff)
             backoff = min(2 * backoff, LONGEST_BACKOFF)
 
-    def _or_public(self, trade_id: Digest, wanted: Callable[[], bool]) -> Callable[[], bool]:
-        """A secret that has left cannot be held back: from then on its payment is pursued.
+    @contextlib.asynccontextmanager
+    async def _turn_for(self, step: Step) -> AsyncIterator[None]:
+        """Hold the account's lock; whoever gets it while a reveal waits goes to the end again."""
+        if step is Step.REVEAL:
+            self._reveals_waiting += 1
+            try:
+                await self._turn.acquire()
+            finally:
+                self._reveals_waiting -= 1
+        else:
+            await self._turn.acquire()
+            while self._reveals_waiting:
+                self._turn.release()
+                await self._turn.acquire()
+        try:
+            yield
+        finally:
+            self._turn.release()
 
-        The escrow takes a late reveal until somebody has refunded.
-        """
-        return lambda: wanted() or trade_id in self._told
-
-    async def _attempt(
-        self, trade_id: Digest, step: Step, call: Call, wanted: Callable[[], bool]
-    ) -> Ending | None:
+    async def _attempt(self, errand: _Errand) -> Ending | None:
         """One try under the account's lock; None asks for another."""
-        standing = await self._standing(trade_id, step, call)
+        standing = await self._standing(errand)
         if standing is not None:
             return standing
-        if not wanted():
+        if not errand.wanted():
             return Ending.UNWANTED
-        waiting = await self._send_again(trade_id, step, wanted)
+        waiting = await self._send_again(errand)
         if not waiting:
-            if not wanted():
+            if not errand.wanted():
                 return Ending.UNWANTED
             nonce = await self.ask(lambda escrow: escrow.next_nonce())
-            row = await self._sign(trade_id, step, call, nonce)
-            if not wanted():  # signing asked the chain for its fees: time has passed
+            row = await self._sign(errand, nonce)
+            if not errand.wanted():  # signing asked the chain for its fees: time has passed
                 return Ending.UNWANTED
-            await self._send(row)
+            await self._send(errand, row)
             waiting = [row]
-        ending = await self._see_mined(waiting)
-        if ending is None and wanted():
-            await self._replace(trade_id, step, call, waiting[-1], wanted)
+        ending = await self._see_mined(errand, waiting)
+        if ending is None and errand.wanted():
+            await self._replace(errand, waiting[-1])
         return ending
 
-    async def _send_again(
-        self, trade_id: Digest, step: Step, wanted: Callable[[], bool]
-    ) -> list[TransactionRow]:
+    async def _send_again(self, errand: _Errand) -> list[TransactionRow]:
         """Send what was signed before; returns what the chain took, and may still mine."""
         waiting = []
-        for row in self._unresolved(trade_id, step):
-            if not wanted():
+        for row in self._unresolved(errand):
+            if not errand.wanted():
                 break
             try:
-                await self._send(row)
+                await self._send(errand, row)
             except (NonceTooLowError, TransactionRefusedError):
                 continue
             waiting.append(row)
         return waiting
 
-    async def _replace(
-        self,
-        trade_id: Digest,
-        step: Step,
-        call: Call,
-        stuck: TransactionRow,
-        wanted: Callable[[], bool],
-    ) -> None:
+    async def _replace(self, errand: _Errand, stuck: TransactionRow) -> None:
         """Outbid our own stuck transaction, if the chain's fees have risen enough for that."""
-        row = await self._sign(trade_id, step, call, stuck.nonce)
-        if row.hash == stuck.hash or not wanted():
+        row = await self._sign(errand, stuck.nonce)
+        if row.hash == stuck.hash or not errand.wanted():
             return
         try:
-            await self._send(row)
+            await self._send(errand, row)
         except (NonceTooLowError, TransactionRefusedError) as error:
-            self.observer.emit(
-                TransactionDelayed(trade_id=trade_id, step=step.value, reason=str(error))
-            )
+            self._delayed(errand, error)
 
-    async def _send(self, row: TransactionRow) -> None:
+    async def _send(self, errand: _Errand, row: TransactionRow) -> None:
         await self.ask(lambda escrow: escrow.broadcast(row.raw))
-        if row.step == Step.REVEAL.value:
-            self._told.add(row.trade_id)
+        errand.sent()
         self.observer.emit(Sent(trade_id=row.trade_id, step=row.step))
+
+    async def _fill_gaps(self, nonce: int) -> None:
+        """Offer again what the pool has lost below `nonce`; of secrets nothing leaves here."""
+        free = await self.ask(lambda escrow: escrow.next_nonce())
+        for row in self.journal.unmined_transactions(free, nonce):
+            if row.step == Step.REVEAL.value:
+                continue
+            with contextlib.suppress(
+                NonceTooLowError, TransactionRefusedError, UnfundedAccountError
+            ):
+                await trio.to_thread.run_sync(self.escrow.broadcast, row.raw)
 
     async def _look(self, row: TransactionRow) -> TransactionOutcome | None:
         outcome = await self.ask(lambda escrow: escrow.receipt(row.hash))
@@ -205,19 +243,26 @@ class Treasury:
             self._note(row, outcome.succeeded, outcome.block, outcome.gas_used)
         return outcome
 
-    async def _see_mined(self, waiting: list[TransactionRow]) -> Ending | None:
-        patience = trio.current_time() + MINING_PATIENCE
-        while trio.current_time() < patience:
+    async def _see_mined(self, errand: _Errand, waiting: list[TransactionRow]) -> Ending | None:
+        began = trio.current_time()
+        looked_for_gaps = began
+        while (now := trio.current_time()) < began + MINING_PATIENCE:
             for row in waiting:
                 outcome = await self._look(row)
                 if outcome is not None:
                     return Ending.DONE if outcome.succeeded else Ending.REVERTED
+            if self._reveals_waiting and now > began + YIELD_SECONDS:
+                return None
+            if now > looked_for_gaps + REOFFER_SECONDS:
+                looked_for_gaps = now
+                await self._fill_gaps(min(row.nonce for row in waiting))
             await trio.sleep(POLL_SECONDS)
         return None
 
-    async def _standing(self, trade_id: Digest, step: Step, call: Call) -> Ending | None:
+    async def _standing(self, errand: _Errand) -> Ending | None:
         """What the chain already says of this step; None if it is still to be done."""
-        for row in self._unresolved(trade_id, step):
+        trade_id, step, call = errand.trade_id, errand.step, errand.call
+        for row in self._unresolved(errand):
             await self._look(row)
         if isinstance(call, Withdraw):
             account = call.account
@@ -228,9 +273,10 @@ class Treasury:
             return None
         return Ending.DONE if state in _DONE_IN[step] else Ending.UNWANTED
 
-    async def _sign(self, trade_id: Digest, step: Step, call: Call, nonce: int) -> TransactionRow:
+    async def _sign(self, errand: _Errand, nonce: int) -> TransactionRow:
         """Sign and journal an attempt; the same bytes as before are the same attempt."""
-        signed: SignedTransaction = await self.ask(lambda escrow: escrow.sign(call, nonce))
+        trade_id, step = errand.trade_id, errand.step
+        signed: SignedTransaction = await self.ask(lambda escrow: escrow.sign(errand.call, nonce))
         rows = self.journal.transactions(trade_id, step.value)
         known = next((row for row in rows if row.hash == signed.hash), None)
         if known is not None:
@@ -247,9 +293,9 @@ class Treasury:
         self.observer.emit(Saved(trade_id=trade_id, step=step.value))
         return row
 
-    def _unresolved(self, trade_id: Digest, step: Step) -> list[TransactionRow]:
+    def _unresolved(self, errand: _Errand) -> list[TransactionRow]:
         """Attempts that were not seen mined, oldest first."""
-        rows = self.journal.transactions(trade_id, step.value)
+        rows = self.journal.transactions(errand.trade_id, errand.step.value)
         return [row for row in rows if row.succeeded is None]
 
     def _note(self, row: TransactionRow, succeeded: bool, block: int, gas: int) -> None:
@@ -258,6 +304,11 @@ class Treasury:
             TransactionMined(
                 trade_id=row.trade_id, step=row.step, hash=row.hash, succeeded=succeeded, gas=gas
             )
+        )
+
+    def _delayed(self, errand: _Errand, error: Exception) -> None:
+        self.observer.emit(
+            TransactionDelayed(trade_id=errand.trade_id, step=errand.step.value, reason=str(error))
         )
 
     async def _until_up(self, question: Callable[[], Awaitable[T]]) -> T:

@@ -351,7 +351,13 @@ def brokerage_record(state: BrokerageState = BrokerageState.PROPOSED) -> Brokera
     whole = good_deal()
     if proposed:
         whole = dataclasses.replace(whole, seller_signature=b"")
-    return BrokerageRecord(state=state.value, note="", deal=whole)
+    revealed = state in {BrokerageState.REVEALED, BrokerageState.FINALIZING}
+    return BrokerageRecord(
+        state=state.value,
+        note="",
+        deal=whole,
+        revealed_at=UnixTime(NOW + 100) if revealed else UnixTime(0),
+    )
 
 
 Machine = Purchase | Sale | Brokerage

@@ -11,7 +11,12 @@ from typing import Any, Final
 import pytest
 
 from node.protocol import book, brokerage, purchase, sale
-from node.protocol.brokerage import BROKERAGE_ENDS, Brokerage, BrokerageState
+from node.protocol.brokerage import (
+    BROKERAGE_ENDS,
+    COLLECT_SECONDS,
+    Brokerage,
+    BrokerageState,
+)
 from node.protocol.events import (
     BadGoods,
     Deliver,
@@ -25,6 +30,7 @@ from node.protocol.events import (
     PublishReceipt,
     Refunded,
     Revealed,
+    SecretSent,
     Step,
     Tick,
     Transact,
@@ -51,7 +57,10 @@ from tests.protocol.cast import (
 
 Act = Callable[[Any], list[Effect]]
 RECEIPT: Final = cast.good_deal().receipt
+RECORDED_QUOTE: Final = cast.good_deal().quote
 PAYABLE_FROM: Final = UnixTime(NOW + 100 + DISPUTE_WINDOW)
+LONG_DUE: Final = PAYABLE_FROM + COLLECT_SECONDS
+LAPSES_AFTER: Final = RECORDED_QUOTE.lapses_after
 
 
 def told(event: Any, now: int = NOW) -> Act:
@@ -101,6 +110,11 @@ PURCHASE: Final[list[tuple[set[str], Act]]] = [
     ({"chain is past fund_by"}, tick(FUND_BY + 1)),
     ({"chain is past fund_by"}, tick(REFUND_FROM)),
     ({"chain is past fund_by", "chain is past reveal_by + grace"}, tick(REFUND_FROM + 1)),
+    ({"chain is past fund_by", "chain is past reveal_by + grace"}, tick(LAPSES_AFTER)),
+    (
+        {"chain is past fund_by", "chain is past reveal_by + grace", "chain is past the lapse"},
+        tick(LAPSES_AFTER + 1),
+    ),
 ]
 SALE: Final[list[tuple[set[str], Act]]] = [
     ({"countersigned"}, signed_by_us),
@@ -111,6 +125,8 @@ SALE: Final[list[tuple[set[str], Act]]] = [
     ({"funded, too late"}, told(Funded(), REVEAL_BY - REVEAL_MARGIN + 1)),
     ({"revealed"}, told(Revealed(SECRET, UnixTime(NOW + 100)))),
     ({"revealed"}, told(Revealed(SECRET, REFUND_FROM), REFUND_FROM + 1_000)),
+    ({"secret sent"}, told(SecretSent())),
+    ({"secret sent"}, told(SecretSent(), REFUND_FROM + 1_000)),
     ({"refunded"}, told(Refunded())),
     ({"paid"}, told(Paid())),
     ({"withdrawn"}, told(Withdrawn())),
@@ -119,6 +135,11 @@ SALE: Final[list[tuple[set[str], Act]]] = [
     ({"chain is past fund_by"}, tick(PAYABLE_FROM)),
     ({"chain is past fund_by", "chain is past the dispute window"}, tick(PAYABLE_FROM + 1)),
     ({"chain is past fund_by", "chain is past the dispute window"}, tick(REFUND_FROM + 1_000)),
+    ({"chain is past fund_by", "chain is past the dispute window"}, tick(LAPSES_AFTER)),
+    (
+        {"chain is past fund_by", "chain is past the dispute window", "chain is past the lapse"},
+        tick(LAPSES_AFTER + 1),
+    ),
     ({"restarted, too late"}, lambda m: list(m.resume(UnixTime(REVEAL_BY - REVEAL_MARGIN + 1)))),
 ]
 BROKERAGE: Final[list[tuple[set[str], Act]]] = [
@@ -130,8 +151,14 @@ BROKERAGE: Final[list[tuple[set[str], Act]]] = [
     ({"withdrawn"}, told(Withdrawn())),
     (set(), tick(FUND_BY)),
     ({"chain is past fund_by"}, tick(FUND_BY + 1)),
-    ({"chain is past fund_by"}, tick(REFUND_FROM + 1_000)),
-    (set(), lambda m: list(m.expire(UnixTime(REFUND_FROM + 1_000)))),
+    ({"chain is past fund_by"}, tick(LONG_DUE)),
+    ({"chain is past fund_by", "payment is long due"}, tick(LONG_DUE + 1)),
+    ({"chain is past fund_by", "payment is long due"}, tick(LAPSES_AFTER)),
+    (
+        {"chain is past fund_by", "payment is long due", "chain is past the lapse"},
+        tick(LAPSES_AFTER + 1),
+    ),
+    (set(), lambda m: list(m.expire(UnixTime(LAPSES_AFTER + 1_000)))),
 ]
 EFFECTS: Final[dict[str, Effect]] = {
     "fund": Transact(Step.FUND),
@@ -257,7 +284,10 @@ OWED: Final[dict[str, dict[str, list[Effect]]]] = {
         "finalizing": [Transact(Step.FINALIZE)],
         "credited": [Transact(Step.WITHDRAW)],
     },
-    "brokerage": {"credited": [PublishReceipt(RECEIPT), Transact(Step.WITHDRAW)]},
+    "brokerage": {
+        "finalizing": [Transact(Step.FINALIZE)],
+        "credited": [PublishReceipt(RECEIPT), Transact(Step.WITHDRAW)],
+    },
 }
 
 
@@ -288,8 +318,8 @@ def test_only_what_a_state_owes_may_be_sent(name: str, state: str) -> None:
     ("name", "settled"),
     [
         ("purchase", {"complete", "refunded", "cheated", "abandoned", "delivered"}),
-        ("sale", {"paid", "refunded", "expired"}),
-        ("brokerage", {"paid", "refunded", "expired"}),
+        ("sale", {"paid", "refunded", "expired", "lapsed"}),
+        ("brokerage", {"paid", "refunded", "expired", "lapsed"}),
     ],
 )
 def test_a_trade_is_settled_where_nobody_waits_any_more(name: str, settled: set[str]) -> None:

@@ -30,6 +30,7 @@ from node.protocol.events import (
     PublishReceipt,
     Refunded,
     Revealed,
+    SecretSent,
     Step,
     Tick,
     Transact,
@@ -267,6 +268,8 @@ class Shell(Generic[M]):
             self._secret_may_leave()
         if chain.may(step, self.name):
             chain.broadcast(step, self.name)
+            if step is Step.REVEAL:
+                self._tell(SecretSent())
         elif step is Step.FUND:
             return  # refused, and no later block would take it
         self.to_do.append(effect)  # until it is seen to be done
@@ -276,4 +279,5 @@ class Shell(Generic[M]):
         assert isinstance(machine, Sale)
         assert machine.state is SaleState.REVEALING
         assert self.chain.phase is Phase.FUNDED
-        assert max(self.now, machine.chain_time) <= quote.reveal_by - REVEAL_MARGIN
+        in_time = max(self.now, machine.chain_time) <= quote.reveal_by - REVEAL_MARGIN
+        assert in_time or (machine.record.told and self.chain.secret_seen)

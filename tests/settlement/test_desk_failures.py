@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import trio
 
-from node.chain.port import Fund, Refund, Reveal, Withdraw
-from node.chronicle import OurFault, TradeChanged
+from node.chain.port import EscrowEvent, Fund, Refund, Reveal, RevealedEvent, Withdraw
+from node.chronicle import OurFault, Sent, TradeChanged
 from node.journal import JournalError, TradeRow
 from node.observe import Event
+from node.protocol.brokerage import COLLECT_SECONDS
 from node.protocol.quote import Quote
-from node.protocol.types import Wei
-from tests.settlement.fake_chain import DOMAIN, ETHER, FakeEscrow
+from node.protocol.types import UnixTime, Wei
+from node.settlement.desk import RECONCILE_SECONDS
+from tests.settlement.fake_chain import DOMAIN, ETHER, FakeEscrow, down
 from tests.settlement.trades import (
     BUYER,
     DISPUTE_WINDOW,
@@ -85,6 +87,142 @@ async def test_a_seller_that_comes_back_after_reveal_by_keeps_its_secret(memory:
         nursery.cancel_scope.cancel()
     assert (world.nodes["buyer"].state(quote), seller.state(quote)) == ("refunded", "refunded")
     assert not [t for t in world.chain.published if isinstance(t.call, Reveal)]
+
+
+async def test_a_secret_that_had_left_is_pursued_by_a_seller_that_comes_back_late(
+    memory: Path,
+) -> None:
+    """Whoever watched the pool knows it: what is left to do is to be paid for it."""
+    world = World(memory)
+    seller, quote = world.nodes["seller"], world.quotes[0]
+
+    def die(event: Event) -> None:
+        if isinstance(event, Sent) and event.step == "reveal":
+            seller.on_event = lambda _: None
+            world.chain.pool.clear()
+            raise DeathError
+
+    seller.on_event = die
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.nodes["buyer"].live)
+        nursery.start_soon(world.nodes["broker"].live)
+        with pytest.RaisesGroup(DeathError, flatten_subgroups=True, allow_unwrapped=True):
+            await seller.desk.run()
+        await trio.sleep(quote.reveal_by + 2 - wall())
+        seller.journal.close()
+        seller.wake()
+        nursery.start_soon(seller.live)
+        while not all(node.over() for node in world.nodes.values()):
+            await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    world.check_paid()
+
+
+async def test_a_seller_that_vanishes_after_its_reveal_costs_the_broker_no_fee(
+    memory: Path,
+) -> None:
+    world = World(memory)
+    seller = world.nodes["seller"]
+    gone = trio.CancelScope()
+
+    def vanish(event: Event) -> None:
+        if isinstance(event, TradeChanged) and event.state == "revealed":
+            gone.cancel()
+
+    seller.on_event = vanish
+    async with trio.open_nursery() as nursery:
+        for side in ("buyer", "broker"):
+            nursery.start_soon(world.nodes[side].live)
+        with gone:
+            await seller.live()
+        with trio.fail_after(2 * COLLECT_SECONDS):
+            while not all(world.nodes[side].over() for side in ("buyer", "broker")):
+                await trio.sleep(1)
+        assert world.states() == [("complete", "revealed", "paid")]
+        seller.journal.close()
+        seller.wake()
+        seller.on_event = lambda _: None
+        nursery.start_soon(seller.live)
+        while not seller.over():
+            await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    world.check_paid()
+
+
+def a_day_passes(world: World, quote: Quote) -> None:
+    """On the chain alone: the next block is of the day after, and later ones come when needed."""
+    world.chain.instant = True
+    world.chain.mine(UnixTime(quote.lapses_after + 1))
+
+
+async def test_trades_whose_buyer_has_vanished_lapse_and_what_comes_later_is_collected(
+    memory: Path,
+) -> None:
+    world = World(memory)
+    quote = world.quotes[0]
+    wallet = FakeEscrow(world.chain, BUYER)
+    await trio.sleep(1)
+    world.nodes["seller"].escrow.before = down
+    wallet.broadcast(wallet.sign(Fund(quote, b""), wallet.next_nonce()).raw)
+    async with trio.open_nursery() as nursery:
+        for side in ("seller", "broker"):
+            nursery.start_soon(world.nodes[side].live)
+        await trio.sleep(REVEAL_BY)
+        world.nodes["seller"].escrow.before = lambda _: None
+        await trio.sleep(10)
+        assert world.states() == [("fetching", "withheld", "funded")]
+        a_day_passes(world, quote)
+        await trio.sleep(1)
+        assert world.states() == [("fetching", "lapsed", "lapsed")]
+        world.chain.credits[SELLER] = 5  # for a trade that this journal never knew to its end
+        world.chain.balances[DOMAIN.escrow] += 5
+        await trio.sleep(2 * RECONCILE_SECONDS)
+        assert not world.chain.credits.get(SELLER)
+        nursery.cancel_scope.cancel()
+    assert not [t for t in world.chain.published if isinstance(t.call, Reveal)]
+
+
+async def test_no_trade_lapses_of_which_a_log_was_missed(
+    memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(memory)
+    quote, broker = world.quotes[0], world.nodes["broker"]
+    seller = FakeEscrow(world.chain, SELLER)
+    whole = broker.escrow.events
+    missed = True
+
+    def lossy(first: int, last: int) -> list[EscrowEvent]:
+        return [e for e in whole(first, last) if not (missed and isinstance(e, RevealedEvent))]
+
+    monkeypatch.setattr(broker.escrow, "events", lossy)
+    async with trio.open_nursery() as nursery:
+        for side in ("buyer", "broker"):
+            nursery.start_soon(world.nodes[side].live)
+        await trio.sleep(10)
+        seller.broadcast(seller.sign(Reveal(quote, secret_of(0)), 0).raw)
+        await trio.sleep(4)
+        assert broker.state(quote) == "funded"
+        missed = False
+        a_day_passes(world, quote)
+        await trio.sleep(10)
+        assert broker.state(quote) == "paid"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_buyer_whose_seller_never_collects_is_done_in_the_end(memory: Path) -> None:
+    world = World(memory)
+    seller = FakeEscrow(world.chain, SELLER)
+    quote = world.quotes[0]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.nodes["buyer"].live)
+        await trio.sleep(10)
+        seller.broadcast(seller.sign(Reveal(quote, secret_of(0)), 0).raw)
+        await trio.sleep(10)
+        assert world.nodes["buyer"].state(quote) == "delivered"
+        a_day_passes(world, quote)
+        await trio.sleep(1)
+        assert world.nodes["buyer"].state(quote) == "complete"
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_secret_that_is_told_late_but_first_is_used_and_paid_for(memory: Path) -> None:

@@ -13,10 +13,11 @@ from node.chronicle import (
     TransactionDelayed,
     TransactionRefused,
 )
+from node.protocol.eip712 import digest
 from node.protocol.events import Step
 from node.protocol.quote import Quote
-from node.settlement.treasury import MINING_PATIENCE, Ending
-from tests.settlement.fake_chain import DOMAIN, ETHER, FakeChain, FakeEscrow, down
+from node.settlement.treasury import MINING_PATIENCE, REOFFER_SECONDS, YIELD_SECONDS, Ending
+from tests.settlement.fake_chain import DOMAIN, ETHER, Deal, FakeChain, FakeEscrow, down
 from tests.settlement.trades import (
     BUYER,
     REVEAL_BY,
@@ -239,10 +240,15 @@ async def test_a_stuck_transaction_that_is_mined_after_all_is_seen_at_once(
 async def reveal_while(
     seller: Node, quote: Quote, wanted: Callable[[], bool], meanwhile: Callable[[], Awaitable[None]]
 ) -> Ending:
+    left = trio.Event()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(meanwhile)
         return await seller.treasury.carry_out(
-            quote.trade_id, Step.REVEAL, Reveal(quote, secret_of(0)), wanted=wanted
+            quote.trade_id,
+            Step.REVEAL,
+            Reveal(quote, secret_of(0)),
+            wanted=lambda: left.is_set() or wanted(),
+            sent=left.set,
         )
 
 
@@ -284,6 +290,59 @@ async def test_a_secret_that_has_left_is_given_up_once_the_buyer_has_its_money_b
     assert await reveal_while(seller, quote, lambda: True, fees_rise) is Ending.UNWANTED
     assert chain.deals[quote.trade_id].state is EscrowState.REFUNDED
     assert not chain.calls(Reveal)
+
+
+async def test_what_the_pool_lost_is_offered_again_when_a_later_nonce_waits_for_it(
+    buyer: Node, chain: FakeChain
+) -> None:
+    """Or a reveal behind a deposit that was dropped would wait for the deposit's next turn."""
+    deposit, sold = long_quote_of(1), quote_of(2)
+    chain.deals[sold.trade_id] = Deal(EscrowState.FUNDED, wall(), digest(DOMAIN, sold))
+    chain.paused = True
+
+    async def drop_the_deposit() -> None:
+        while len(chain.pool) < 2:
+            await trio.sleep(0.1)
+        del chain.pool[BUYER, 0]
+        chain.paused = False
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fund, buyer, deposit)
+        await trio.sleep(1)
+        nursery.start_soon(drop_the_deposit)
+        began = trio.current_time()
+        ending = await buyer.treasury.carry_out(
+            sold.trade_id, Step.REVEAL, Reveal(sold, secret_of(2)), wanted=always
+        )
+    assert ending is Ending.DONE
+    assert [type(t.call) for t in chain.history] == [Fund, Reveal]
+    assert trio.current_time() - began < YIELD_SECONDS + REOFFER_SECONDS + 8
+
+
+async def test_a_reveal_goes_before_the_deposits_that_came_first(
+    buyer: Node, chain: FakeChain
+) -> None:
+    sold = quote_of(9)
+    chain.deals[sold.trade_id] = Deal(EscrowState.FUNDED, wall(), digest(DOMAIN, sold))
+    async with trio.open_nursery() as nursery:
+        for number in range(4):
+            nursery.start_soon(fund, buyer, long_quote_of(number))
+        await trio.sleep(0.5)
+        nursery.start_soon(
+            lambda: buyer.treasury.carry_out(
+                sold.trade_id, Step.REVEAL, Reveal(sold, secret_of(9)), wanted=always
+            )
+        )
+    assert [type(t.call) for t in chain.history][:2] == [Fund, Reveal]
+    assert len(chain.calls(Fund, succeeded=True)) == 4
+
+
+async def test_what_reverts_for_ever_costs_next_to_nothing(buyer: Node, chain: FakeChain) -> None:
+    quote = long_quote_of()
+    assert await fund(buyer, quote) is Ending.DONE
+    with trio.move_on_after(3_600):
+        await buyer.treasury.carry_out(quote.trade_id, Step.REFUND, Refund(quote), wanted=always)
+    assert 3 <= len(chain.calls(Refund, succeeded=False)) <= 8
 
 
 async def test_the_port_of_the_fake_raises_what_its_hooks_raise(buyer: Node) -> None:
