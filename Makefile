@@ -1,7 +1,7 @@
 # Every target sets the checkout up first (scripts/bootstrap.py; instant once done).
 #   make test                 the tests, without the slow ones
 #   make test ARGS="-k home"  some of them
-#   make devnet               a market on this machine, each node its own process
+#   make devnet               a market on this machine: two agents, fifty epochs
 #   make bench NAME=gas       one benchmark; all of them without NAME
 
 SHELL := /bin/bash
@@ -33,7 +33,7 @@ test-all: setup
 	@$(BIN)/python -m pytest -m "" $(ARGS)
 
 devnet: setup
-	@$(BIN)/pm-node devnet --processes $(ARGS)
+	@$(BIN)/pm-node devnet $(ARGS)
 
 lint: setup
 	@status=0; \

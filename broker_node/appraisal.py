@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from broker_node.align.registry import ALIGNERS
-from broker_node.evaluate.evaluation import evaluate
+from broker_node.evaluate.evaluation import DEFAULT_SEARCH, evaluate, require_search
 from broker_node.evaluate.validation import ValidationSet
 from broker_node.verify.checks import verify
 from broker_node.verify.stages import Received, Verified
@@ -84,12 +84,22 @@ class MarketAppraiser:
     """Measures on validation rows that were committed beforehand."""
 
     def __init__(
-        self, validation: ValidationSet, *, classes: int, method: str = "weight-matching"
+        self,
+        validation: ValidationSet,
+        *,
+        classes: int,
+        method: str = "weight-matching",
+        search: str = DEFAULT_SEARCH,
+        shared_rows: bool = False,
     ) -> None:
+        """`shared_rows`: choose α and score the gain on all rows alike, as the papers do."""
         if method not in ALIGNERS:
             raise LocalProtocolError(f"no alignment {method!r}; there are {sorted(ALIGNERS)}")
+        require_search(search, validation)
         self._validation = validation
         self._method = method
+        self._search = search
+        self._rows = len(validation) if shared_rows else None
         self.validation_root: Digest = validation.root
         self.validation_rows: int = len(validation)
         self._ends = (int(validation.inputs_RF.shape[1]), classes)
@@ -109,7 +119,14 @@ class MarketAppraiser:
         seed = trial_seed(notice[1].seed, base.weights_root, sold.weights_root)
         align = ALIGNERS[self._method]
         aligned = align(base, sold, seed=int.from_bytes(seed[:8], "big"))
-        found = evaluate(aligned, self._validation, seed=seed)
+        found = evaluate(
+            aligned,
+            self._validation,
+            seed=seed,
+            choice_rows=self._rows,
+            score_rows=self._rows,
+            search=self._search,
+        )
         return Trial(
             evaluation=Evaluation(
                 task=task,

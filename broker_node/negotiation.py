@@ -71,10 +71,10 @@ class Negotiator:
         )
         price = bargain(question.valuation, ask.ask, fee_basis_points=fee)
         if price is None:
-            station.observer.emit(
-                NoDealReached(offer_digest=tried.offer_digest, reason="no-surplus")
-            )
-            return NoDeal(reason="no-surplus")
+            feeless = bargain(question.valuation, ask.ask, fee_basis_points=0)
+            reason = "ask" if feeless is None else "fee"
+            station.observer.emit(NoDealReached(offer_digest=tried.offer_digest, reason=reason))
+            return NoDeal(reason=reason)
         goods = await station.ask(
             seller,
             PrepareGoods(

@@ -169,6 +169,8 @@ class Broker:
 
     def _seed(self) -> Digest:
         """Draw the seed of trials once, for as long as this journal lives."""
+        if self._settings.trial_seed is not None:
+            return self._settings.trial_seed
         known = self.station.journal.recall("trial-seed")
         if not isinstance(known, bytes):
             known = secrets.token_bytes(32)

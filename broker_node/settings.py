@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+from node.protocol.errors import LocalProtocolError
+from node.protocol.offer import MAX_LIFETIME
+from node.protocol.types import Digest
+
+LEAST_PRICE_HISTORY: Final = 3_600
+"""What a receipt must have left, in seconds, when the payment of the slowest trade falls due:
+it has yet to be collected and confirmed, and then to be read as a price."""
+
+
+class ReceiptTooShortError(LocalProtocolError):
+    """The longest trade of these settings is paid when its receipt is good no more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerSettings:
-    """How one broker behaves. Durations are seconds."""
+    """How one broker behaves. Durations are seconds.
+
+    A receipt is signed with its quote, whose digest of it is what the parties agree to, and
+    published once the trade was paid. The last trade to be paid is funded in its last second,
+    revealed in the last second before a refund, and then waits for its dispute window; the
+    book keeps no statement for longer than `MAX_LIFETIME`.
+    """
 
     fee_basis_points: int
     fund_seconds: int
@@ -19,4 +38,33 @@ class BrokerSettings:
     max_trials_remembered: int = 4_096
     max_model_bytes: int = 16 * 1024**3
     max_models_held: int = 256
-    receipt_seconds: int = 24 * 3_600
+    trial_seed: Digest | None = None
+    """Draws the rows of every trial; None for one drawn once for the life of the journal."""
+    receipt_seconds: int = MAX_LIFETIME
+
+    def __post_init__(self) -> None:
+        """Raises `ReceiptTooShortError`."""
+        if self.receipt_seconds > MAX_LIFETIME:
+            raise ReceiptTooShortError(
+                f"receipt_seconds = {self.receipt_seconds}: a receipt is good for at most "
+                f"{MAX_LIFETIME} s; give it no more"
+            )
+        room = self.receipt_seconds - LEAST_PRICE_HISTORY
+        if self.longest_trade > room:
+            raise ReceiptTooShortError(
+                f"fund_seconds = {self.fund_seconds}, reveal_seconds = {self.reveal_seconds}, "
+                f"grace_seconds = {self.grace_seconds} and dispute_window_seconds = "
+                f"{self.dispute_window_seconds} make {self.longest_trade} s from a quote to its "
+                f"payment: its receipt, good for {self.receipt_seconds} s, would come too late to "
+                f"be price history; shorten them to {room} s together"
+            )
+
+    @property
+    def longest_trade(self) -> int:
+        """Seconds from a quote to the first moment at which its payment is surely due."""
+        return (
+            self.fund_seconds
+            + self.reveal_seconds
+            + self.grace_seconds
+            + self.dispute_window_seconds
+        )

@@ -110,6 +110,28 @@ class Sent(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Asked(Event):
+    """The bytes of a question have left this process; none of an answer was read yet."""
+
+    level: ClassVar[Level] = Level.DEBUG
+    peer: PeerId
+    kind: str
+    trade_id: Digest | None
+    """Of the trade that the question names, if it names one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered(Event):
+    """The bytes of an answer have left this process; nothing is known of their fate yet."""
+
+    level: ClassVar[Level] = Level.DEBUG
+    peer: PeerId
+    kind: str
+    trade_id: Digest | None
+    """Of the trade that the answer or its question names, if one does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TransactionMined(Event):
     trade_id: Digest
     step: str
@@ -153,6 +175,31 @@ class OtherTerms(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EpochTrained(Event):
+    """One pass of an agent over its own rows, and how well it does now."""
+
+    epoch: int
+    """Passes so far, this one included."""
+    training_loss: float
+    accuracy: float
+    loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegEnded(Event):
+    """What one round's chance to buy came to; the figures are of the best trial."""
+
+    round: int
+    because: str
+    trade_id: Digest | None
+    seller: PeerId | None
+    price: Wei | None
+    alpha: Millionths | None
+    gain: Millionths | None
+    bound: Millionths | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoundPlayed(Event):
     """One round of an agent: how well it does before and after what it bought."""
 
@@ -160,6 +207,8 @@ class RoundPlayed(Event):
     epoch: int
     accuracy_before: float
     accuracy: float
+    loss_before: float
+    loss: float
     bought: bool
     because: str
 

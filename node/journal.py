@@ -9,6 +9,11 @@ power cut. One writer, the node's own process (the run lock sees to it). Rows:
 | transaction | each signed transaction *before* it is sent, by (trade, step, attempt)      |
 | statement   | offers and notices that we signed, so that a restart offers them again      |
 | fact        | small named values: the watermark of the chain, the round, the nonce        |
+
+`prune` bounds it: statements go some days after they expired, transactions some time after
+their trade ended. Then of most trades only the id, the side and the state stay; they stay for
+good, so that no trade is ever opened twice, whatever a peer replays and however the clock was
+set when the rest went. What was bought keeps its record: it says what is ours and what we spent.
 """
 
 from __future__ import annotations
@@ -25,13 +30,16 @@ from urllib.parse import quote
 
 from node.protocol import cbor
 from node.protocol.errors import MarketError, RemoteProtocolError
+from node.protocol.purchase import PurchaseState
 from node.protocol.types import Digest
 
-_VERSION: Final = 1
+_VERSION: Final = 2
+_ADD_ENDED: Final = "ALTER TABLE trade ADD COLUMN ended INTEGER"
+"""What version 2 has over version 1: when a trade was first found to be over, if it is."""
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS trade (
     trade_id BLOB NOT NULL, role TEXT NOT NULL, state TEXT NOT NULL, over INTEGER NOT NULL,
-    record BLOB NOT NULL, opened INTEGER NOT NULL,
+    record BLOB NOT NULL, opened INTEGER NOT NULL, ended INTEGER,
     PRIMARY KEY (trade_id, role)
 ) STRICT;
 CREATE INDEX IF NOT EXISTS trade_open ON trade (over, opened);
@@ -46,6 +54,10 @@ CREATE TABLE IF NOT EXISTS statement (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
 """
+STATEMENT_SECONDS: Final = 7 * 86_400
+"""How long an expired statement of ours can still be looked up."""
+_BOUGHT: Final = (PurchaseState.COMPLETE.value, PurchaseState.CHEATED.value)
+"""How a purchase ends that we paid for; the record of one that we cannot open is a proof."""
 
 
 class JournalError(MarketError):
@@ -62,6 +74,12 @@ class TradeRow:
     state: str
     over: bool
     record: bytes
+    """Empty once the trade was pruned."""
+
+    @property
+    def pruned(self) -> bool:
+        """Whether only its id, its side and its state are known any more."""
+        return not self.record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +110,7 @@ class Journal:
                 if read_only:
                     self._db = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
                     stack.callback(self._db.close)
-                    self._require_version(path, (_VERSION,))
+                    self._require_version(path, (1, _VERSION))  # only `prune` asks for more
                     stack.pop_all()
                     return
                 # SQLite gives its log and index the mode that the database has when they are made
@@ -108,14 +126,18 @@ class Journal:
     def _prepare(self, path: Path) -> None:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
-        self._require_version(path, (0, _VERSION))
+        if self._require_version(path, (0, 1, _VERSION)) == 1:
+            with self._commit() as db:
+                db.execute(_ADD_ENDED)
+                db.execute(f"PRAGMA user_version={_VERSION}")
         self._db.executescript(_SCHEMA)
         self._db.execute(f"PRAGMA user_version={_VERSION}")
 
-    def _require_version(self, path: Path, known: tuple[int, ...]) -> None:
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+    def _require_version(self, path: Path, known: tuple[int, ...]) -> int:
+        version: int = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version not in known:
             raise JournalError(f"{path} has version {version}, this code reads {_VERSION}")
+        return version
 
     def close(self) -> None:
         """Close the file; what was committed stays."""
@@ -144,27 +166,31 @@ class Journal:
     # ── trades ──
 
     def save_trade(self, row: TradeRow) -> None:
-        """Write the trade as it is now; on disk when this returns."""
+        """Write the trade as it is now; on disk when this returns. Not one that was pruned."""
         with self._commit() as db:
-            db.execute(
+            written = db.execute(
                 "INSERT INTO trade VALUES (?, ?, ?, ?, ?, "
-                "(SELECT COALESCE(MAX(opened), 0) + 1 FROM trade)) "
+                "(SELECT COALESCE(MAX(opened), 0) + 1 FROM trade), NULL) "
                 "ON CONFLICT (trade_id, role) DO UPDATE SET "
-                "state = excluded.state, over = excluded.over, record = excluded.record",
+                "state = excluded.state, over = excluded.over, record = excluded.record, "
+                "ended = NULL WHERE trade.record <> x''",
                 (row.trade_id, row.role, row.state, int(row.over), row.record),
             )
+            if not written.rowcount:
+                raise JournalError(f"trade {row.trade_id.hex()[:16]} ended long ago as {row.role}")
 
     def trades(self, *, role: str | None = None, open_only: bool = False) -> list[TradeRow]:
-        """Return trades in the order in which they were opened."""
+        """Return trades in the order in which they were opened, without those that were pruned."""
         found = self._read(
             "SELECT trade_id, role, state, over, record FROM trade "
-            "WHERE (? IS NULL OR role = ?) AND (NOT ? OR over = 0) ORDER BY opened",
+            "WHERE (? IS NULL OR role = ?) AND (NOT ? OR over = 0) AND record <> x'' "
+            "ORDER BY opened",
             (role, role, open_only),
         )
         return [_trade_row(*values) for values in found]
 
     def trade(self, trade_id: Digest, role: str) -> TradeRow | None:
-        """Return one trade."""
+        """Return one trade, also one that was pruned."""
         found = self._read(
             "SELECT trade_id, role, state, over, record FROM trade WHERE trade_id = ? AND role = ?",
             (trade_id, role),
@@ -244,6 +270,37 @@ class Journal:
         nonce = (last if isinstance(last, int) else 0) + 1
         self.remember("nonce", nonce)
         return nonce
+
+    # ── what is forgotten ──
+
+    def prune(self, now: int, *, trade_seconds: int) -> None:
+        """Forget what nobody needs any more: old statements, and trades over for so long.
+
+        A trade counts as ended from the first call that finds it over. Nothing of a trade that
+        is open goes, nor a transaction that the chain may still take, nor what was bought.
+        """
+        last = now - trade_seconds
+        with self._commit() as db:
+            db.execute("DELETE FROM statement WHERE expires_at <= ?", (now - STATEMENT_SECONDS,))
+            # a later time than now was stamped by a clock that was wrong
+            db.execute(
+                "UPDATE trade SET ended = ? WHERE over = 1 AND (ended IS NULL OR ended > ?)",
+                (now, now),
+            )
+            db.execute(
+                "UPDATE trade SET record = x'' WHERE over = 1 AND ended <= ? AND record <> x'' "
+                "AND NOT (role = 'buyer' AND state IN (?, ?))",
+                (last, *_BOUGHT),
+            )
+            (mined,) = db.execute(
+                'SELECT COALESCE(MAX(nonce), -1) FROM "transaction" WHERE succeeded IS NOT NULL'
+            ).fetchone()
+            db.execute(
+                'DELETE FROM "transaction" WHERE (succeeded IS NOT NULL OR nonce <= ?) AND '
+                "trade_id IN (SELECT trade_id FROM trade GROUP BY trade_id "
+                "HAVING MIN(over) = 1 AND MAX(ended) <= ?)",
+                (mined, last),
+            )
 
 
 def _transaction_row(

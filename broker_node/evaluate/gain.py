@@ -21,14 +21,17 @@ from node.protocol.types import ONE, Millionths
 CONFIDENCE: Final = 0.95
 NANO: Final = 1_000_000_000
 MAX_LOSS: Final = 1e9
-"""Nats a row; a model past this computes nothing that has a price."""
+"""A row, in nats or squared units; a model past this computes nothing that has a price."""
 _LIMIT: Final = 1e12
 """Gains past this share are cut off, so that every figure fits 64 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gain:
-    """A measured gain. Losses are in billionths of a nat, rounded to nearest."""
+    """A measured gain. Losses are in billionths, rounded to nearest.
+
+    Of a nat where there are classes, of the squared unit of values.
+    """
 
     loss_before: int
     loss_after: int
@@ -47,7 +50,7 @@ def _floor_millionths(value: float) -> Millionths:
 
 def _nano(loss: float) -> int:
     if not 0 <= loss <= MAX_LOSS:
-        raise RemoteProtocolError("overflows", f"a loss of {loss:g} nats a row")
+        raise RemoteProtocolError("overflows", f"a loss of {loss:g} a row")
     return round(loss * NANO)
 
 

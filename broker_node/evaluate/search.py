@@ -1,6 +1,6 @@
 """Where along the line between two models the loss is lowest.
 
-Two methods, by name:
+Methods, by name:
 
 `halving-brent`  Eleven values 0, .1 … 1 are measured on a few rows, and on twice as many
                  until those that are not significantly worse than the best, row for row,
@@ -8,6 +8,10 @@ Two methods, by name:
                  have more than one minimum, which is what the screen is for; 0 (no trade)
                  and 1 (buy outright) are in it.
 `paper-grid`     .05, .15 … .95, all on all rows (Train 'n Trade, its authors' settings).
+`exact-quadratic`
+                 the bottom of the parabola that the loss of a linear model is, under squared
+                 errors (Train 'n Trade, Algorithm 1); no other curve is searched by it.
+`half`           one half, unseen: averaging, as FedAvg does.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from typing import Final
 from scipy.optimize import minimize_scalar
 
 from broker_node.evaluate.curve import LossCurve
+from node.protocol.errors import RemoteProtocolError
 from node.protocol.types import ONE, Millionths
 
 STEP: Final = ONE // 10
@@ -99,7 +104,32 @@ def paper_grid(curve: LossCurve) -> Millionths:
     return _best(curve, PAPER_GRID, len(curve))
 
 
+def exact_quadratic(curve: LossCurve) -> Millionths:
+    """Return the α of lowest loss in 0 … 1 of a parabola, which three of its values fix.
+
+    Raises `RemoteProtocolError("wrong-architecture")` for a curve that is none: what is sold
+    is not a linear model.
+    """
+    if not curve.quadratic:
+        raise RemoteProtocolError("wrong-architecture", "the loss is no parabola in α")
+    rows = len(curve)
+    at0_R, half_R, at1_R = (curve.losses(Millionths(alpha), rows) for alpha in (0, ONE // 2, ONE))
+    # differences row by row, before the mean: near the end of training they are all there is
+    bend = 2 * float((at0_R - 2 * half_R + at1_R).mean())
+    slope = float((4 * half_R - 3 * at0_R - at1_R).mean())
+    if not (math.isfinite(bend) and math.isfinite(slope)) or bend <= 0:
+        return _best(curve, (Millionths(0), Millionths(ONE)), rows)
+    return Millionths(round(min(1.0, max(0.0, -slope / (2 * bend))) * ONE))
+
+
+def half(_curve: LossCurve) -> Millionths:
+    """Return one half."""
+    return Millionths(ONE // 2)
+
+
 SEARCHES: Final[dict[str, Search]] = {
     "halving-brent": halving_brent,
     "paper-grid": paper_grid,
+    "exact-quadratic": exact_quadratic,
+    "half": half,
 }

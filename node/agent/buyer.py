@@ -9,7 +9,7 @@ from typing import Final
 import trio
 
 from node.agent.settings import AgentSettings
-from node.chronicle import NoDealReached, PeerFault, TrialDone
+from node.chronicle import Asked, NoDealReached, PeerFault, TrialDone
 from node.net.transfer import Source, fetch_blob, fetch_hashes
 from node.params.architecture import layout, parse_architecture
 from node.params.encoding import decode_file, encode_tensors
@@ -37,7 +37,7 @@ from node.protocol.messages import (
 )
 from node.protocol.offer import BrokerNotice, Offer
 from node.protocol.purchase import FUND_MARGIN, Purchase, PurchaseRecord
-from node.protocol.types import ONE, Digest, PeerId
+from node.protocol.types import ONE, Digest, PeerId, Wei
 from node.settlement.desk import TradeDesk
 from node.settlement.trade import Trade
 from node.station.station import Station
@@ -63,6 +63,14 @@ class Tried:
     notice_digest: Digest
     notice: BrokerNotice
     result: TrialResult
+
+
+@dataclass(frozen=True, slots=True)
+class NoPrice:
+    """There is no price that suits both; `reason` says who would lose by one."""
+
+    reason: str
+    """``ask``: it is over the bid; ``fee``: the fee leaves nothing; ``cash``: we lack money."""
 
 
 class Buyer:
@@ -117,14 +125,17 @@ class Buyer:
             result=result,
         )
 
-    async def buy(self, tried: Tried, desk: TradeDesk) -> Trade | None:
-        """Bid what the trial is worth to us; None if there is no price, with the reason told.
+    async def buy(self, tried: Tried, desk: TradeDesk, *, most: Wei) -> Trade | NoPrice:
+        """Bid what the trial is worth to us, at most `most`, and open the purchase.
 
         Raises `RemoteProtocolError` if broker or seller break the protocol; nothing has been
         promised then.
         """
         private, nonce = Digest(secrets.token_bytes(32)), Digest(secrets.token_bytes(32))
-        valuation = self._settings.value_of(tried.result.gain)
+        worth = self._settings.value_of(tried.result.gain)
+        valuation = Wei(min(worth, most))
+        if valuation == 0:
+            return NoPrice("cash")
         broker = tried.notice.peer_id
         answer = await self._station.ask_either(
             broker,
@@ -142,7 +153,7 @@ class Buyer:
             self._station.observer.emit(
                 NoDealReached(offer_digest=tried.offer_digest, reason=answer.reason)
             )
-            return None
+            return NoPrice("cash" if valuation < worth else answer.reason)
         wanted = Wanted(
             offer_digest=tried.offer_digest,
             offer=tried.offer,
@@ -153,6 +164,7 @@ class Buyer:
             buyer=self._station.account,
             buyer_nonce=nonce,
             private_key=private,
+            shared_rows=self._settings.gate == "gain",
         )
         record = accept_deal(
             self._station.domain, wanted, answer, self._settings.patience, self._station.clock()
@@ -170,9 +182,20 @@ class Buyer:
     # ── the workshop: effects of a purchase ──
 
     async def fetch_goods(self, purchase: PurchaseRecord) -> PurchaseEvent:
-        """Fetch leaf hashes and ciphertext, verified, until the time to fund has gone."""
-        quote = purchase.quote
-        while self._station.clock() <= quote.fund_by - FUND_MARGIN:
+        """Fetch leaf hashes and ciphertext, verified, until the time to fund has gone.
+
+        A transfer that is under way then is broken off: the trade is given up, and its goods
+        will never be paid for.
+        """
+        left = purchase.quote.fund_by - FUND_MARGIN + 1 - self._station.clock()
+        with trio.move_on_after(max(left, 0)) as patience:
+            given = await self._fetch_until_verified(purchase)
+        late = GoodsRefused("the goods did not come in time")
+        return late if patience.cancelled_caught else given
+
+    async def _fetch_until_verified(self, purchase: PurchaseRecord) -> PurchaseEvent:
+        last = purchase.quote.fund_by - FUND_MARGIN
+        while self._station.clock() <= last:
             try:
                 await self._fetch(purchase)
             except RemoteProtocolError as error:
@@ -193,7 +216,13 @@ class Buyer:
 
     async def _fetch(self, purchase: PurchaseRecord) -> None:
         quote, blobs = purchase.quote, self._station.blobs
-        network = self._station.network
+        network, observer = self._station.network, self._station.observer
+
+        def asked(part: str) -> None:
+            observer.emit(
+                Asked(peer=purchase.seller_peer, kind=f"goods-{part}", trade_id=quote.trade_id)
+            )
+
         source = Source(
             peer=purchase.seller_peer,
             protocol=GOODS_PROTOCOL,
@@ -202,6 +231,7 @@ class Buyer:
                 *self._station.book.addresses_of(purchase.seller_peer),
                 *purchase.seller_addresses,
             ),
+            asked=asked,
         )
         size = quote.byte_length
         plain = await fetch_hashes(

@@ -16,7 +16,7 @@ import trio
 from node.agent.settings import AgentSettings
 from node.params.disk import BlobRef
 from node.params.store import BlobStore
-from node.protocol import delivery
+from node.protocol import cbor, delivery
 from node.protocol.bargain import check_countersign
 from node.protocol.eip712 import digest
 from node.protocol.errors import RemoteProtocolError
@@ -42,6 +42,7 @@ from node.station.turns import Turns
 
 ASKS_REMEMBERED: Final = 1_024
 RECEIPTS_CONSIDERED: Final = 16
+OWN_GAIN: Final = "own-gain-value"
 UNFUNDED: Final = (SaleState.PREPARED, SaleState.COUNTERSIGNED)
 
 
@@ -54,8 +55,17 @@ class Seller:
         self._settings = settings
         self._asks: dict[Digest, Wei] = {}
         self._turns = Turns()
-        self.own_gain_value: Wei | None = None
-        """What our own latest trial as a buyer was worth to us."""
+        self._own_gain_value = _recalled(station.journal.recall(OWN_GAIN))
+
+    @property
+    def own_gain_value(self) -> Wei | None:
+        """What our own latest trial as a buyer was worth to us, before a restart too."""
+        return self._own_gain_value
+
+    @own_gain_value.setter
+    def own_gain_value(self, value: Wei) -> None:
+        self._own_gain_value = value
+        self._station.journal.remember(OWN_GAIN, str(value))  # of more than 64 bits, perhaps
 
     def answers(self) -> Mapping[Question, Answer]:
         """The kinds of request that a seller answers."""
@@ -102,7 +112,7 @@ class Seller:
         if question.buyer == self._station.account:
             raise RemoteProtocolError("sells-to-itself", question.buyer, peer=peer)
         async with self._turns.of(question.trade_id):
-            trade = self._desk.find(question.trade_id, "seller")
+            trade = self._find(question.trade_id)
             if trade is None:
                 trade = await self._encrypt(question, offer)
         record = _sale(trade).record
@@ -176,7 +186,7 @@ class Seller:
     async def _countersign(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
         assert isinstance(question, Countersign)
         notice = self._broker(peer)
-        trade = self._desk.find(question.quote.trade_id, "seller")
+        trade = self._find(question.quote.trade_id)
         if trade is None:
             raise RemoteProtocolError("never-prepared", question.quote.trade_id.hex(), peer=peer)
         sale = _sale(trade)
@@ -221,7 +231,7 @@ class Seller:
 
     def serve_goods(self, peer: PeerId, name: bytes, part: str) -> Served:
         """Ciphertext and leaf hashes of a trade; its id is what entitles to them."""
-        trade = self._desk.find(Digest(name), "seller")
+        trade = self._find(Digest(name))
         if trade is None or trade.quote is None:
             raise RemoteProtocolError("unknown-trade", name.hex()[:64], peer=peer)
         record = _sale(trade).record
@@ -230,6 +240,13 @@ class Seller:
         return served(self._station.blobs, record.goods_root, part)
 
     # ── shared questions ──
+
+    def _find(self, trade_id: Digest) -> Trade | None:
+        """Return a sale of ours; of one that was pruned there is nothing to tell."""
+        row = self._station.journal.trade(trade_id, "seller")
+        if row is not None and row.pruned:
+            return None
+        return self._desk.find(trade_id, "seller")
 
     def _broker(self, peer: PeerId) -> BrokerNotice:
         """Return the notice of a broker that we joined by, or refuse its peer."""
@@ -262,6 +279,10 @@ def served(blobs: BlobStore, root: Digest, part: str) -> Served:
         hashes = blobs.hashes(root)
         return Served(len(hashes), lambda offset, length: hashes[offset : offset + length])
     raise RemoteProtocolError("unknown-part", part)
+
+
+def _recalled(fact: cbor.Value) -> Wei | None:
+    return Wei(int(fact)) if isinstance(fact, str) and fact.isdecimal() else None
 
 
 def _sale(trade: Trade) -> Sale:

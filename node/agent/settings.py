@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from node.protocol.bargain import Patience
 from node.protocol.types import Millionths, Wei
+
+Gate = Literal["gain", "bound"]
 
 
 class AskPolicy(Protocol):
     """How a seller names its ask, in what must reach it."""
 
     def __call__(
-        self, own_gain_value: Wei | None, receipts: Sequence[Wei], cost: Wei, fee_basis_points: int
+        self,
+        own_gain_value: Wei | None,
+        receipts: Sequence[Wei],
+        cost: Wei,
+        fee_basis_points: int,
+        /,
     ) -> Wei:
         """Return the ask.
 
@@ -42,6 +49,14 @@ class AgentSettings:
     min_gain: Millionths
     patience: Patience
     ask: AskPolicy
+    budget: Wei | None = None
+    """Most to spend on purchases in all; None for what the account holds."""
+    priced: bool = True
+    """False: every gain is worth one wei, the least that the escrow takes, and nothing is asked."""
+    gate: Gate = "bound"
+    """What must be over 0 for a purchase: the measured gain, or its lower bound."""
+    offers_per_round: int = 1
+    """New offers of others that a round waits for, as long as its patience."""
     prepared_seconds: int = 120
     """How long encrypted goods wait for their quote."""
     max_unfunded_sales: int = 64
@@ -50,4 +65,12 @@ class AgentSettings:
 
     def value_of(self, gain: Millionths) -> Wei:
         """Return κ·Δ, the private value of a relative drop of the loss; zero at no gain."""
+        if not self.priced:
+            return Wei(1 if gain > 0 else 0)
         return Wei(max(0, self.value_per_unit_gain * gain // 1_000_000))
+
+    def objection(self, alpha: Millionths, gain: Millionths, bound: Millionths) -> str:
+        """Return why a trial is not bid for: ``gain``, ``bound``, or nothing."""
+        if alpha <= 0 or gain <= 0 or gain < self.min_gain:
+            return "gain"
+        return "bound" if self.gate == "bound" and bound <= 0 else ""

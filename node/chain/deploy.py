@@ -27,7 +27,7 @@ from node.chain.factory import FACTORY
 from node.chain.transactions import Wallet, broadcast
 from node.protocol.eip712 import DOMAIN_NAME, DOMAIN_VERSION, Domain
 from node.protocol.schema import checksummed, raw_address
-from node.protocol.types import DIGEST_BYTES, Address, Digest, Wei
+from node.protocol.types import ADDRESS_BYTES, DIGEST_BYTES, Address, Digest, Wei
 
 DEPLOY_GAS: Final = 4_000_000
 DEPLOY_TIMEOUT: Final = 120.0
@@ -141,8 +141,8 @@ def check_escrow(
     broker: Address | None = None,
     *,
     artifact: Artifact | None = None,
-) -> None:
-    """Check that `domain` is our escrow, for `broker` where one is given.
+) -> Address:
+    """Check that `domain` is our escrow, for `broker` where one is given; return its broker.
 
     The code must be the artifact's, byte for byte, and each place that the constructor
     fills in must hold one of the values that it could have put there for this domain and
@@ -162,8 +162,10 @@ def check_escrow(
     expected = set() if broker is None else {_word(raw_address(broker))}
     if broker is not None and unknown != expected:
         raise WrongContractError(f"the escrow at {domain.escrow} does not trust broker {broker}")
-    if len(unknown) > 1:
+    trusted = unknown.pop() if len(unknown) == 1 else b""
+    if not trusted or trusted != _word(trusted[-ADDRESS_BYTES:]):
         raise WrongContractError(f"the escrow at {domain.escrow} was built for another domain")
+    return checksummed(trusted[-ADDRESS_BYTES:])
 
 
 def _constructed_words(domain: Domain) -> set[bytes]:

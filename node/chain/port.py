@@ -195,6 +195,11 @@ class Escrow(Protocol):
         """The account that `sign` signs for."""
         ...
 
+    @property
+    def broker(self) -> Address:
+        """The one account whose quotes the contract takes; it is part of the contract's code."""
+        ...
+
     def head(self) -> Block:
         """Return the newest block; its time is what the contract's deadlines are held to."""
         ...

@@ -61,24 +61,30 @@ def open_escrow(
     found = artifact or escrow_artifact()
     client = ChainClient(endpoint, timeout)
     try:
-        check_escrow(client, domain, broker, artifact=found)
+        trusted = check_escrow(client, domain, broker, artifact=found)
     except BaseException:
         client.close()
         raise
     wallet = Wallet(private_key, domain.chain_id, fee_ceiling)
-    return Web3Escrow(client, wallet, domain, EscrowCodec(found.abi))
+    return Web3Escrow(client, wallet, domain, EscrowCodec(found.abi), trusted)
 
 
 class Web3Escrow:
     """`node.chain.port.Escrow`; made by `open_escrow`."""
 
     def __init__(
-        self, client: ChainClient, wallet: Wallet, domain: Domain, codec: EscrowCodec
+        self,
+        client: ChainClient,
+        wallet: Wallet,
+        domain: Domain,
+        codec: EscrowCodec,
+        broker: Address,
     ) -> None:
         self._client = client
         self._wallet = wallet
         self._domain = domain
         self._codec = codec
+        self._broker = broker
         self._contract = raw_address(domain.escrow)
 
     @property
@@ -88,6 +94,10 @@ class Web3Escrow:
     @property
     def account(self) -> Address:
         return self._wallet.address
+
+    @property
+    def broker(self) -> Address:
+        return self._broker
 
     # --- reading
 

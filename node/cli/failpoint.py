@@ -4,8 +4,10 @@ With ``PMNODE_FAILPOINT=<folder>`` a process looks for ``<folder>/armed`` at eac
 file names a moment as ``<event>[,field=value…]``: ``trade_changed,side=buyer,state=fetching``
 is the one between a promise in the journal and what follows from it, ``saved,step=fund``
 the one between a transaction in the journal and its broadcast, ``sent,step=fund`` the one
-between the broadcast and its receipt; a chain knows ``accepted`` and ``executed``. The
-process then renames the file to ``reached`` and freezes, all of it, until that is gone.
+between the broadcast and its receipt, ``asked,kind=Countersign`` and ``answered,kind=Deal``
+the ones after the bytes of a question or an answer have left; a chain knows ``accepted`` and
+``executed``. The process then renames the file to ``reached`` and freezes, all of it, until
+that is gone. What has left is in the kernel's hands by then, and arrives all the same.
 Without the variable nothing of this is in the process.
 """
 

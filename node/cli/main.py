@@ -13,12 +13,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
+from node.cli.devnet import devnet
 from node.cli.doctor import doctor
-from node.cli.exits import BAD_INPUT, DONE, FAILED, INTERRUPTED, code_of, fault_in, line_of
+from node.cli.exits import BAD_INPUT, DONE, INTERRUPTED, code_of, fault_in, line_of
 from node.cli.invocation import Invocation, on_node, settings_flags
 from node.cli.keys import keys
 from node.cli.status import status
@@ -115,45 +116,7 @@ def chain(node: Invocation, directory: Path, host: str, port: int, as_json: bool
     run_chain(directory, host, port, os.environ, json_output=as_json)
 
 
-@cli.command()
-@click.option(
-    "--processes",
-    is_flag=True,
-    expose_value=False,
-    help="each node its own process, over loopback TCP (it always is)",
-)
-@click.option("--agents", default=2, show_default=True, type=click.IntRange(2, 16))
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1, 1000))
-@click.option(
-    "--epochs",
-    default=5,
-    show_default=True,
-    type=click.IntRange(1, 1000),
-    help="epochs of training in a round",
-)
-@click.option(
-    "--dataset",
-    default="mnist",
-    show_default=True,
-    type=click.Choice(["mnist", "digits", "random"]),
-)
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
-@click.option("--name", default=None, help="folder under runs/ (default: by data set and seed)")
-@click.option("--json", "as_json", is_flag=True, help="the report alone, on standard output")
-@click.pass_obj
-def devnet(node: Invocation, /, as_json: bool, **options: Any) -> int:
-    """Play a market on this machine: chain, broker and agents, to a settled ledger."""
-    from node.devnet.launch import DevnetError
-    from node.devnet.processes import run_devnet
-
-    try:
-        return run_devnet(processes=True, as_json=as_json or node.json_output, **options)
-    except DevnetError as error:  # it names what it saw, over several lines
-        click.echo(f"pm-node: {error}", err=True)
-        return FAILED
-
-
-for command in (keys, status, doctor, trade):
+for command in (keys, status, doctor, trade, devnet):
     cli.add_command(command)
 
 

@@ -12,7 +12,8 @@ GENERATED: Final = "random"
 
 def check_data(loaded: Loaded) -> str:
     """Return where the examples will come from. Raises `ConfigError` if they cannot."""
-    from node.data.datasets import DATASETS, MNIST_FILES
+    from node.data.datasets import DATASETS, locate
+    from node.data.files import DataError
     from node.data.folder import default_data_folder
 
     config, origins = loaded
@@ -25,16 +26,10 @@ def check_data(loaded: Loaded) -> str:
     if config.dataset not in DATASETS:
         known = ", ".join(sorted((*DATASETS, GENERATED)))
         raise ConfigError("dataset", config.dataset, origins["dataset"], f"expected one of {known}")
-    if config.dataset == "mnist":
-        folder = (config.data_folder or default_data_folder()) / "mnist"
-        missing = [name for name in MNIST_FILES if not (folder / name).is_file()]
-        if missing:
-            raise ConfigError(
-                "dataset",
-                config.dataset,
-                origins["dataset"],
-                f"there is no {folder / missing[0]}; run scripts/fetch_data.py, "
-                "name a --data-folder that has it, or take --dataset digits",
-            )
-        return f"mnist in {folder}"
-    return config.dataset
+    try:
+        found = locate(config.dataset, config.data_folder or default_data_folder())
+    except DataError as error:
+        raise ConfigError(
+            "dataset", config.dataset, origins["dataset"], f"{error}; or take --dataset digits"
+        ) from error
+    return config.dataset if found is None else f"{config.dataset} in {found}"

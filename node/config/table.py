@@ -140,6 +140,9 @@ class Config:
     password_file: Path | None = _setting(
         "path", None, "file with the keystore's password (default: standard input)"
     )
+    trade_retention_days: int = _setting(
+        "integer", 90, "how long the journal keeps a trade that ended", low=7, high=36_500
+    )
     log_level: str = _setting(
         "text", "info", "least severe events shown", choices=("debug", "info", "warning", "error")
     )
@@ -178,9 +181,37 @@ class Config:
     rounds: int = _setting("integer", 15, "rounds to play", low=1, high=1_000_000)
     epochs_per_round: int = _setting("integer", 1, "epochs between trades", low=0, high=10_000)
     warmup_epochs: int = _setting("integer", 5, "epochs before the first", low=0, high=10_000)
+    protocol: str = _setting(
+        "text", "clean", "which rows choose, score and report", choices=("clean", "paper")
+    )
+    endowment: str = _setting(
+        "text", "paper", "who holds which rows", choices=("paper", "dirichlet")
+    )
+    concentration: Millionths = _setting(
+        "fraction", Millionths(500_000), "of the Dirichlet endowment", low=1_000, high=10**9
+    )  # fmt: skip
+    offers_per_round: int = _setting(
+        "integer", 1, "new offers of others that a round waits for", low=1, high=10_000
+    )
     seed: int = _setting("integer", 0, "of data splits, weights and batches", low=0, high=2**63 - 1)
 
+    # Evaluation
+    alignment: str = _setting(
+        "text", "weight-matching", "how units are matched before a merge",
+        choices=("identity", "weight-matching"),
+    )  # fmt: skip
+    alpha_search: str = _setting(
+        "text", "halving-brent", "how the share of a merge is chosen",
+        choices=("halving-brent", "paper-grid", "half", "exact-quadratic"),
+    )  # fmt: skip
+
     # Prices
+    pricing: str = _setting(
+        "text", "bargain", "whether trades have a price", choices=("bargain", "free")
+    )
+    budget: Wei | None = _setting(
+        "wei", None, "most to spend on purchases in all (default: what the account holds)", low=0
+    )
     value_per_unit_gain: Wei | None = _setting(
         "wei",
         None,

@@ -1,1 +1,1 @@
-"""Labelled data from files on this machine, checked before it is believed."""
+"""Data from files on this machine, checked before it is believed, or from a seed."""

@@ -7,24 +7,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import struct
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from node.protocol.errors import LocalProtocolError
+from node.data.files import DataError, read_checked
 
-MAX_FILE_BYTES: Final = 256 * 1024 * 1024
+__all__ = ["DataError", "read_checked", "read_idx"]
+
 MAX_AXES: Final = 3
 _UNSIGNED_BYTE: Final = 0x08
-
-
-class DataError(LocalProtocolError):
-    """A data file on this machine that is missing, damaged or not what its name says."""
 
 
 def read_idx(data: bytes, *, axes: int) -> NDArray[np.uint8]:
@@ -44,18 +39,3 @@ def read_idx(data: bytes, *, axes: int) -> NDArray[np.uint8]:
     if math.prod(shape) != len(data) - header:
         raise DataError(f"IDX of shape {shape} with {len(data) - header} bytes of elements")
     return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape)
-
-
-def read_checked(path: Path, sha256: str) -> bytes:
-    """Return the bytes of `path`; `DataError` unless their SHA-256 is `sha256` (hex)."""
-    try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise DataError(f"{path} has {size} bytes, of at most {MAX_FILE_BYTES}")
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    got = hashlib.sha256(data).hexdigest()
-    if got != sha256:
-        raise DataError(f"{path} has SHA-256 {got}, expected {sha256}")
-    return data

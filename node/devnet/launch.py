@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -17,16 +16,13 @@ from typing import Any, Final
 
 from node.chain.client import ChainClient
 from node.chain.errors import ChainUnavailableError
+from node.devnet.errors import DevnetError
+from node.devnet.logs import read_events
 from node.home import BrokerAddress, BrokerNotFoundError, find_broker
-from node.protocol.errors import MarketError
 
 START_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 15.0
 POLL_SECONDS: Final = 0.05
-
-
-class DevnetError(MarketError):
-    """A process of the devnet did not come up, or ended by itself."""
 
 
 def free_port() -> int:
@@ -45,6 +41,8 @@ class Node:
     home: Path
     environ: Mapping[str, str]
     process: subprocess.Popen[bytes] | None = None
+    gone: bool = False
+    """Whether it went away on purpose, and is missed by nobody."""
 
     def start(self, **environ: str) -> None:
         """Start it; its output goes to a file beside its data."""
@@ -79,6 +77,11 @@ class Node:
         except subprocess.TimeoutExpired:
             self.kill()
 
+    def rest(self) -> None:
+        """Ask an agent to train and buy no more, and to see what is open to its end."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGUSR1)
+
     def output(self) -> str:
         """Return the last lines that it printed."""
         path = self.home / "output.txt"
@@ -86,15 +89,11 @@ class Node:
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Return its events of one name so far, oldest first."""
-        found: list[dict[str, Any]] = []
-        logs = self.home / "logs"
-        for path in sorted(logs.glob("*.jsonl*"), reverse=True) if logs.is_dir() else ():
-            for line in path.read_text(errors="replace").splitlines():
-                with contextlib.suppress(ValueError):  # a line that is being written
-                    event = json.loads(line)
-                    if event.get("event") == name:
-                        found.append(event)
-        return found
+        return self.log((name,))
+
+    def log(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return its events of these names so far, oldest first."""
+        return read_events(self.home, names)
 
 
 @dataclass

@@ -307,6 +307,9 @@ class Wire:
     async def publish(self, data: bytes) -> None:
         await self._pubsub.publish(self._topic, data)
 
+    async def flush(self) -> None:
+        await self._pubsub.flush()
+
     def refresh(self, peer: PeerId) -> None:
         """Repair what gossip may have lost in a reconnection of `peer`."""
         with suppress(*_BROKEN):

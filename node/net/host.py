@@ -225,11 +225,13 @@ class Network:
         *,
         deadline_s: float,
         addresses: Sequence[str] = (),
+        sent: Callable[[], None] | None = None,
     ) -> bytes:
         """Ask `peer` one question of at most 256 KiB and return its answer, within `deadline_s`.
 
-        Raises `PeerUnreachableError`, `PeerTimeoutError`, or the `RemoteProtocolError` that
-        the peer answered with; all name the peer.
+        `sent` is called once the question has left. Raises `PeerUnreachableError`,
+        `PeerTimeoutError`, or the `RemoteProtocolError` that the peer answered with; all name
+        the peer.
         """
         if len(payload) > MAX_MESSAGE_BYTES:
             raise LocalProtocolError(f"a request has up to 256 KiB, not {len(payload)} bytes")
@@ -237,7 +239,7 @@ class Network:
         with trio.move_on_after(deadline_s):
             opened = self.stream(peer, protocol, deadline_s=deadline_s, addresses=addresses)
             async with opened as stream:
-                answer = await ask(stream, payload, deadline_s=deadline_s)
+                answer = await ask(stream, payload, deadline_s=deadline_s, sent=sent)
         if answer is None:
             raise PeerTimeoutError(f"no answer on {protocol} in {deadline_s} s", peer=peer)
         return answer
@@ -280,6 +282,10 @@ class Network:
         self._gossip.check_outgoing(data)
         self.counters.gossip_published += 1
         await self._wire.publish(data)
+
+    async def flush(self) -> None:
+        """Wait until published messages have left, at most for a moment."""
+        await self._wire.flush()
 
     # ---------------------------------------------------------------------- internals
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from node.protocol.types import PeerId
 
     Report = Callable[[str, PeerId | None, Exception], None]
-    RequestHandler = Callable[[PeerId, bytes], Awaitable[bytes]]
+    RequestHandler = Callable[[PeerId, bytes], Awaitable["bytes | Reply"]]
 
 _LENGTH_BYTES: Final = 4
 _GOOD: Final = b"\x00"
@@ -59,8 +60,9 @@ class MessageStream:
         self._buffer = bytearray()
 
     async def send(self, message: bytes, *, deadline_s: float) -> None:
-        """Send one message within `deadline_s`.
+        """Send one message within `deadline_s`; returns once its last byte has left.
 
+        Yamux, Noise and TCP write in the caller's own task, down to a socket that took all.
         Raises `LocalProtocolError` past 256 KiB, `PeerTimeoutError`, `RemoteProtocolError`.
         """
         if len(message) > MAX_MESSAGE_BYTES + 1:
@@ -158,9 +160,25 @@ def decode_answer(message: bytes, peer: PeerId) -> bytes:
     raise RemoteProtocolError("malformed-answer", repr(message[:32]), peer=peer)
 
 
-async def ask(stream: MessageStream, payload: bytes, *, deadline_s: float) -> bytes:
-    """Send a request and receive its answer; the caller bounds the whole."""
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer, and what to call once its bytes have left; not called if they could not."""
+
+    payload: bytes
+    sent: Callable[[], None] | None = None
+
+
+async def ask(
+    stream: MessageStream,
+    payload: bytes,
+    *,
+    deadline_s: float,
+    sent: Callable[[], None] | None = None,
+) -> bytes:
+    """Send a request, call `sent`, and receive the answer; the caller bounds the whole."""
     await stream.send(payload, deadline_s=deadline_s)
+    if sent is not None:
+        sent()
     await stream.finish_sending(deadline_s=deadline_s)
     return decode_answer(await stream.receive(deadline_s=deadline_s), stream.peer)
 
@@ -185,6 +203,7 @@ class RequestDesk:
     async def serve(self, peer: PeerId, stream: MessageStream) -> None:
         """Serve one request; raises `RemoteProtocolError` if the peer did not wait for it."""
         limits = self._limits
+        sent: Callable[[], None] | None = None
         if self._busy[peer] >= limits.requests_per_peer:
             answer = self._refuse("busy", f"{limits.requests_per_peer} of yours are open")
         elif self._busy.total() >= limits.requests_total:
@@ -195,30 +214,37 @@ class RequestDesk:
                 request = await stream.receive(
                     deadline_s=limits.request_read_s, limit=MAX_MESSAGE_BYTES
                 )
-                answer = await self._answer(peer, stream.protocol, request)
+                answer, sent = await self._answer(peer, stream.protocol, request)
             finally:
                 self._busy[peer] -= 1
                 if not self._busy[peer]:
                     del self._busy[peer]
         await stream.send(answer, deadline_s=limits.request_write_s)
+        if sent is not None:
+            sent()
         await stream.finish_sending(deadline_s=limits.request_write_s)
 
-    async def _answer(self, peer: PeerId, protocol: str, request: bytes) -> bytes:
-        answer = b""
+    async def _answer(
+        self, peer: PeerId, protocol: str, request: bytes
+    ) -> tuple[bytes, Callable[[], None] | None]:
+        answer, sent = b"", None
         try:
             with trio.move_on_after(self._limits.request_work_s) as scope:
-                answer = encode_answer(await self._handler(peer, request))
+                given = await self._handler(peer, request)
+                reply = given if isinstance(given, Reply) else Reply(given)
+                answer, sent = encode_answer(reply.payload), reply.sent
         except RemoteProtocolError as error:
-            return self._refuse(error.reason, error.detail)
+            return self._refuse(error.reason, error.detail), None
         except MarketError as error:
-            return self._refuse("refused", str(error))
+            return self._refuse("refused", str(error)), None
         except Exception as error:  # noqa: BLE001 (the boundary of a peer's request)
             self._report(f"request {protocol}", peer, error)
-            return self._refuse("internal-error", "")
+            return self._refuse("internal-error", ""), None
         if scope.cancelled_caught:
-            return self._refuse("too-slow", f"no answer in {self._limits.request_work_s} s")
+            detail = f"no answer in {self._limits.request_work_s} s"
+            return self._refuse("too-slow", detail), None
         self._counters.requests_served[protocol] += 1
-        return answer
+        return answer, sent
 
     def _refuse(self, reason: str, detail: str) -> bytes:
         self._counters.requests_failed[reason] += 1

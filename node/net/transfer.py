@@ -4,6 +4,11 @@ Nothing is believed: the list of leaf hashes is checked against the signed root 
 of data is asked for, and each leaf against the list before it is kept. An end that comes early
 is ``truncated``, whatever libp2p calls it. What has arrived stays in the sink; whoever calls
 again, with this peer or another, goes on from there. `node.net.serving` is the other end.
+
+Speed is a matter of how long the interpreter's lock is held, for libp2p and the hashing of
+1 KiB leaves take turns at it: a second thread hides the disk, and not the hashing. So bytes
+are gathered in one buffer for each stream, where they stay until they are on the disk (fresh
+memory for each MiB cost as much as hashing it), and a list of hashes is folded once.
 """
 
 from __future__ import annotations
@@ -40,11 +45,15 @@ class BlobSink(Protocol):
     `write` and `finish` are called in a thread, never two at a time.
     """
 
+    @property
+    def root(self) -> Digest:
+        """The root of the blob, which its list of leaf hashes was checked against."""
+
     def missing(self) -> Iterable[tuple[int, int]]:
         """Offset and length of what has not arrived; each begins at a leaf."""
 
-    def write(self, offset: int, data: bytes) -> None:
-        """Check whole leaves against the list and keep them.
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Check whole leaves against the list and keep them; `data` is only lent.
 
         Raises `RemoteProtocolError("wrong-chunk")`, with nothing kept, if one is wrong.
         """
@@ -56,33 +65,37 @@ class BlobSink(Protocol):
 
 
 class MemorySink:
-    """A sink for what fits in memory."""
+    """A sink for what fits in memory, with the root that its list of leaf hashes has."""
 
     def __init__(self, byte_length: int, hashes: bytes) -> None:
+        self.root = merkle.root_of_hashes(hashes, byte_length)
         self.data = bytearray(byte_length)
         self._hashes = hashes
-        self._todo = set(range(merkle.leaf_count(byte_length)))
+        self._todo = bytearray(b"\1" * merkle.leaf_count(byte_length))
+        """A byte for each leaf, 1 until it has arrived."""
 
     def missing(self) -> list[tuple[int, int]]:
         runs: list[tuple[int, int]] = []
-        for leaf in sorted(self._todo):
-            at, length = leaf * LEAF_BYTES, merkle.leaf_length(leaf, len(self.data))
-            if runs and sum(runs[-1]) == at:
-                runs[-1] = (runs[-1][0], runs[-1][1] + length)
-            else:
-                runs.append((at, length))
+        leaf = self._todo.find(1)
+        while leaf >= 0:
+            end = self._todo.find(0, leaf)
+            end = len(self._todo) if end < 0 else end
+            at = leaf * LEAF_BYTES
+            runs.append((at, min(end * LEAF_BYTES, len(self.data)) - at))
+            leaf = self._todo.find(1, end)
         return runs
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes | memoryview) -> None:
         first = offset // LEAF_BYTES
         bad = merkle.verify_leaves(self._hashes, first, data, len(self.data))
         if bad is not None:
             raise RemoteProtocolError("wrong-chunk", f"leaf {bad}")
         self.data[offset : offset + len(data)] = data
-        self._todo -= set(range(first, first + -(-len(data) // LEAF_BYTES)))
+        count = -(-len(data) // LEAF_BYTES)
+        self._todo[first : first + count] = bytes(count)
 
-    def finish(self) -> bytes:
-        return bytes(self.data)
+    def finish(self) -> bytearray:
+        return self.data
 
     def close(self) -> None:
         """There is nothing to let go of."""
@@ -98,6 +111,8 @@ class Source:
     addresses: tuple[str, ...] = ()
     idle_s: float = IDLE_S
     """How long not a byte may come."""
+    asked: Callable[[str], None] | None = None
+    """Called with the part each time that a request for a range of it has left."""
 
 
 async def fetch_hashes(
@@ -112,16 +127,20 @@ async def fetch_hashes(
     hashes = await fetch_part(network, source, part, length)
     found = await trio.to_thread.run_sync(merkle.root_of_hashes, hashes, byte_length)
     if found != root:
-        detail = f"{part} have the root {found.hex()}, not {root.hex()}"
-        raise RemoteProtocolError("wrong-leaf-hashes", detail, peer=source.peer)
+        raise _wrong_hashes(source, part, found, root)
     return hashes
+
+
+def _wrong_hashes(source: Source, part: str, found: Digest, root: Digest) -> RemoteProtocolError:
+    detail = f"{part} have the root {found.hex()}, not {root.hex()}"
+    return RemoteProtocolError("wrong-leaf-hashes", detail, peer=source.peer)
 
 
 async def fetch_part(network: Network, source: Source, part: str, length: int) -> bytes:
     """Fetch a whole part of exactly `length` bytes into memory, unchecked."""
     collected = bytearray()
 
-    async def collect(_: int, data: bytes) -> None:
+    async def collect(_: int, data: memoryview) -> None:
         collected.extend(data)
 
     await _run_worker(network, source, part, length, deque(_ranges([(0, length)])), collect)
@@ -148,7 +167,7 @@ async def fetch_data(
     writing = trio.Lock()
     failures: list[RemoteProtocolError] = []
 
-    async def keep(offset: int, data: bytes) -> None:
+    async def keep(offset: int, data: memoryview) -> None:
         async with writing:
             await trio.to_thread.run_sync(sink.write, offset, data)
         if progress is not None:
@@ -180,11 +199,19 @@ async def fetch_blob(
 ) -> object:
     """Fetch a blob under its root: the hash list, then the data into ``open_sink(hash list)``.
 
-    Returns what the sink's `finish` returns; raises as `fetch_hashes` and `fetch_data` do.
+    The sink checks the list, in a thread, and says which root it has; a `RemoteProtocolError`
+    of its opening is about the list. Returns what the sink's `finish` returns; raises as
+    `fetch_hashes` and `fetch_data` do.
     """
-    hashes = await fetch_hashes(network, source, root=root, byte_length=byte_length)
-    sink = await trio.to_thread.run_sync(open_sink, hashes)
+    length = merkle.leaf_count(byte_length) * DIGEST_BYTES
+    hashes = await fetch_part(network, source, HASHES, length)
     try:
+        sink = await trio.to_thread.run_sync(open_sink, hashes)
+    except RemoteProtocolError as error:
+        raise RemoteProtocolError("wrong-leaf-hashes", str(error), peer=source.peer) from error
+    try:
+        if sink.root != root:
+            raise _wrong_hashes(source, HASHES, sink.root, root)
         await fetch_data(network, source, sink, byte_length=byte_length, progress=progress)
         return await trio.to_thread.run_sync(sink.finish)
     finally:
@@ -197,11 +224,15 @@ async def _run_worker(
     part: str,
     total: int,
     todo: deque[tuple[int, int]],
-    keep: Callable[[int, bytes], Awaitable[None]],
+    keep: Callable[[int, memoryview], Awaitable[None]],
 ) -> None:
-    """Take ranges off `todo` over one stream until there are none."""
+    """Take ranges off `todo` over one stream until there are none.
+
+    What `keep` gets is lent to it for as long as it runs.
+    """
     if not todo:
         return
+    room = memoryview(bytearray(min(WRITE_BYTES, total)))
     opened = network.stream(
         source.peer, source.protocol, deadline_s=source.idle_s, addresses=source.addresses
     )
@@ -210,32 +241,29 @@ async def _run_worker(
             offset, length = todo.popleft()
             request = RangeRequest(source.name, part, offset, length).encode()
             await stream.send(request, deadline_s=source.idle_s)
+            if source.asked is not None:
+                source.asked(part)
             answer = decode_answer(
                 await stream.receive(deadline_s=source.idle_s, limit=KIB), source.peer
             )
             if answer != encode_total(total):
                 detail = f"{part} should have {total} bytes, and has {answer.hex()}"
                 raise RemoteProtocolError("wrong-length", detail, peer=source.peer)
-            await _receive_range(stream, source, offset, length, keep)
+            while length > 0:
+                data = room[:length]
+                await _receive_into(stream, data, source.idle_s)
+                await keep(offset, data)
+                offset, length = offset + len(data), length - len(data)
 
 
-async def _receive_range(
-    stream: MessageStream,
-    source: Source,
-    offset: int,
-    length: int,
-    keep: Callable[[int, bytes], Awaitable[None]],
-) -> None:
-    buffer = bytearray()
-    while length > 0:
-        data = await stream.receive_some(min(length, STREAM_READ_BYTES), deadline_s=source.idle_s)
-        buffer += data
-        length -= len(data)
-        if len(buffer) >= WRITE_BYTES or length == 0:
-            whole = len(buffer) if length == 0 else len(buffer) // LEAF_BYTES * LEAF_BYTES
-            await keep(offset, bytes(buffer[:whole]))
-            del buffer[:whole]
-            offset += whole
+async def _receive_into(stream: MessageStream, room: memoryview, idle_s: float) -> None:
+    """Fill `room`; the stream's own buffer holds what comes while it is being kept."""
+    at = 0
+    while at < len(room):
+        limit = min(len(room) - at, STREAM_READ_BYTES)
+        data = await stream.receive_some(limit, deadline_s=idle_s)
+        room[at : at + len(data)] = data
+        at += len(data)
 
 
 def _ranges(missing: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:

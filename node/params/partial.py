@@ -27,9 +27,10 @@ from node.params.disk import (
 from node.params.errors import StoreError
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
 from node.protocol.merkle import LEAF_BYTES, leaf_hashes
-from node.protocol.types import DIGEST_BYTES
+from node.protocol.types import DIGEST_BYTES, Digest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 _LEAVES_PER_CHUNK = CHUNK_BYTES // LEAF_BYTES
@@ -41,9 +42,14 @@ class PartialBlob:
     Raises `StoreError("busy")` while another one has the same partial file open.
     """
 
-    def __init__(self, path: Path, hashes: Path, ref: BlobRef) -> None:
-        """`path` is where the blob will be; `hashes` its list, which must be right."""
-        self._path, self._hashes, self._ref = path, hashes, ref
+    def __init__(
+        self, path: Path, hashes: Path, ref: BlobRef, closed: Callable[[], None] | None = None
+    ) -> None:
+        """`path` is where the blob will be; `hashes` its list, which must be right.
+
+        `closed` is called once, as soon as it is closed; not if it could not be opened.
+        """
+        self._path, self._hashes, self._ref, self._closed = path, hashes, ref, closed
         self._chunks = -(-ref.byte_length // CHUNK_BYTES)
         self._arrived: dict[int, bytearray] = {}
         """For each chunk that has begun to arrive, a byte for each leaf."""
@@ -62,8 +68,13 @@ class PartialBlob:
                 os.ftruncate(self._ticks, self._chunks)
                 self._resume()
             except BaseException:
-                self.close()
+                self._let_go()
                 raise
+
+    @property
+    def root(self) -> Digest:
+        """The root that the list of leaf hashes was checked against."""
+        return self._ref.root
 
     def missing(self) -> list[tuple[int, int]]:
         """Offset and length of what has not arrived, in ascending pieces of 4 MiB at most."""
@@ -124,6 +135,12 @@ class PartialBlob:
 
     def close(self) -> None:
         """Let go of the files; what has arrived stays. Safe to repeat."""
+        self._let_go()
+        closed, self._closed = self._closed, None
+        if closed is not None:
+            closed()
+
+    def _let_go(self) -> None:
         while self._descriptors:
             with suppress(OSError):
                 os.close(self._descriptors.pop())

@@ -3,7 +3,9 @@
 A blob is two files, ``<root in hex>`` and ``<root in hex>.hashes``, the list of its leaf
 hashes. The list may be there without the blob: a buyer must hold it before it pays. Both
 come to be by a rename of a finished file, so that what has a name is whole; still, disks
-rot, and nothing is sold, nor anybody accused, on a byte that was not hashed again.
+rot, and nothing is sold, nor anybody accused, on a byte that was not hashed again. A blob
+on its way in has files of its own (`node.params.partial`); what is left of one that nobody
+fetches any more is a leftover.
 
 All methods are synchronous, and what they hold in memory does not grow with the blob, but for
 `hashes`, a list of 32 bytes for each KiB. A store may be used from several threads at once.
@@ -13,6 +15,9 @@ Every method raises `StoreError` for what the disk does.
 from __future__ import annotations
 
 import os
+from collections import Counter
+from functools import partial
+from threading import Lock
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from node.params.disk import (
@@ -20,6 +25,7 @@ from node.params.disk import (
     HASHES_SUFFIX,
     PARTIAL_SUFFIX,
     RECEIVED_SUFFIX,
+    BlobDraft,
     BlobRef,
     Draft,
     drafting,
@@ -37,10 +43,12 @@ from node.protocol.merkle import LEAF_BYTES
 from node.protocol.types import DIGEST_BYTES, Digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
     from pathlib import Path
 
 
+_SUFFIXES: Final = ("", PARTIAL_SUFFIX, RECEIVED_SUFFIX, HASHES_SUFFIX)
+"""Of the files of one blob, which are deleted in this order: the list goes last."""
 _STREAM_BYTES: Final = 256 * 1024
 """How much is read, hashed and ciphered at a time: whole leaves, and little enough for a cache."""
 
@@ -51,6 +59,10 @@ class BlobStore:
     def __init__(self, directory: Path) -> None:
         prepare_directory(directory)
         self._directory = directory
+        self._writing: Counter[Digest] = Counter()
+        """Blobs whose files come to be at this moment, and downloads that are open."""
+        self._lock = Lock()
+        """Held while `_writing` changes, and while leftovers are looked for and deleted."""
 
     # -- what is there -------------------------------------------------------------------
 
@@ -66,6 +78,21 @@ class BlobStore:
             names = [path.name for path in self._directory.iterdir() if not path.suffix]
         found = {Digest(bytes.fromhex(name)) for name in names if _is_root(name)}
         return frozenset(root for root in found if self.has(root))
+
+    def leftovers(self) -> frozenset[Digest]:
+        """The roots of which something is here, but not the whole blob.
+
+        That is a hash list, a part that has arrived, or both. What is being written by this
+        store, in whichever thread, is none: neither is an open download.
+        """
+        with self._lock:
+            return self._leftovers()
+
+    def _leftovers(self) -> frozenset[Digest]:
+        with named(self._directory):
+            paths = [path for path in self._directory.iterdir() if path.suffix in _SUFFIXES]
+        found = {Digest(bytes.fromhex(path.stem)) for path in paths if _is_root(path.stem)}
+        return frozenset(root for root in found - self._writing.keys() if not self.has(root))
 
     def has(self, root: Digest) -> bool:
         """Whether the blob and its hash list are both here."""
@@ -127,7 +154,7 @@ class BlobStore:
             for chunk in chunks:
                 draft.write(chunk)
             ref, _ = draft.finish()
-            draft.keep(ref)
+            self._keep(draft, ref)
         return ref
 
     def put_hashes(self, root: Digest, byte_length: int, hashes: bytes) -> BlobRef:
@@ -160,12 +187,20 @@ class BlobStore:
         `hashes` may be left out if `put_hashes` has been here. Raises as `put_hashes` does,
         and ``missing-hashes`` or ``corrupt-hashes``.
         """
-        if hashes is not None:
-            self.put_hashes(root, byte_length, hashes)
-        else:
-            self._require_hashes(root, byte_length)
-        ref = BlobRef(root=root, leaf_count=merkle.leaf_count(byte_length), byte_length=byte_length)
-        return PartialBlob(self.path(root), self._hashes_path(root), ref)
+        path = self.path(root)
+        self._hold(root)
+        try:
+            if hashes is not None:
+                self.put_hashes(root, byte_length, hashes)
+            else:
+                self._require_hashes(root, byte_length)
+            leaves = merkle.leaf_count(byte_length)
+            ref = BlobRef(root=root, leaf_count=leaves, byte_length=byte_length)
+            closed = partial(self._let_go, root)
+            return PartialBlob(path, self._hashes_path(root), ref, closed)
+        except BaseException:
+            self._let_go(root)
+            raise
 
     def discard_partial(self, root: Digest) -> None:
         """Forget what has arrived of a blob; its hash list stays."""
@@ -173,7 +208,18 @@ class BlobStore:
 
     def delete(self, root: Digest) -> None:
         """Forget a blob, its hash list, and any part of it; no error if there is none."""
-        self._unlink(root, "", PARTIAL_SUFFIX, RECEIVED_SUFFIX, HASHES_SUFFIX)
+        self._unlink(root, *_SUFFIXES)
+
+    def delete_leftovers(self, kept: Collection[Digest]) -> frozenset[Digest]:
+        """Delete all `leftovers` but those of `kept`; return the roots of what was deleted.
+
+        Only for the owner of the directory: another process's downloads look abandoned.
+        """
+        with self._lock:
+            found = self._leftovers().difference(kept)
+            for root in found:
+                self.delete(root)
+        return found
 
     def sweep(self) -> int:
         """Remove drafts that a killed process left, and return how many.
@@ -202,7 +248,7 @@ class BlobStore:
             if plaintext.finish()[0] != root:
                 raise StoreError("corrupt-blob", root.hex())
             ref, _ = draft.finish()
-            draft.keep(ref)
+            self._keep(draft, ref)
         return ref
 
     def decrypt_to(self, cipher_root: Digest, key: bytes, plain_root: Digest) -> BlobRef:
@@ -223,7 +269,7 @@ class BlobStore:
             self._compare(wanted, at, got, cipher_root, plain_root)
             if ref.root != plain_root:
                 raise StoreError("corrupt-hashes", plain_root.hex())
-            draft.keep(ref)
+            self._keep(draft, ref)
         return ref
 
     def _compare(
@@ -274,6 +320,24 @@ class BlobStore:
                 if len(chunk) != min(_STREAM_BYTES, ref.byte_length - offset):
                     raise StoreError("corrupt-blob", f"{ref.root.hex()} shrank")
                 yield chunk
+
+    def _keep(self, draft: BlobDraft, ref: BlobRef) -> None:
+        """Put a blob in its place; its list, which comes first, is no leftover meanwhile."""
+        self._hold(ref.root)
+        try:
+            draft.keep(ref)
+        finally:
+            self._let_go(ref.root)
+
+    def _hold(self, root: Digest) -> None:
+        with self._lock:
+            self._writing[root] += 1
+
+    def _let_go(self, root: Digest) -> None:
+        with self._lock:
+            self._writing[root] -= 1
+            if not self._writing[root]:
+                del self._writing[root]
 
     def _unlink(self, root: Digest, *suffixes: str) -> None:
         path = self.path(root)

@@ -14,7 +14,7 @@ from typing import Final
 from node.protocol import delivery, envelope
 from node.protocol.eip712 import Domain, digest
 from node.protocol.errors import RemoteProtocolError
-from node.protocol.evaluation import check_evaluation, trial_seed
+from node.protocol.evaluation import Evaluation, check_evaluation, trial_seed
 from node.protocol.fees import fee_of
 from node.protocol.messages import Deal
 from node.protocol.offer import BrokerNotice, Offer, Receipt
@@ -55,6 +55,8 @@ class Wanted:
     buyer: Address
     buyer_nonce: Digest
     private_key: Digest
+    shared_rows: bool = False
+    """Whether α may have been chosen on the rows that score it, which flatters the gain."""
 
 
 def accept_deal(
@@ -227,12 +229,17 @@ def _check_measured(deal: Deal, wanted: Wanted, receipt: Receipt) -> None:
             notice.validation_root,
             trial_seed(notice.seed, wanted.base_root, offer.weights_root),
         )
-        and measured.choice_rows + measured.score_rows <= notice.validation_rows,
+        and _rows_suffice(measured, notice, shared=wanted.shared_rows),
         "wrong-evaluation",
         "measured on rows that were not committed",
     )
     recipe_hash = hashlib.sha256(deal.recipe).digest()
     _require(recipe_hash == measured.recipe_hash, "wrong-recipe", "not the one that was measured")
+
+
+def _rows_suffice(measured: Evaluation, notice: BrokerNotice, *, shared: bool) -> bool:
+    drawn, committed = (measured.choice_rows, measured.score_rows), notice.validation_rows
+    return sum(drawn) <= committed or (shared and drawn == (committed, committed))
 
 
 def _check_dh(deal: Deal, wanted: Wanted) -> None:

@@ -152,7 +152,7 @@ class TradeDesk:
         trade = self._trades.get((trade_id, side))
         if trade is None:
             row = self._journal.trade(trade_id, side)
-            trade = None if row is None else Trade(machine_of(row))
+            trade = None if row is None or row.pruned else Trade(machine_of(row))
         return trade
 
     def open_trades(self) -> list[Trade]:

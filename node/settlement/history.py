@@ -15,6 +15,7 @@ class TradeSummary(TypedDict):
     state: str
     over: bool
     price: str | None
+    fee: str | None
     note: str
     transactions: dict[str, str]
     gas: dict[str, int]
@@ -37,6 +38,7 @@ def trade_rows(path: Path) -> list[TradeSummary]:
                     state=row.state,
                     over=row.over,
                     price=str(trade.quote.price) if trade.quote else None,
+                    fee=str(trade.quote.fee) if trade.quote else None,
                     note=trade.machine.record.note,
                     transactions={t.step: "0x" + t.hash.hex() for t in sent},
                     gas={t.step: t.gas or 0 for t in sent},

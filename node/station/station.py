@@ -9,19 +9,35 @@ from typing import Any, Final, TypeVar, cast
 
 import trio
 
-from node.chronicle import OurFault, PeerFault, StatementJudged, StatementPublished
+from node.chronicle import (
+    Answered,
+    Asked,
+    OurFault,
+    PeerFault,
+    Sent,
+    StatementJudged,
+    StatementPublished,
+)
 from node.clock import Clock
 from node.journal import Journal
 from node.net.host import Network
 from node.net.serving import BlobServer, ByteQuota, ServedPart
+from node.net.streams import Reply
 from node.observe import Observer
 from node.params.store import BlobStore
 from node.protocol import envelope, messages
 from node.protocol.book import OfferBook, body_of
 from node.protocol.eip712 import Domain, digest
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
-from node.protocol.messages import BROKER_PROTOCOL, StreamMessage
-from node.protocol.offer import BrokerNotice, Offer, Statement
+from node.protocol.messages import (
+    BROKER_PROTOCOL,
+    AskRequest,
+    Countersign,
+    Deal,
+    PrepareGoods,
+    StreamMessage,
+)
+from node.protocol.offer import BrokerNotice, Offer, Receipt, Statement
 from node.protocol.signing import address_of
 from node.protocol.types import Address, Digest, PeerId
 from node.protocol.verdict import Verdict
@@ -33,6 +49,8 @@ Question = type[StreamMessage]
 
 REPUBLISH_SECONDS: Final = 15.0
 """Gossip has no memory: what is still good is said again for those who came later."""
+PRUNE_SECONDS: Final = 86_400.0
+TRADE_RETENTION_SECONDS: Final = 90 * 86_400
 REQUEST_SECONDS: Final = 20.0
 FREE_BYTES_PER_PEER: Final = 16 * 1024**3
 FREE_BYTES: Final = 64 * 1024**3
@@ -67,6 +85,7 @@ class Station:
         clock: Clock,
         trusted_brokers: frozenset[Address],
         task: str,
+        trade_retention: int = TRADE_RETENTION_SECONDS,
     ) -> None:
         self.keys = keys
         self.domain = domain
@@ -76,8 +95,10 @@ class Station:
         self.observer = observer
         self.clock = clock
         self.task = task
-        self.book = OfferBook(domain, trusted_brokers)
+        self.book = OfferBook(domain, trusted_brokers, frozenset({keys.address}))
         self._brokers: frozenset[PeerId] = frozenset()
+        self._settled_by: Address | None = None
+        self._trade_retention = trade_retention
         self._making = 0
         self.served: set[Digest] = set()
         """Roots of weights that brokers may fetch from us."""
@@ -110,6 +131,7 @@ class Station:
             self.book.receive(data, self.clock())
         self.served |= self._offered()
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._prune_for_ever)
             nursery.start_soon(self._republish_for_ever)
             nursery.start_soon(self._drain_gossip)
 
@@ -137,8 +159,12 @@ class Station:
         """Say a signed statement to the market, ourselves included."""
         self.book.receive(data, self.clock())
         self._ring()
+        listeners = self.network.gossiping_with()
         await self.network.publish(data)
+        await self.network.flush()
         body = body_of(data)
+        if isinstance(body, Receipt) and listeners:
+            self.observer.emit(Sent(trade_id=body.trade_id, step="publish-receipt"))
         self.observer.emit(
             StatementPublished(kind=type(body).__name__.lower(), digest=digest(self.domain, body))
         )
@@ -159,9 +185,14 @@ class Station:
         offer = self.book.offer(name, self.clock())
         return offer if offer is not None and offer.seller == self.account else None
 
-    def joins(self, brokers: Mapping[PeerId, str]) -> None:
-        """Name the brokers that we joined by; only they may ask us for anything."""
+    def joins(self, brokers: Mapping[PeerId, str], account: Address) -> None:
+        """Name the brokers that we joined by; only they may ask us for anything.
+
+        `account` is the one whose signature the escrow takes: terms of another are no terms.
+        """
         self._brokers = frozenset(brokers)
+        self._settled_by = account
+        self.book.favoured |= {account}
 
     def has_joined(self, broker: PeerId) -> bool:
         """Whether we joined by this broker."""
@@ -177,12 +208,16 @@ class Station:
             self._making -= 1
 
     def forget_blobs(self, kept: set[Digest]) -> None:
-        """Delete every blob but these, those in the making, and those of live offers of ours."""
+        """Delete every blob but these, those in the making, and those of live offers of ours.
+
+        Likewise what is left of downloads that nobody goes on with.
+        """
         if self._making:
             return
         kept |= self._offered()
         for root in self.blobs.roots() - kept:
             self.blobs.delete(root)
+        self.blobs.delete_leftovers(kept)
         self.served &= kept
 
     def _offered(self) -> set[Digest]:
@@ -193,7 +228,7 @@ class Station:
         """Return the newest live notice of a broker that we joined by, for our task."""
         if broker not in self._brokers:
             return None
-        return self.book.notice_of(broker, self.task, self.clock())
+        return self.book.notice_of(broker, self.task, self.clock(), account=self._settled_by)
 
     def notice_of(self, broker: PeerId) -> BrokerNotice | None:
         """Return the terms of a broker that we joined by."""
@@ -241,6 +276,9 @@ class Station:
             messages.encode(question),
             deadline_s=seconds,
             addresses=self.book.addresses_of(peer),
+            sent=lambda: self.observer.emit(
+                Asked(peer=peer, kind=type(question).__name__, trade_id=trade_of(question))
+            ),
         )
         try:
             message = messages.decode(data)
@@ -254,14 +292,18 @@ class Station:
 
     def _answer_with(
         self, answers: Mapping[Question, Answer]
-    ) -> Callable[[PeerId, bytes], Awaitable[bytes]]:
-        async def answer(peer: PeerId, payload: bytes) -> bytes:
+    ) -> Callable[[PeerId, bytes], Awaitable[Reply]]:
+        async def answer(peer: PeerId, payload: bytes) -> Reply:
             question = messages.decode(payload)
             handler = answers.get(type(question))
             if handler is None:
                 raise RemoteProtocolError("not-my-role", type(question).__name__, peer=peer)
             try:
-                return messages.encode(await handler(peer, question))
+                given = await handler(peer, question)
+                event = Answered(
+                    peer=peer, kind=type(given).__name__, trade_id=trade_of(given, question)
+                )
+                return Reply(messages.encode(given), sent=lambda: self.observer.emit(event))
             except RemoteProtocolError as error:
                 self.observer.emit(
                     PeerFault(
@@ -302,8 +344,26 @@ class Station:
         async for _ in self.network.gossip():
             pass
 
+    async def _prune_for_ever(self) -> None:
+        while True:
+            self.journal.prune(self.clock(), trade_seconds=self._trade_retention)
+            await trio.sleep(PRUNE_SECONDS)
+
     async def _republish_for_ever(self) -> None:
         while True:
             for data in self.journal.statements(self.clock()):
                 await self.network.publish(data)
             await trio.sleep(REPUBLISH_SECONDS)
+
+
+def trade_of(*spoken: StreamMessage) -> Digest | None:
+    """Return the trade that the first of these messages names which names one."""
+    for message in spoken:
+        match message:
+            case AskRequest() | PrepareGoods():
+                return message.trade_id
+            case Countersign() | Deal():
+                return message.quote.trade_id
+            case _:
+                continue
+    return None

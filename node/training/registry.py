@@ -25,13 +25,23 @@ def _mlp(task: Task) -> Trainer:
     return mlp_trainer(task)
 
 
+def _linear(task: Task) -> Trainer:
+    from node.training.linear import linear_trainer
+
+    return linear_trainer(task)
+
+
 def _random(task: Task) -> Trainer:
     from node.training.noise import NoiseTrainer
 
     return NoiseTrainer(seed=task.seed, agent=task.agent)
 
 
-TRAINERS: Final[dict[str, TrainerFactory]] = {"mlp": _mlp, "random": _random}
+TRAINERS: Final[dict[str, TrainerFactory]] = {
+    "mlp": _mlp,
+    "linear": _linear,
+    "random": _random,
+}
 """Built-in trainers by name; each is imported when it is first asked for."""
 
 

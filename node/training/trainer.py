@@ -15,6 +15,7 @@ from typing import Protocol
 
 import torch
 
+from node.data.split import Endowment, SplitProtocol
 from node.params.architecture import Architecture
 
 
@@ -29,6 +30,10 @@ class Task:
     """This agent's number, 0 … agents - 1: decides which rows it holds."""
     agents: int
     seed: int
+    endowment: Endowment | None = None
+    """How rows are shared out; None: as the paper does, or as the data set was made."""
+    protocol: SplitProtocol = "clean"
+    """Which of the rows to test with are reported on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -37,7 +42,7 @@ class TrainedEpoch:
 
     parameters: dict[str, torch.Tensor]
     loss: float
-    """Mean training loss over the epoch, in nats a row."""
+    """Mean training loss over the epoch, in nats a row; of values, their mean squared error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +50,9 @@ class Score:
     """How parameters do on the rows that are reported on."""
 
     accuracy: float
-    """0 … 1."""
+    """0 … 1; always 0 where there are no classes, and the loss alone says anything."""
     loss: float
-    """Nats a row."""
+    """Nats a row; of values, their mean squared error."""
 
 
 class Trainer(Protocol):

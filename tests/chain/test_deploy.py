@@ -92,25 +92,36 @@ def test_code_that_differs_by_a_byte_or_a_constant_is_refused(
     artifact = escrow_artifact()
     code = client.code(domain.escrow)
     places = {start for start, _ in artifact.immutables}
+    word = bytes.fromhex(WHO[2:]).rjust(32, b"\0")
+    brokers = [at for at in places if code[at : at + 32] == word]
+    assert brokers
 
     class Altered(InProcessProvider):
-        at = 0
+        at: tuple[int, ...] = ()
 
         def make_request(self, method: Any, params: Any) -> Any:
             if method != "eth_getCode":
                 return super().make_request(method, params)
             changed = bytearray(code)
-            changed[self.at] ^= 1
+            for at in self.at:
+                changed[at] ^= 1
             return {"result": "0x" + changed.hex()}
 
     provider = Altered(chain)
     altered = ChainClient(provider)
     for at in (0, len(code) // 2, len(code) - 1, *places, *(place + 31 for place in places)):
-        provider.at = at
+        provider.at = (at,)
         with pytest.raises(WrongContractError):
             check_escrow(altered, domain, WHO)
-    check_escrow(client, domain)
-    check_escrow(client, domain, WHO)
+    provider.at = tuple(brokers)  # not an address any more
+    with pytest.raises(WrongContractError, match="another domain"):
+        check_escrow(altered, domain)
+    provider.at = tuple(at + 31 for at in brokers)
+    with pytest.raises(WrongContractError, match="does not trust"):
+        check_escrow(altered, domain, WHO)
+    assert check_escrow(altered, domain) != WHO
+    assert check_escrow(client, domain) == WHO
+    assert check_escrow(client, domain, WHO) == WHO
     longer = dataclasses.replace(artifact, deployed_bytecode=artifact.deployed_bytecode + b"\0")
     with pytest.raises(WrongContractError):
         check_escrow(client, domain, artifact=longer)

@@ -67,7 +67,8 @@ class Scripted(BaseProvider):
 def escrow_on(provider: BaseProvider | str, timeout: float = 0.3) -> Web3Escrow:
     """Return an escrow that has not looked at the chain."""
     client = ChainClient(provider, timeout)
-    return Web3Escrow(client, Wallet(BUYER, 1), DOMAIN, EscrowCodec(escrow_artifact().abi))
+    codec = EscrowCodec(escrow_artifact().abi)
+    return Web3Escrow(client, Wallet(BUYER, 1), DOMAIN, codec, address_of(SELLER))
 
 
 def result(value: object) -> dict[str, object]:

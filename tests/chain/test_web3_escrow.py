@@ -205,6 +205,11 @@ def test_another_chain_no_code_or_other_code_is_not_our_market(market: Market) -
         opens(market.domain, address_of(SELLER))
 
 
+def test_an_escrow_says_whose_quotes_it_takes(market: Market) -> None:
+    for key in (BUYER, SELLER):
+        assert market.escrow(key).broker == address_of(BROKER)
+
+
 def test_a_negative_block_is_our_own_mistake(market: Market) -> None:
     with pytest.raises(LocalProtocolError):
         market.escrow(BUYER).events(-1, 5)

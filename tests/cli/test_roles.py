@@ -123,6 +123,19 @@ def test_a_contract_that_is_not_the_escrow_ends_the_start(
     assert "Traceback" not in ran.err
 
 
+def test_terms_that_outlast_their_receipts_end_the_start_of_a_broker(
+    pm_node: Command, home: Path, chain_url: str
+) -> None:
+    ran = pm_node(
+        *("--json", "--role", "broker", "--dataset", "random", "--data-dir", home),
+        *("--chain", chain_url, "--dispute-window-seconds", "90000"),
+    )
+    assert ran.code == 2
+    assert "dispute_window_seconds = 90000" in ran.err
+    assert "shorten them to 82800 s" in ran.err
+    assert "Traceback" not in ran.err
+
+
 def test_an_address_that_is_taken_ends_the_start(
     pm_node: Command, home: Path, chain_url: str
 ) -> None:

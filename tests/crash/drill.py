@@ -18,12 +18,15 @@ from node.chain.web3_escrow import open_escrow
 from node.cli.failpoint import VARIABLE
 from node.devnet.launch import Market, Node, compose
 from node.devnet.ledger import Ledger, read_ledger
+from node.journal import Journal
 from node.params.store import BlobStore
 from node.protocol import cbor
+from node.protocol.book import body_of
 from node.protocol.eip712 import Domain
+from node.protocol.offer import Receipt
 from node.protocol.purchase import PurchaseRecord
 from node.protocol.schema import from_map
-from node.protocol.types import Digest
+from node.protocol.types import Digest, UnixTime
 from node.settlement.history import TradeSummary, trade_rows
 
 REACH_SECONDS = 60.0
@@ -46,21 +49,36 @@ def promise(step: str, actor: str, side: str, state: str) -> Moment:
     return Moment(step, actor, "saved", f"trade_changed,side={side},state={state}")
 
 
+def asked(step: str, actor: str, kind: str) -> Moment:
+    return Moment(step, actor, "sent", f"asked,kind={kind}")
+
+
+def answered(step: str, actor: str, kind: str) -> Moment:
+    return Moment(step, actor, "sent", f"answered,kind={kind}")
+
+
 def transaction(step: str, actor: str) -> list[Moment]:
     return [Moment(step, actor, phase, f"{phase},step={step}") for phase in ("saved", "sent")]
 
 
 MOMENTS = [
     promise("prepare goods", "seller", "seller", "prepared"),
+    answered("prepare goods", "seller", "GoodsPrepared"),
     promise("propose quote", "broker", "broker", "proposed"),
+    asked("propose quote", "broker", "Countersign"),
     promise("countersign", "seller", "seller", "countersigned"),
+    answered("countersign", "seller", "Countersigned"),
     promise("answer quote", "broker", "broker", "quoted"),
+    answered("answer quote", "broker", "Deal"),
     promise("fetch goods", "buyer", "buyer", "fetching"),
+    asked("fetch goods", "buyer", "goods-data"),
     *transaction("fund", "buyer"),
     *transaction("reveal", "seller"),
     promise("deliver", "buyer", "buyer", "revealed"),
     promise("adopt", "buyer", "buyer", "delivered"),
     *transaction("finalize", "seller"),
+    promise("publish receipt", "broker", "broker", "credited"),
+    Moment("publish receipt", "broker", "sent", "sent,step=publish-receipt"),
     *transaction("withdraw", "seller"),
     *transaction("withdraw", "broker"),
 ]
@@ -115,6 +133,8 @@ class Drill:
             points.mkdir(parents=True)
             node.environ = {**node.environ, VARIABLE: str(points)}
         self.folder = folder
+        self._struck = {"0x" + bytes(32).hex()}
+        """Trades at which a process died, and what the journal names where there is none."""
 
     @contextmanager
     def running(self) -> Iterator[Drill]:
@@ -129,9 +149,7 @@ class Drill:
 
     def kill_at(self, moment: Moment, victim: str) -> Case:
         """Freeze the actor at the moment, kill the victim, let go, start the victim again."""
-        self._arm(moment)
-        self._await_reached(moment)
-        case = Case(moment, victim, self._trade_id(moment))
+        case = Case(moment, victim, self._freeze_at(moment))
         self.nodes[victim].kill()
         self._release(moment.actor)
         self.restart(victim)
@@ -140,9 +158,7 @@ class Drill:
     def kill_seller_and_at_refund(self, moment: Moment, victim: str) -> Case:
         """As `kill_at`, in a trade whose seller died before it could reveal."""
         reveal = promise("reveal", "seller", "seller", "revealing")
-        self._arm(reveal)
-        self._await_reached(reveal)
-        trade_id = self._trade_id(reveal)
+        trade_id = self._freeze_at(reveal)
         self._arm(moment)
         self.nodes["seller"].kill()
         self._release("seller")
@@ -156,12 +172,20 @@ class Drill:
         return Case(moment, victim, trade_id)
 
     def restart(self, name: str) -> None:
-        """Start a killed process again, and wait for those that others need."""
-        self.nodes[name].start()
+        """Start a killed process again, and wait until it is at work: one dies at a time."""
+        node = self.nodes[name]
+        lives = len(node.events("node_ready"))
+        node.start()
         if name == "chain":
             self.market.await_chain()
-        elif name == "broker":
+            return
+        if name == "broker":
             self.market.await_broker()
+        patience = time.monotonic() + REACH_SECONDS
+        while len(node.events("node_ready")) == lives:
+            assert node.running, f"{name} ended by itself:\n{node.output()}"
+            assert time.monotonic() < patience, f"{name} was not ready:\n{node.output()}"
+            time.sleep(0.1)
 
     # ── how it ended ──
 
@@ -173,7 +197,8 @@ class Drill:
             rows = {name: self._rows(name) for name in ("buyer", "seller", "broker")}
             for case in cases:
                 case.outcome = self._outcome(case.trade_id, ledger, rows)
-            if not any(case.outcome.startswith("open") for case in cases):
+            # the market goes on: a deposit between two questions to the chain looks stuck once
+            if not ledger.stuck and not any(case.outcome.startswith("open") for case in cases):
                 return ledger
             if time.monotonic() > patience:
                 return ledger
@@ -202,8 +227,6 @@ class Drill:
 
     def bought_weights(self, trade_id: str) -> bool:
         """Whether the buyer has the merged weights of a trade on its disk, whole."""
-        from node.journal import Journal
-
         home = self.nodes["buyer"].home
         journal = Journal(home / "journal.db")
         try:
@@ -215,6 +238,15 @@ class Drill:
         blobs = BlobStore(home / "blobs")
         blobs.verify(record.evaluation.merged_root)
         return True
+
+    def receipts(self) -> set[str]:
+        """Return the trades whose receipt the broker keeps, and says again until it expires."""
+        journal = Journal(self.nodes["broker"].home / "journal.db", read_only=True)
+        try:
+            bodies = [body_of(data) for data in journal.statements(UnixTime(0))]
+        finally:
+            journal.close()
+        return {"0x" + body.trade_id.hex() for body in bodies if isinstance(body, Receipt)}
 
     def ledger(self) -> Ledger:
         address = self.market.address()
@@ -229,6 +261,17 @@ class Drill:
             escrow.close()
 
     # ── the frozen process ──
+
+    def _freeze_at(self, moment: Moment) -> str:
+        """Freeze the actor at the moment, in a trade at which nobody died; return the trade."""
+        while True:
+            self._arm(moment)
+            self._await_reached(moment)
+            trade_id = self._trade_id(moment)
+            if trade_id not in self._struck:
+                self._struck.add(trade_id)
+                return trade_id
+            self._release(moment.actor)
 
     def _points(self, actor: str) -> Path:
         return self.folder / "points" / actor

@@ -47,9 +47,11 @@ def play(
         bad = [case for case in cases if case.outcome not in GOOD_ENDS]
         assert not bad, table(bad)
         assert ledger.stuck == 0
+        receipts = drill.receipts()
         for case in cases:
             if case.outcome.startswith("buyer has the weights"):
                 assert drill.bought_weights(case.trade_id)
+                assert case.trade_id in receipts, case
         return cases
 
 
@@ -64,6 +66,7 @@ def moment(step: str, phase: str, actor: str) -> Moment:
 def test_the_deaths_at_which_most_is_at_stake(tmp_path: Path) -> None:
     kills = [
         (moment("countersign", "saved", "seller"), "broker"),
+        (moment("answer quote", "sent", "broker"), "broker"),
         (moment("fund", "saved", "buyer"), "buyer"),
         (moment("fund", "sent", "buyer"), "buyer"),
         (moment("fund", "sent", "buyer"), "chain"),

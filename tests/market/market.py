@@ -24,6 +24,7 @@ from broker_node.mechanisms.ask import market_ask
 from broker_node.service import Broker
 from broker_node.settings import BrokerSettings
 from node.agent.agent import Agent
+from node.agent.buyer import NoPrice
 from node.agent.settings import AgentSettings
 from node.chain.client import ChainClient
 from node.chain.deploy import deploy_escrow
@@ -37,7 +38,6 @@ from node.journal import Journal
 from node.net.host import Network, open_host
 from node.observe import Event, Observer
 from node.params.architecture import Architecture
-from node.params.encoding import encode_tensors
 from node.params.store import BlobStore
 from node.protocol.bargain import Patience
 from node.protocol.eip712 import Domain
@@ -166,6 +166,9 @@ class Party:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self.shell.run)
                         await ready.wait()
+                        if isinstance(self.shell, Agent):
+                            with trio.move_on_after(5):  # a broker may be away, or another's
+                                await self.shell.joined.wait()
                         task_status.started()
         finally:
             journal.close()
@@ -234,9 +237,11 @@ class Party:
 
     async def offer(self, tensors: dict[str, torch.Tensor] | None = None) -> tuple[Digest, Offer]:
         """Offer weights as the learner does: signed, gossiped, submitted."""
-        held = self.station.blobs.put_bytes(encode_tensors(tensors or weights(self.name)))
-        offered: tuple[Digest, Offer] = await self.shell.learner._offer(held)
-        return offered
+        chosen = tensors or weights(self.name)
+        name = await self.shell.session.offer(architecture(), chosen)
+        offer = self.station.own_offer(name)
+        assert offer is not None
+        return name, offer
 
     async def submit(self, offer: Offer, blob: bytes) -> None:
         """Sign an offer, serve `blob` for it, and submit it. Raises what the broker answers."""
@@ -259,10 +264,9 @@ class Party:
     ) -> Trade | None:
         ours = base or await self.offer()
         await eventually(lambda: self.sees(seller), f"{seller.name}'s offer")
-        learner = self.shell.learner
-        tried = await learner._try(ours, self.sees(seller))
-        trade: Trade | None = await self.shell.buyer.buy(tried, self.shell.desk)
-        return trade
+        tried = await self.shell.session._try(ours, self.sees(seller))
+        trade: Trade | NoPrice = await self.shell.buyer.buy(tried, self.shell.desk, most=ETHER)
+        return None if isinstance(trade, NoPrice) else trade
 
     def sees(self, seller: Party) -> tuple[Digest, Offer] | None:
         """The newest offer of `seller` in our book."""

@@ -240,12 +240,10 @@ async def test_a_gain_that_cannot_be_is_not_bid_for(tmp_path: Path) -> None:
 class Miser(Treasury):
     """Never pays."""
 
-    async def carry_out(
-        self, trade_id: Digest, step: Step, call: Call, *, wanted: Callable[[], bool]
-    ) -> Ending:
+    async def carry_out(self, trade_id: Digest, step: Step, call: Call, **words: Any) -> Ending:
         if step is Step.FUND:
             await trio.sleep_forever()
-        return await super().carry_out(trade_id, step, call, wanted=wanted)
+        return await super().carry_out(trade_id, step, call, **words)
 
 
 async def test_a_buyer_that_never_pays_learns_nothing(tmp_path: Path) -> None:

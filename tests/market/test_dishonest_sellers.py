@@ -6,7 +6,7 @@ Beside every dishonest trade the same buyer makes an honest one, which must not 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -189,12 +189,10 @@ async def test_a_seller_that_asks_for_more_than_it_signs_for_only_loses_the_trad
 class Mute(Treasury):
     """Never sends a reveal."""
 
-    async def carry_out(
-        self, trade_id: Digest, step: Step, call: Call, *, wanted: Callable[[], bool]
-    ) -> Ending:
+    async def carry_out(self, trade_id: Digest, step: Step, call: Call, **words: Any) -> Ending:
         if step is Step.REVEAL:
             await trio.sleep_forever()
-        return await super().carry_out(trade_id, step, call, wanted=wanted)
+        return await super().carry_out(trade_id, step, call, **words)
 
 
 async def test_a_seller_that_never_reveals_is_not_paid_and_the_buyer_is(tmp_path: Path) -> None:
@@ -246,13 +244,13 @@ async def test_a_secret_that_comes_late_but_before_a_refund_is_as_good_as_one_in
     late = trio.Event()
 
     class Late(Treasury):
-        async def carry_out(
-            self, trade_id: Digest, step: Step, call: Call, *, wanted: Callable[[], bool]
-        ) -> Ending:
+        async def carry_out(self, trade_id: Digest, step: Step, call: Call, **words: Any) -> Ending:
             if step is Step.REVEAL:
                 await late.wait()
-                return await super().carry_out(trade_id, step, call, wanted=lambda: True)
-            return await super().carry_out(trade_id, step, call, wanted=wanted)
+                return await super().carry_out(
+                    trade_id, step, call, **{**words, "wanted": lambda: True}
+                )
+            return await super().carry_out(trade_id, step, call, **words)
 
     shell = cheat(treasury=Late)
     async with market_with(tmp_path, shell, grace_seconds=3_600) as market:
@@ -332,12 +330,10 @@ async def test_the_reveal_of_a_cheat_is_the_only_thing_that_it_can_publish(tmp_p
     """A seller that reveals another secret than it committed to is refused by the contract."""
 
     class Wrong(Treasury):
-        async def carry_out(
-            self, trade_id: Digest, step: Step, call: Call, *, wanted: Callable[[], bool]
-        ) -> Ending:
+        async def carry_out(self, trade_id: Digest, step: Step, call: Call, **words: Any) -> Ending:
             if isinstance(call, Reveal):
                 call = Reveal(call.quote, b"\x08" * 32)
-            return await super().carry_out(trade_id, step, call, wanted=wanted)
+            return await super().carry_out(trade_id, step, call, **words)
 
     async with market_with(tmp_path, cheat(treasury=Wrong)) as market:
         buyer, seller = market["buyer"], market["cheat"]

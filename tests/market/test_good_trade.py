@@ -32,7 +32,7 @@ async def test_a_learner_buys_what_another_offers_and_everybody_is_paid_to_the_w
         for party in (seller, buyer):
             await played_out(party)
         (played,) = buyer.heard(RoundPlayed)
-        assert (played.bought, played.because) == (True, "delivered")
+        assert (played.bought, played.because) == (True, "bought")
         assert not seller.heard(RoundPlayed)[0].bought
         await market.all_over()
 

@@ -31,7 +31,7 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from node.net.counters import Counters
 from node.net.errors import CannotListenError, PeerUnreachableError
-from node.net.gossip import TOPIC
+from node.net.gossip import GOSSIP, TOPIC
 from node.net.gossip_guards import SeenMessages, sanitise, take_frame, verify_origin
 from node.net.guards import Buffers, ReceiveBufferExceededError, install, read_delim, read_exactly
 from node.net.host import Network, open_host
@@ -528,6 +528,25 @@ async def test_a_burst_past_the_stock_queue_is_delivered_whole(
         with trio.fail_after(10):
             got = [int.from_bytes((await a.gossip().receive()).data, "big") for _ in range(150)]
         assert sorted(got) == list(range(150))
+
+
+async def test_a_published_message_has_left_once_it_is_flushed(
+    open_hosts: Any, eventually: Any
+) -> None:
+    async with open_hosts("a", "b") as (a, b):
+        await eventually(lambda: a.peer_id in b.gossiping_with())
+        before = b.counters.bytes_out[GOSSIP]
+        await b.publish(bytes(9_000))
+        assert b.counters.bytes_out[GOSSIP] < before + 9_000  # it was queued
+        await b.flush()
+        assert b.counters.bytes_out[GOSSIP] > before + 9_000
+
+
+async def test_a_peer_that_does_not_read_holds_up_no_flush(open_hosts: Any) -> None:
+    async with open_hosts("a") as (a,):
+        cast("Any", a)._wire._pubsub._writing = 1
+        with trio.fail_after(1):
+            await a.flush()
 
 
 async def test_a_failed_heartbeat_is_reported_and_gossip_goes_on(

@@ -19,6 +19,7 @@ from node.net.limits import KIB, MIB, Limits
 from node.net.transfer import MemorySink, Source, fetch_data, fetch_part
 from node.protocol import merkle
 from node.protocol.errors import RemoteProtocolError
+from node.protocol.types import PeerId
 
 ROOT = Path(__file__).parents[2]
 BLOB_BYTES = 24 * MIB
@@ -51,10 +52,46 @@ async def main(port):
 trio.run(main, sys.argv[1])
 """
 
+FREEZER = """
+import os, signal, trio
+from node.net.host import open_host
+from node.net.streams import Reply
+from node.protocol.verdict import accept
+
+def freeze():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+async def main():
+    async with open_host(b"f" * 32, "/ip4/127.0.0.1/tcp/0") as network:
+        async def answer(peer, payload):
+            return Reply(payload, sent=freeze)
+
+        async def ask(peer, payload):
+            return await network.request(peer, "/test/told/1", payload, deadline_s=9, sent=freeze)
+
+        async def publish(peer, payload):
+            while not network.gossiping_with():
+                await trio.sleep(0.01)
+            await network.publish(payload)
+            await network.flush()
+            freeze()
+            return payload
+
+        network.set_gossip_validator(lambda peer, data: accept())
+        for deed in (answer, ask, publish):
+            network.handle_requests("/test/" + deed.__name__ + "/1", deed)
+        print(network.addresses()[0], flush=True)
+        await trio.sleep_forever()
+
+trio.run(main)
+"""
+
 
 @asynccontextmanager
-async def peer_process(port: str = "0") -> AsyncIterator[tuple[trio.Process, str]]:
-    command = [sys.executable, "-c", PEER, port]
+async def peer_process(
+    port: str = "0", program: str = PEER
+) -> AsyncIterator[tuple[trio.Process, str]]:
+    command = [sys.executable, "-c", program, port]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = await trio.lowlevel.open_process(
         command, stdout=subprocess.PIPE, cwd=ROOT, env=environment
@@ -182,3 +219,41 @@ async def test_a_deadline_holds_even_when_the_way_to_a_frozen_peer_is_full(
             process.send_signal(signal.SIGCONT)
         await b.connect(address)
         assert await b.request(peer, "/test/echo/1", b"x", deadline_s=10) == b"x"
+
+
+async def test_what_was_sent_arrives_although_its_process_stopped_right_then(
+    open_hosts: Any, eventually: Any
+) -> None:
+    """Of an answer, a question and a gossiped message no task has to write the rest later."""
+    told: list[bytes] = []
+
+    async def hear(_: PeerId, payload: bytes) -> bytes:
+        told.append(payload)
+        return payload
+
+    frozen = peer_process(program=FREEZER)
+    async with frozen as (process, address), open_hosts("b") as (b,), trio.open_nursery() as tasks:
+        b.handle_requests("/test/told/1", hear)
+        peer = await b.connect(address)
+
+        async def have(deed: str) -> None:
+            said = deed.encode()
+            assert await b.request(peer, f"/test/{deed}/1", said, deadline_s=9) == said
+            told.append(b"answer to " + said)
+
+        async def stops_and_goes_on(*expected: bytes) -> None:
+            stat = Path(f"/proc/{process.pid}/stat")
+            await eventually(lambda: stat.read_text().rsplit(")")[1].split()[0] == "T")
+            await eventually(lambda: told == list(expected))
+            process.send_signal(signal.SIGCONT)
+
+        tasks.start_soon(have, "answer")
+        await stops_and_goes_on(b"answer to answer")
+        tasks.start_soon(have, "ask")
+        await stops_and_goes_on(b"answer to answer", b"ask")
+        await eventually(lambda: told[-1] == b"answer to ask")
+        told.clear()
+        tasks.start_soon(have, "publish")
+        told.append((await b.gossip().receive()).data)
+        await stops_and_goes_on(b"publish")
+        await eventually(lambda: told[-1] == b"answer to publish")

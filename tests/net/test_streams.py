@@ -13,6 +13,7 @@ from node.net.errors import PeerTimeoutError
 from node.net.limits import MAX_MESSAGE_BYTES, Limits
 from node.net.streams import (
     MessageStream,
+    Reply,
     RequestDesk,
     ask,
     decode_answer,
@@ -131,6 +132,21 @@ async def test_a_question_ends_the_askers_half() -> None:
     assert (bytes(pipe.written), pipe.finished) == (framed(b"ping"), True)
 
 
+async def test_a_question_is_sent_before_its_answer_is_waited_for(
+    autojump_clock: MockClock,
+) -> None:
+    pipe = Pipe(ends=False)
+    left: list[bytes] = []
+    with pytest.raises(PeerTimeoutError):
+        await ask(
+            MessageStream(pipe),
+            b"ping",
+            deadline_s=1,
+            sent=lambda: left.append(bytes(pipe.written)),
+        )
+    assert left == [framed(b"ping")]
+
+
 async def serve(desk: RequestDesk, *pieces: bytes, ends: bool = True) -> bytes:
     pipe = Pipe(*pieces, ends=ends)
     await desk.serve(ALICE, MessageStream(pipe))
@@ -149,6 +165,31 @@ async def test_a_handler_answers() -> None:
     desk = RequestDesk(double, Limits(), counters, unexpected)
     assert await serve(desk, framed(b"ab")) == b"abab"
     assert counters.requests_served == {"/test/1": 1}
+
+
+async def test_a_handler_hears_when_its_answer_has_left() -> None:
+    pipe = Pipe(framed(b"ab"))
+    left: list[bytes] = []
+
+    async def double(peer: PeerId, payload: bytes) -> Reply:
+        return Reply(payload * 2, sent=lambda: left.append(bytes(pipe.written)))
+
+    desk = RequestDesk(double, Limits(), Counters(), unexpected)
+    await desk.serve(ALICE, MessageStream(pipe))
+    assert left == [framed(encode_answer(b"abab"))]
+
+
+async def test_an_answer_that_nobody_takes_was_not_sent() -> None:
+    class Broken(Pipe):
+        async def write(self, data: bytes) -> None:
+            raise RemoteProtocolError("stream-reset", "by the peer", peer=ALICE)
+
+    async def reply(peer: PeerId, payload: bytes) -> Reply:
+        return Reply(payload, sent=lambda: pytest.fail("it did not leave"))
+
+    desk = RequestDesk(reply, Limits(), Counters(), unexpected)
+    with pytest.raises(RemoteProtocolError, match="stream-reset"):
+        await desk.serve(ALICE, MessageStream(Broken(framed(b"ab"))))
 
 
 @pytest.mark.parametrize(

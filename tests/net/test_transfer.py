@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from node.net.serving import (
 )
 from node.net.streams import MessageStream, encode_answer
 from node.net.transfer import (
+    BlobSink,
     MemorySink,
     Source,
     fetch_blob,
@@ -108,6 +111,22 @@ async def test_a_blob_arrives_whole_whatever_its_size(open_hosts: Any, length: i
         assert sum(kept) == length
 
 
+async def test_each_request_is_told_before_a_byte_of_its_answer_was_read(open_hosts: Any) -> None:
+    length = 5 * MIB + 77
+    data, hashes, root = blob(length)
+    told: list[tuple[str, int]] = []
+    async with open_hosts("a", "b") as (a, b):
+        a.handle(GOODS, BlobServer(shelf_of(data, hashes).authorise).serve)
+
+        def asked(part: str) -> None:
+            told.append((part, b.counters.bytes_in[GOODS]))
+
+        await fetch_blob(b, source(a, asked=asked), sink_for(length), root=root, byte_length=length)
+    assert [part for part, _ in told] == [HASHES, DATA, DATA]
+    assert told[0][1] == 0
+    assert len(hashes) <= told[1][1] < len(hashes) + 100
+
+
 async def test_a_blob_arrives_on_disk_through_the_store(open_hosts: Any, tmp_path: Path) -> None:
     length = 5 * MIB + 77
     data, hashes, root = blob(length)
@@ -123,6 +142,25 @@ async def test_a_blob_arrives_on_disk_through_the_store(open_hosts: Any, tmp_pat
         )
     assert store.has(root)
     assert store.read(root, 0, length) == data
+
+
+async def test_what_is_lent_to_a_sink_does_not_change_while_the_sink_has_it(
+    open_hosts: Any,
+) -> None:
+    class SlowSink(MemorySink):
+        def write(self, offset: int, data: bytes | memoryview) -> None:
+            before = bytes(data)
+            time.sleep(0.05)
+            assert data == before
+            super().write(offset, data)
+
+    length = 9 * MIB + 77
+    data, hashes, _ = blob(length)
+    sink = SlowSink(length, hashes)
+    async with open_hosts("a", "b") as (a, b):
+        a.handle(GOODS, BlobServer(shelf_of(data, hashes).authorise).serve)
+        await fetch_data(b, source(a), sink, byte_length=length)
+    assert sink.finish() == data
 
 
 async def test_goods_have_as_many_parts_as_they_need(open_hosts: Any) -> None:
@@ -211,19 +249,25 @@ async def test_one_wrong_byte_is_never_kept(open_hosts: Any) -> None:
     assert bytes(sinks[0].data[leaf]) == bytes(1024)
 
 
+@pytest.mark.parametrize("into", ["memory", "the store"])
 @pytest.mark.parametrize("spoil", ["one hash", "another blob's"])
 async def test_a_hash_list_that_is_not_under_the_root_is_refused_before_any_data(
-    open_hosts: Any, spoil: str
+    open_hosts: Any, tmp_path: Path, spoil: str, into: str
 ) -> None:
     data, hashes, root = blob(500_000)
+    store = BlobStore(tmp_path)
+    open_sink: Callable[[bytes], BlobSink] = sink_for(500_000)
+    if into == "the store":
+        open_sink = partial(store.writer, root, 500_000)
     false = hashes[:-1] + bytes([hashes[-1] ^ 1]) if spoil == "one hash" else hashes[::-1]
     shelf = shelf_of(data, false)
     async with open_hosts("a", "b") as (a, b):
         a.handle(GOODS, BlobServer(shelf.authorise).serve)
         with pytest.raises(RemoteProtocolError) as caught:
-            await fetch_blob(b, source(a), sink_for(500_000), root=root, byte_length=500_000)
+            await fetch_blob(b, source(a), open_sink, root=root, byte_length=500_000)
         assert (caught.value.reason, caught.value.peer) == ("wrong-leaf-hashes", a.peer_id)
     assert {part for part, _, _ in shelf.reads} == {HASHES}
+    assert not store.leftovers()
 
 
 async def test_a_part_of_another_length_is_refused_before_it_is_read(open_hosts: Any) -> None:

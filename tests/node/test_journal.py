@@ -202,9 +202,9 @@ def test_a_journal_of_another_version_is_refused_and_left_alone(
     journal.save_trade(trade(1))
     journal.close()
     with sqlite3.connect(path) as database:
-        database.execute("PRAGMA user_version=2")
+        database.execute("PRAGMA user_version=3")
     database.close()
-    with pytest.raises(JournalError, match="has version 2, this code reads 1"):
+    with pytest.raises(JournalError, match="has version 3, this code reads 2"):
         Journal(path)
     database = sqlite3.connect(path)
     assert database.execute("SELECT COUNT(*) FROM trade").fetchone() == (1,)

@@ -40,6 +40,7 @@ from node.chain.port import (
     WithdrawnEvent,
 )
 from node.protocol.eip712 import Domain, digest
+from node.protocol.signing import address_of
 from node.protocol.types import Address, Digest, UnixTime, Wei
 
 T = TypeVar("T")
@@ -87,6 +88,8 @@ class FakeChain:
     instant: bool = False
     simulates: bool = False
     """Whether a call that would revert is refused when it is broadcast, or mined and paid for."""
+    broker: Address = address_of(bytes([3]) * 32)
+    """Whose quotes the contract takes; no signature is checked here."""
     base_fee: int = 10
     paused: bool = False
     """Whether blocks leave the pool alone."""
@@ -284,6 +287,10 @@ class FakeEscrow:
     @property
     def account(self) -> Address:
         return self._account
+
+    @property
+    def broker(self) -> Address:
+        return self.chain.broker
 
     def head(self) -> Block:
         self._begin("head")

@@ -79,7 +79,7 @@ def test_the_fake_and_the_contract_agree_on_every_call(script: list[tuple[str, i
     with DevelopmentChain(clock=clock) as chain:
         real = build(chain, InProcessProvider(chain), clock)
         quote, signature = real.quote()
-        fake = FakeChain(clock, instant=True)
+        fake = FakeChain(clock, instant=True, broker=address_of(BROKER))
         for key in KEYS.values():
             fake.balances[address_of(key)] = 10 * ETHER
         other = type(quote)(
@@ -101,8 +101,9 @@ def test_the_fake_and_the_contract_agree_on_every_call(script: list[tuple[str, i
         for step, seconds in script:
             clock.now = UnixTime(clock.now + seconds)
             who, call = calls[step]
-            seen = []
+            seen, brokers = [], set()
             for escrow in (real.escrow(KEYS[who]), FakeEscrow(fake, address_of(KEYS[who]))):
+                brokers.add(escrow.broker)
                 signed = escrow.sign(call, escrow.next_nonce())
                 escrow.broadcast(signed.raw)
                 outcome = escrow.receipt(signed.hash)
@@ -120,4 +121,5 @@ def test_the_fake_and_the_contract_agree_on_every_call(script: list[tuple[str, i
                     )
                 )
             assert seen[0] == seen[1], step
+            assert len(brokers) == 1
         assert fake.total == 30 * ETHER

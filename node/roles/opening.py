@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from node.chain.answers import wei
-from node.chain.client import ChainClient, is_development_chain
+from node.chain.client import ChainClient, Endpoint, is_development_chain
 from node.chain.deploy import deploy_escrow, load_or_make_salt
 from node.chain.errors import ChainUnavailableError, WrongContractError
 from node.chain.port import Escrow
+from node.chain.rpc_server import serve_chain
 from node.chain.web3_escrow import open_escrow
 from node.chronicle import ChainAway
-from node.cli.failpoint import failpoint
-from node.cli.ports import remember, remembered
 from node.config.table import Config, ConfigError, Origin
 from node.home import Home, find_broker, state_directory
 from node.identity import (
@@ -40,6 +39,7 @@ from node.observe import Console, JsonLines, Level, Observer
 from node.protocol import cbor
 from node.protocol.eip712 import Domain
 from node.protocol.types import NO_ADDRESS, Address, Wei
+from node.roles.ports import remember, remembered
 from node.settlement.watch import POLL_SECONDS
 from node.station.station import Keys
 
@@ -75,20 +75,17 @@ class Opened:
 def open_observer(
     config: Config,
     home: Home,
-    environ: Mapping[str, str],
     stack: ExitStack,
     *,
-    json_output: bool,
+    console: bool,
 ) -> Observer:
+    """Log events to the data directory, and to standard error too with `console`."""
     observer = Observer().bind(node=config.data_dir.name if config.data_dir else config.role)
     log = JsonLines(home.logs / f"{config.role}.jsonl")
     stack.callback(log.close)
     observer.subscribe(log)
-    if not json_output:
+    if console:
         observer.subscribe(Console(sys.stderr, level=Level.named(config.log_level)))
-    freeze = failpoint(environ)
-    if freeze is not None:
-        observer.subscribe(freeze)
     return observer
 
 
@@ -98,18 +95,27 @@ def open_node(
     observer: Observer,
     environ: Mapping[str, str],
     stack: ExitStack,
+    *,
+    endpoint: Endpoint | None = None,
 ) -> Opened:
-    market = _market(config, environ)
+    """Open chain, account, escrow and journal; `stack` closes them.
+
+    `endpoint`, if given, is the chain instead of what the settings say: one of this process.
+    Raises `MarketError` if anything but the chain's silence is in the way.
+    """
+    market = _market(config, environ, elsewhere=endpoint is None)
     chain_url = market.chain
-    if not chain_url:
-        chain_url = stack.enter_context(_embedded_chain(home))
-    client = ChainClient(chain_url)
+    if endpoint is None:
+        chain_url = chain_url or stack.enter_context(_embedded_chain(home))
+        endpoint = chain_url
+    client = ChainClient(endpoint)
     stack.callback(client.close)
     chain_id = _patiently(client.chain_id, observer)
     play_money = _patiently(lambda: is_development_chain(client), observer)
     account = _account(config, home, play_money=play_money)
     if play_money:
-        print(PLAY_MONEY_NOTICE, file=sys.stderr, flush=True)  # noqa: T201 (a promise to the user)
+        if chain_url:
+            print(PLAY_MONEY_NOTICE, file=sys.stderr, flush=True)  # noqa: T201 (a promise to the user)
         _patiently(lambda: _top_up(client, account.address), observer)
     escrow_address = market.escrow
     if escrow_address == NO_ADDRESS:
@@ -123,7 +129,7 @@ def open_node(
         )
     else:
         domain = Domain(chain_id=chain_id, escrow=escrow_address)
-    escrow = _patiently(lambda: open_escrow(chain_url, account.private_key, domain), observer)
+    escrow = _patiently(lambda: open_escrow(endpoint, account.private_key, domain), observer)
     stack.callback(escrow.close)
     journal = Journal(home.journal)
     stack.callback(journal.close)
@@ -152,10 +158,10 @@ class _Market:
     brokers: tuple[str, ...]
 
 
-def _market(config: Config, environ: Mapping[str, str]) -> _Market:
+def _market(config: Config, environ: Mapping[str, str], *, elsewhere: bool) -> _Market:
     """Return where the market is: as configured, else as the broker of this machine says."""
-    if config.role == "broker":
-        return _Market(chain=config.chain, escrow=config.escrow, brokers=())
+    if config.role == "broker" or not elsewhere:
+        return _Market(chain=config.chain, escrow=config.escrow, brokers=config.bootstrap)
     if config.bootstrap and config.chain:
         return _Market(chain=config.chain, escrow=config.escrow, brokers=config.bootstrap)
     here = find_broker(state_directory(environ))
@@ -169,8 +175,6 @@ def _market(config: Config, environ: Mapping[str, str]) -> _Market:
 @contextmanager
 def _embedded_chain(home: Home) -> Iterator[str]:
     """Serve a development chain from this process; its state is in the data directory."""
-    from node.chain.rpc_server import serve_chain
-
     stop, ready, url = threading.Event(), threading.Event(), [""]
 
     kept = home.root / "chain.port"

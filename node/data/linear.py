@@ -1,0 +1,62 @@
+"""The linear study of Train 'n Trade (§6.1.3), generated from a seed.
+
+True parameters and inputs are standard normal, and a value is their product. Agent A holds
+500 rows, fewer than there are parameters; agent B holds 800, but of variance .5 is the noise
+in its values. The rows to test with have none.
+
+Numbers are rounded to 2⁻¹² first: then every product and every sum in float64 is exact, in
+whatever order it is taken, so that all machines generate the same rows.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.data.files import DataError
+from node.data.rows import Dataset, Rows
+from node.data.streams import stream
+
+NAME: Final = "linear"
+FEATURES: Final = 1_000
+HOLDINGS: Final = (500, 800)
+"""Rows of A and of B."""
+NOISE_VARIANCES: Final = (0.0, 0.5)
+TEST_ROWS: Final = 10_000
+_PARTS: Final = 2**12
+
+
+def load_linear(seed: int) -> Dataset:
+    """Return the study's rows for `seed` (0 or more): 1,300 and 10,000 rows of 1,000."""
+    if seed < 0:
+        raise DataError(f"a seed is 0 or more, got {seed}")
+    truth_F = _normal(seed, 0, FEATURES)
+    parts = [
+        _rows(seed, 1 + agent, rows, truth_F, variance)
+        for agent, (rows, variance) in enumerate(zip(HOLDINGS, NOISE_VARIANCES, strict=True))
+    ]
+    return Dataset(
+        name=NAME,
+        train=Rows(
+            inputs_RF=np.concatenate([part.inputs_RF for part in parts]),
+            targets_R=np.concatenate([part.values_R for part in parts]),
+        ),
+        test=_rows(seed, 1 + len(HOLDINGS), TEST_ROWS, truth_F, 0.0),
+        classes=0,
+        holdings=HOLDINGS,
+    )
+
+
+def _normal(seed: int, part: int, *shape: int) -> NDArray[np.float64]:
+    numbers = stream(seed, 6, part, 1).standard_normal(shape)
+    rounded: NDArray[np.float64] = np.rint(numbers * _PARTS) / _PARTS
+    return rounded
+
+
+def _rows(seed: int, part: int, rows: int, truth_F: NDArray[np.float64], variance: float) -> Rows:
+    inputs_RF = _normal(seed, part, rows, FEATURES)
+    noise_R = stream(seed, 6, part, 2).standard_normal(rows)
+    values_R = inputs_RF @ truth_F + variance**0.5 * noise_R
+    return Rows(inputs_RF=inputs_RF.astype(np.float32), targets_R=values_R.astype(np.float32))

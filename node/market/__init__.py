@@ -1,0 +1,20 @@
+"""The market from a training loop of your own.
+
+    from node.market import Market
+
+    with Market(chain="http://127.0.0.1:8545", bootstrap=[...]) as market:
+        for epoch in range(50):
+            train_one_epoch(model)
+            market.offer(model)          # for sale, and submitted for trials
+            round_ = market.step()       # try what others offer, buy the best that helps
+            market.adopt(model)          # the merged weights, if any were bought
+            print(round_.because, round_.price, round_.gain)
+
+With a broker on this machine (``pm-node --role broker``) nothing needs to be named.
+"""
+
+from node.agent.session import Step
+from node.market.market import Market
+from node.market.modules import architecture_of, load_into, tensors_of
+
+__all__ = ["Market", "Step", "architecture_of", "load_into", "tensors_of"]

@@ -1,0 +1,1 @@
+"""A node of either role, put together from its settings."""

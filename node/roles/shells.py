@@ -1,0 +1,215 @@
+"""Puts the shells of either role together from what `opening` has opened.
+
+keys ─ chain ─ journal ─ network ─ station ─ agent | broker
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+from broker_node.appraisal import Appraiser, DrillAppraiser, MarketAppraiser
+from broker_node.evaluate.validation import ValidationSet
+from broker_node.mechanisms.ask import market_ask
+from broker_node.service import Broker
+from broker_node.settings import BrokerSettings
+from node.agent.agent import Agent
+from node.agent.session import Meet, never_wait
+from node.agent.settings import AgentSettings
+from node.chronicle import NetworkUsed, OurFault
+from node.clock import wall_clock
+from node.config.table import Config
+from node.data.datasets import load
+from node.data.folder import default_data_folder
+from node.data.split import Dirichlet, Endowment, SplitProtocol, split_test
+from node.home import BrokerAddress
+from node.net.host import Network, open_host
+from node.params.store import BlobStore
+from node.protocol.bargain import Patience
+from node.protocol.types import ONE, Digest, PeerId, Wei
+from node.roles.opening import Opened
+from node.roles.ports import port_of, remember, with_port
+from node.station.station import Station
+from node.training.registry import build_trainer
+from node.training.trainer import Task, Trainer
+
+LONGEST_DISPUTE_WINDOW: Final = 7 * 24 * 3_600
+LEAST_REVEAL_SECONDS: Final = 5
+DAY: Final = 86_400
+BLOCK_SECONDS: Final = 15
+"""A slow block of a public chain."""
+
+
+@asynccontextmanager
+async def open_station(opened: Opened) -> AsyncIterator[Station]:
+    """Join the network, and leave it at the end; what crossed it is told then."""
+    config, observer = opened.config, opened.observer
+
+    def fault(where: str, peer: PeerId | None, error: Exception) -> None:
+        observer.emit(OurFault(during=where, reason=f"{type(error).__name__}: {error} ({peer})"))
+
+    kept = opened.home.root / "listen.port"
+    listen = with_port(config.listen, kept)
+    async with open_host(opened.keys.peer, listen, on_fault=fault) as network:
+        remember(kept, port_of(network.addresses()[0]))
+        station = Station(
+            keys=opened.keys,
+            domain=opened.escrow.domain,
+            network=network,
+            journal=opened.journal,
+            blobs=BlobStore(opened.home.blobs),
+            observer=observer,
+            clock=wall_clock,
+            trusted_brokers=opened.trusted,
+            task=config.task,
+            trade_retention=config.trade_retention_days * DAY,
+        )
+        station.blobs.sweep()
+        try:
+            yield station
+        finally:
+            observer.emit(_used(network))
+
+
+def _used(network: Network) -> NetworkUsed:
+    counters = network.counters
+    return NetworkUsed(
+        bytes_in=dict(counters.bytes_in),
+        bytes_out=dict(counters.bytes_out),
+        accepted=counters.gossip_accepted,
+        ignored=dict(counters.gossip_ignored),
+        rejected=dict(counters.gossip_rejected),
+        published=counters.gossip_published,
+    )
+
+
+def address_of_broker(opened: Opened, station: Station) -> BrokerAddress:
+    """Return what other nodes of this machine need in order to join."""
+    return BrokerAddress(
+        multiaddrs=station.network.addresses(),
+        chain=opened.chain_url,
+        chain_id=opened.escrow.domain.chain_id,
+        escrow=opened.escrow.domain.escrow,
+        account=opened.keys.address,
+        pid=os.getpid(),
+    )
+
+
+async def broker_of(
+    opened: Opened, station: Station, *, trial_seed: Digest | None = None
+) -> Broker:
+    """Return the broker that the settings describe; nothing of it runs yet.
+
+    `trial_seed` fixes which rows each trial draws, for experiments; without it the broker
+    draws one for the life of its journal.
+    """
+    config = opened.config
+    return Broker(
+        station=station,
+        escrow=opened.escrow,
+        appraiser=await trio.to_thread.run_sync(_appraiser, config),
+        settings=BrokerSettings(
+            fee_basis_points=config.fee_bps,
+            fund_seconds=config.fund_seconds,
+            reveal_seconds=config.reveal_seconds,
+            grace_seconds=config.grace_seconds,
+            dispute_window_seconds=config.dispute_window_seconds,
+            trial_seed=trial_seed,
+        ),
+        confirmations=opened.confirmations,
+    )
+
+
+def endowment_of(config: Config) -> Endowment | None:
+    """Return who holds which rows; None for the paper's division."""
+    if config.endowment == "paper":
+        return None
+    return Dirichlet(concentration=config.concentration / ONE)
+
+
+def protocol_of(config: Config) -> SplitProtocol:
+    """Return which rows choose, score and report."""
+    return "paper" if config.protocol == "paper" else "clean"
+
+
+def _appraiser(config: Config) -> Appraiser:
+    if config.dataset == "random":
+        return DrillAppraiser()
+    protocol = protocol_of(config)
+    folder = config.data_folder or default_data_folder()
+    dataset = load(config.dataset, folder, seed=config.seed)
+    return MarketAppraiser(
+        ValidationSet.of(split_test(dataset, protocol=protocol).validation),
+        classes=dataset.outputs,
+        method=config.alignment,
+        search=config.alpha_search,
+        shared_rows=protocol == "paper",
+    )
+
+
+def _patience(opened: Opened) -> Patience:
+    """Return the waits that an agent agrees to; with real money, blocks enough for each step."""
+    blocks = 0 if opened.play_money else BLOCK_SECONDS
+    return Patience(
+        least_dispute_window=opened.config.minimum_dispute_window,
+        longest_dispute_window=LONGEST_DISPUTE_WINDOW,
+        # a payment must be deep before the reveal, and the reveal mined before any refund
+        least_reveal_seconds=LEAST_REVEAL_SECONDS + blocks * (opened.confirmations + 8),
+        least_grace=1 + blocks * 8,
+    )
+
+
+async def trainer_of(config: Config) -> Trainer:
+    """Return the trainer that the settings name. Raises `MarketError` if it cannot be had."""
+    task = Task(
+        dataset=config.dataset,
+        data_folder=config.data_folder or default_data_folder(),
+        agent=config.agent,
+        agents=config.agents,
+        seed=config.seed,
+        protocol=protocol_of(config),
+        endowment=endowment_of(config),
+    )
+    return await trio.to_thread.run_sync(build_trainer, config.trainer, task)
+
+
+def agent_of(
+    opened: Opened, station: Station, trainer: Trainer | None, *, meet: Meet = never_wait
+) -> Agent:
+    """Return the agent that the settings describe; nothing of it runs yet."""
+    config = opened.config
+    priced = config.pricing == "bargain"
+    return Agent(
+        station=station,
+        escrow=opened.escrow,
+        trainer=trainer,
+        settings=AgentSettings(
+            brokers=opened.brokers,
+            rounds=config.rounds,
+            warmup_epochs=config.warmup_epochs,
+            epochs_per_round=config.epochs_per_round,
+            offer_seconds=config.offer_ttl_seconds,
+            round_patience=config.round_patience_seconds,
+            offers_per_round=config.offers_per_round,
+            reserve=config.reserve if priced else Wei(0),
+            value_per_unit_gain=opened.value_per_unit_gain,
+            min_gain=config.min_gain,
+            budget=config.budget,
+            priced=priced,
+            gate="gain" if config.protocol == "paper" else "bound",
+            patience=_patience(opened),
+            ask=market_ask if priced else _nothing,
+            prepared_seconds=config.fund_seconds,
+        ),
+        confirmations=opened.confirmations,
+        meet=meet,
+    )
+
+
+def _nothing(*_: object) -> Wei:
+    """Ask for nothing."""
+    return Wei(0)

@@ -1,0 +1,102 @@
+"""A seller that was restarted asks as it would have asked, and knows what it has forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from node.agent.seller import OWN_GAIN, Seller
+from node.journal import Journal, TradeRow
+from node.protocol.errors import RemoteProtocolError
+from node.protocol.messages import Ask, AskRequest
+from node.protocol.types import Wei
+from tests.protocol.cast import NOTICE, OFFER, OFFER_DIGEST, TRADE_ID
+
+ETHER = Wei(10**18)
+ASKED = AskRequest(trade_id=TRADE_ID, offer_digest=OFFER_DIGEST, fee_basis_points=0)
+PEER = NOTICE.peer_id
+Start = Callable[[], Seller]
+
+
+class Desk:
+    """Knows no open trade, and must not be asked of one that was pruned."""
+
+    def find(self, trade_id: bytes, side: str) -> None:
+        assert trade_id != TRADE_ID
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    journal = Journal(tmp_path / "journal.db")
+    yield journal
+    journal.close()
+
+
+@pytest.fixture
+def start(journal: Journal) -> Start:
+    """Make a seller anew from its journal; it asks for what its own gain was worth."""
+
+    def ask(own: Wei | None, *_: object) -> Wei:
+        return own if own is not None else Wei(7)
+
+    def begin() -> Seller:
+        station: Any = SimpleNamespace(
+            journal=journal,
+            book=SimpleNamespace(receipts=lambda _: []),
+            own_offer=lambda _: OFFER,
+            notice_of=lambda _: NOTICE,
+        )
+        desk: Any = Desk()
+        settings: Any = SimpleNamespace(ask=ask)
+        return Seller(station, desk, settings)
+
+    return begin
+
+
+async def asks(seller: Seller) -> int:
+    answer = await seller._ask(PEER, ASKED)
+    assert isinstance(answer, Ask)
+    return answer.ask
+
+
+@pytest.mark.parametrize("worth", [3 * ETHER, 2**255])
+async def test_what_its_own_trials_were_worth_is_in_its_ask_after_a_restart(
+    start: Start, worth: int
+) -> None:
+    first = start()
+    assert first.own_gain_value is None
+    first.own_gain_value = Wei(1)
+    first.own_gain_value = Wei(worth)
+    again = start()
+    assert again.own_gain_value == worth
+    assert await asks(again) == await asks(first) == worth
+
+
+async def test_a_trial_that_gave_nothing_is_remembered_too(start: Start) -> None:
+    start().own_gain_value = Wei(0)
+    assert start().own_gain_value == 0
+
+
+@pytest.mark.parametrize("fact", [None, 7, "", "-1", "1.5", "one", "١٢x"])
+async def test_a_gain_that_is_none_of_ours_is_no_gain(
+    start: Start, journal: Journal, fact: Any
+) -> None:
+    journal.remember(OWN_GAIN, fact)
+    assert start().own_gain_value is None
+    assert await asks(start()) == OFFER.reserve
+
+
+def test_of_a_sale_that_was_pruned_nothing_is_served(start: Start, journal: Journal) -> None:
+    journal.save_trade(
+        TradeRow(trade_id=TRADE_ID, role="seller", state="paid", over=True, record=b"record")
+    )
+    for day in (0, 100):
+        journal.prune(day * 86_400, trade_seconds=90 * 86_400)
+    for part in ("data", "hashes"):
+        with pytest.raises(RemoteProtocolError) as refused:
+            start().serve_goods(PEER, TRADE_ID, part)
+        assert refused.value.reason == "unknown-trade"

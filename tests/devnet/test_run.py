@@ -1,0 +1,236 @@
+"""The devnet: two agents in one process by the real shells, every arm, to a settled ledger."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from node.data.files import DataError
+from node.devnet.arms import ARMS
+from node.devnet.errors import DevnetError
+from node.devnet.floor import Floor
+from node.devnet.report.document import CAUSES
+from node.devnet.spec import RunSpec
+
+CHECKOUT = Path(__file__).parents[2]
+ROUNDS = 4
+
+
+def command(folder: Path, *words: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "node.cli.main", "devnet", "--dataset", "digits"),
+        *("--rounds", str(ROUNDS), "--name", str(folder), *words),
+    ]
+
+
+def played(folder: Path, *words: str) -> dict[str, Any]:
+    ended = subprocess.run(
+        command(folder, *words, "--json"),
+        cwd=CHECKOUT, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-2_000:]
+    report: dict[str, Any] = json.loads(ended.stdout)
+    assert report == json.loads((folder / "report.json").read_text())
+    return report
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("devnet") / "run"
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> dict[str, Any]:
+    return played(folder, "--arms", "all", "--free", "--protocol", "paper")
+
+
+def test_every_arm_starts_from_the_same_weights_and_batches(report: dict[str, Any]) -> None:
+    curves = [report["arms"][arm]["curves"]["0"] for arm in ARMS]
+    for agent in ("agent-0", "agent-1"):
+        # nobody trades before epoch 5
+        assert all(curve[agent][:5] == curves[0][agent][:5] for curve in curves)
+        assert [epoch for epoch, _ in curves[0][agent]] == list(range(5 + ROUNDS))
+        assert len({tuple(map(tuple, curve[agent])) for curve in curves}) == len(ARMS)
+
+
+def test_every_trade_is_paid_on_chain_and_the_ledger_balances(report: dict[str, Any]) -> None:
+    assert report["trades"]
+    assert {trade["on_chain"] for trade in report["trades"]} == {"paid"}
+    assert {trade["state"] for trade in report["trades"]} == {"complete"}
+    ledger = report["ledger"]
+    assert ledger["balances"]
+    assert (ledger["stuck"], ledger["held"], ledger["open_trades"]) == ("0", "0", 0)
+    for trade in report["trades"]:
+        assert {"fund", "reveal", "finalize"} <= trade["transactions"].keys()
+        assert all(gas > 0 for gas in trade["gas"].values())
+        assert trade["buyer"] != trade["seller"]
+        assert 1 <= trade["round"] <= ROUNDS
+
+
+def test_a_free_trade_settles_for_one_wei_and_says_so(report: dict[str, Any]) -> None:
+    assert not report["priced"]
+    assert {trade["price"] for trade in report["trades"]} == {"1"}
+    assert int(report["ledger"]["deposited"]) == len(report["trades"])
+    assert any("one wei" in note for note in report["notes"])
+
+
+def test_every_possible_trade_is_accounted_for(report: dict[str, Any]) -> None:
+    for arm in ("fedavg", "unaligned", "aligned"):
+        legs = report["legs"][arm]
+        assert legs["possible"] == 2 * ROUNDS == legs["traded"] + sum(legs["lost"].values())
+        assert set(legs["lost"]) == set(CAUSES)
+        assert legs["traded"] == sum(trade["arm"] == arm for trade in report["trades"])
+    assert "out-of-market" not in report["legs"]
+
+
+def test_the_nodes_and_the_floor_without_nodes_learn_the_same_to_the_bit(
+    report: dict[str, Any], folder: Path
+) -> None:
+    spec = RunSpec(
+        folder=folder, dataset="digits", rounds=ROUNDS, priced=False, protocol="paper"
+    )  # fmt: skip
+    torch.set_num_threads(1)  # as in a run
+    for name, arm in ARMS.items():
+        floor = Floor(spec, arm, seed=0).play()
+        for number, curve in enumerate(floor.curves):
+            nodes = report["arms"][name]["curves"]["0"][f"agent-{number}"]
+            assert [figure for _, figure in nodes] == [figure for _, figure in curve], name
+
+
+def test_the_report_has_its_files(report: dict[str, Any], folder: Path) -> None:
+    assert report["complete"]
+    assert (folder / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert len(list((folder / "plots").glob("*.png"))) >= 6
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert {event["market"] for event in events} == {
+        f"{arm}-seed-0" for arm in ARMS if arm != "out-of-market"
+    }
+    assert report["network"]["bytes"] > 0
+    assert report["network"]["offers_sent"] == 3 * 2 * ROUNDS
+
+
+def test_prices_are_paid_where_there_are_any_and_an_agent_that_leaves_is_not_waited_for(
+    tmp_path: Path,
+) -> None:
+    report = played(
+        tmp_path / "run",
+        *("--arms", "aligned", "--agents", "3", "--endowment", "dirichlet", "--leave", "2@1"),
+    )
+    trades = report["trades"]
+    assert trades
+    assert {trade["on_chain"] for trade in trades} == {"paid"}
+    assert all(int(trade["price"]) > 1 for trade in trades)
+    ledger = report["ledger"]
+    assert int(ledger["deposited"]) == sum(int(trade["price"]) for trade in trades)
+    assert int(ledger["deposited"]) == int(ledger["paid_out"]) + int(ledger["fees"])
+    assert not [t for t in trades if "agent-2" in (t["buyer"], t["seller"]) and t["round"] > 1]
+    assert any("agent-2 went away" in note for note in report["notes"])
+
+
+def test_a_run_that_is_interrupted_settles_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = ("--arms", "aligned")
+    with subprocess.Popen(
+        command(folder, *words),
+        cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    ) as process:  # fmt: skip
+        log = folder / "markets" / "aligned-seed-0" / "agent-0" / "logs" / "agent.jsonl"
+        patience = time.monotonic() + 120
+        while not (log.exists() and '"round_played"' in log.read_text(errors="replace")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < patience
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, (out, err)
+    assert "--resume" in err
+    partial = json.loads((folder / "report.json").read_text())
+    assert partial["interrupted"]
+    assert not partial["complete"]
+    assert partial["ledger"]["balances"]
+    assert (folder / "report.html").exists()
+    before = {trade["id"] for trade in partial["trades"]}
+    report = played(folder, *words, "--resume")
+    assert report["complete"]
+    assert before <= {trade["id"] for trade in report["trades"]}
+    assert {trade["on_chain"] for trade in report["trades"]} == {"paid"}
+    for agent in ("agent-0", "agent-1"):
+        curve = report["arms"]["aligned"]["curves"]["0"][agent]
+        assert [epoch for epoch, _ in curve] == list(range(5 + ROUNDS))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"arms": ("alined",)}, "no arm 'alined'; there are out-of-market, fedavg"),
+        ({"arms": ()}, "no arm"),
+        ({"agents": 1}, "a market has 2 to 64"),
+        ({"seeds": ()}, "name at least one"),
+        ({"leaves": {7: 1}}, "agent 7 cannot leave"),
+        ({"dataset": "linear", "agents": 3}, "has 2 agents"),
+    ],
+)
+def test_what_cannot_be_played_is_said_before_anything_is_begun(
+    tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    options = {"dataset": "digits", **changes}
+    with pytest.raises(DevnetError, match=told):
+        RunSpec(folder=tmp_path / "run", **options).check()
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_agents_than_classes_are_told_of_the_endowment_that_can(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="take the endowment `dirichlet`"):
+        RunSpec(folder=tmp_path / "run", dataset="digits", agents=11).check()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--dataset", "cifar"), "'cifar' is not one of"),
+        (("--dataset", "cifar10", "--data-folder", "/nowhere"), "CIFAR-10"),
+        (("--arms", "some"), "'some' is no arm"),
+        (("--leave", "2"), "is not AGENT@ROUND"),
+        (("--resume",), "there is no run to resume"),
+        (("--agents", "1"), "not in the range"),
+    ],
+)
+def test_bad_words_are_refused_on_one_line(
+    tmp_path: Path, words: tuple[str, ...], told: str
+) -> None:
+    ended = subprocess.run(
+        command(tmp_path / "run", *words),
+        cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ended.returncode in (1, 2), ended.stderr
+    assert told in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_with_other_options_is_not_resumed(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".pm-node-run").write_text(json.dumps({"dataset": "mnist"}))
+    ended = subprocess.run(
+        command(folder, "--resume"),
+        cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert "was asked for with another" in ended.stderr
+    (folder / ".pm-node-run").unlink()
+    (folder / "thesis.txt").write_text("mine")
+    ended = subprocess.run(
+        command(folder), cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "holds something else than a run" in ended.stderr
+    assert (folder / "thesis.txt").read_text() == "mine"
