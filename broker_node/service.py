@@ -91,6 +91,7 @@ class Broker:
         for root in station.blobs.roots():
             # what was fetched before a restart can be fetched again; nothing is kept for longer
             station.blobs.delete(root)
+        station.blobs.delete_leftovers(())
         station.listen(
             {
                 ListBook: self._list,
