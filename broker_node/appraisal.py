@@ -18,7 +18,12 @@ from broker_node.evaluate.evaluation import DEFAULT_SEARCH, evaluate, require_se
 from broker_node.evaluate.validation import ValidationSet
 from broker_node.verify.checks import verify
 from broker_node.verify.stages import Received, Verified
-from node.params.architecture import Architecture, layout, parse_architecture
+from node.params.architecture import (
+    Architecture,
+    layout,
+    parse_architecture,
+    permutation_spec,
+)
 from node.params.encoding import decode_file, weights_root
 from node.params.families.shapes import Shapes
 from node.params.recipe import Recipe, apply_recipe
@@ -31,6 +36,15 @@ from node.protocol.types import ONE, Digest, Millionths
 
 CODE_VERSION: Final = "pm-node/1"
 """Of what a replay must agree with; changes with any change of the figures."""
+
+MAX_GROUP_UNITS: Final = 4_096
+"""Units that may be interchangeable with one another. Matching n of them takes a matrix of
+n^2 float64 (128 MiB here, with a product and the solver's copy of the same size beside it)
+and an assignment of O(n^3), in a thread that nothing can stop: 1.4 s to 4 s here for trained
+or random weights, and about a minute for weights that were chosen to be slow, as those of
+rank 1 are (7.3 s at n = 2,048). Eight times that for twice the units."""
+MAX_SIMILARITIES: Final = 2**27
+"""The sum of n^2 over the groups: what one sweep of the matching computes, a GiB of float64."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,10 +80,26 @@ class Appraiser(Protocol):
 
 def _screen(offer: Offer) -> Architecture:
     architecture = parse_architecture(offer.architecture)
+    _require_matchable(architecture)
     expected = encoded_length(layout(architecture))
     if offer.byte_length != expected or offer.leaf_count != merkle.leaf_count(expected):
         raise RemoteProtocolError("wrong-size", f"{offer.byte_length} bytes, not {expected}")
     return architecture
+
+
+def _require_matchable(architecture: Architecture) -> None:
+    """Raise `RemoteProtocolError("too-wide")` for what would take too long to align."""
+    sizes = {name: group.size for name, group in permutation_spec(architecture).groups.items()}
+    for name, size in sizes.items():
+        if size > MAX_GROUP_UNITS:
+            raise RemoteProtocolError(
+                "too-wide", f"{name[:100]} has {size} units, of at most {MAX_GROUP_UNITS}"
+            )
+    similarities = sum(size**2 for size in sizes.values())
+    if similarities > MAX_SIMILARITIES:
+        raise RemoteProtocolError(
+            "too-wide", f"{similarities} pairs of units, of at most {MAX_SIMILARITIES}"
+        )
 
 
 def _admit(path: Path, offer: Offer) -> Verified:
@@ -216,9 +246,12 @@ class DrillAppraiser:
 class ModelShelf:
     """Verified models by weights root, the latest used ones."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, max_bytes: int = 2 * 1024**3) -> None:
+        """Hold at most `capacity` models of `max_bytes` together; a larger one alone."""
         self._capacity = capacity
+        self._max_bytes = max_bytes
         self._models: OrderedDict[Digest, Verified] = OrderedDict()
+        self._bytes = 0
 
     def get(self, root: Digest) -> Verified | None:
         """Return a model that was admitted, if it is still held."""
@@ -226,10 +259,23 @@ class ModelShelf:
             self._models.move_to_end(root)
         return self._models.get(root)
 
-    def put(self, model: Verified) -> Digest | None:
-        """Hold a model; returns the root of one that had to go."""
+    def put(self, model: Verified) -> tuple[Digest, ...]:
+        """Hold a model; returns the roots of those that had to go, least recently used first."""
+        replaced = self._models.pop(model.weights_root, None)
+        if replaced is not None:
+            self._bytes -= _tensor_bytes(replaced)
         self._models[model.weights_root] = model
-        self._models.move_to_end(model.weights_root)
-        if len(self._models) > self._capacity:
-            return self._models.popitem(last=False)[0]
-        return None
+        self._bytes += _tensor_bytes(model)
+        gone: list[Digest] = []
+        while len(self._models) > 1 and self._is_full():
+            root, forgotten = self._models.popitem(last=False)
+            self._bytes -= _tensor_bytes(forgotten)
+            gone.append(root)
+        return tuple(gone)
+
+    def _is_full(self) -> bool:
+        return len(self._models) > self._capacity or self._bytes > self._max_bytes
+
+
+def _tensor_bytes(model: Verified) -> int:
+    return sum(tensor.nbytes for tensor in model.tensors.values())

@@ -50,8 +50,16 @@ from node.station.turns import Turns
 
 LISTED: Final = 400
 LISTED_BYTES: Final = 200_000
-RESUMED: Final = frozenset({"unreachable", "timeout", "truncated", "busy"})
-"""After these what has arrived of a blob is kept; after anything else nobody will finish it."""
+PASSING: Final = frozenset(
+    {"unreachable", "timeout", "truncated", "stream-reset", "too-slow", "busy", "quota-exceeded"}
+)
+"""What a better moment may mend."""
+TAKEN_FOR_OURS: Final = PASSING | {"unknown-offer"}
+"""What a seller is at fault for, and whoever asked us would take for a fault of ours."""
+SELLER_UNREACHABLE: Final = "seller-unreachable"
+"""After this, what has arrived of a blob is kept; after anything else nobody will finish it."""
+MAX_UNFINISHED: Final = 16
+"""Downloads that were cut off and may still be resumed."""
 
 
 class Broker:
@@ -69,8 +77,10 @@ class Broker:
         self.station = station
         self._appraiser = appraiser
         self._settings = settings
-        self._shelf = ModelShelf(settings.max_models_held)
+        self._shelf = ModelShelf(settings.max_models_held, settings.max_models_bytes)
         self._turns = Turns()
+        self._unfinished: OrderedDict[Digest, None] = OrderedDict()
+        """Roots of which something is on the disk and no model on the shelf, oldest first."""
         self._trials: OrderedDict[Digest, Tried] = OrderedDict()
         self._compute = trio.CapacityLimiter(1)
         self.desk = TradeDesk(
@@ -215,38 +225,70 @@ class Broker:
         return model if model and model.architecture.text == offer.architecture else None
 
     async def _fetch(self, offer: Offer) -> Verified:
-        blobs, root = self.station.blobs, offer.weights_root
-        if not blobs.has(root):
-            source = Source(
-                peer=offer.peer_id,
-                protocol=PARAMS_PROTOCOL,
-                name=root,
-                addresses=(*self.station.book.addresses_of(offer.peer_id), *offer.addresses),
-            )
-            try:
-                await fetch_blob(
-                    self.station.network,
-                    source,
-                    lambda hashes: blobs.writer(root, offer.byte_length, hashes),
-                    root=root,
-                    byte_length=offer.byte_length,
-                )
-            except RemoteProtocolError as error:
-                if error.reason not in RESUMED:
-                    blobs.delete(root)
-                raise
+        root = offer.weights_root
+        self._unfinished.pop(root, None)
         try:
+            await self._download(offer)
             model = await trio.to_thread.run_sync(
-                self._appraiser.admit, blobs.path(root), offer, limiter=self._compute
+                self._appraiser.admit,
+                self.station.blobs.path(root),
+                offer,
+                limiter=self._compute,
             )
-        except MarketError:
-            if self._shelf.get(root) is None:  # else it is good, and was offered as something else
-                blobs.delete(root)
+        except RemoteProtocolError as error:
+            self._let_go(root, resumable=error.reason == SELLER_UNREACHABLE)
             raise
-        forgotten = self._shelf.put(model)
-        if forgotten is not None:
-            blobs.delete(forgotten)
+        except MarketError:
+            self._let_go(root, resumable=False)
+            raise
+        except BaseException:
+            self._let_go(root, resumable=True)
+            raise
+        for forgotten in self._shelf.put(model):
+            self.station.blobs.delete(forgotten)
         return model
+
+    async def _download(self, offer: Offer) -> None:
+        """Raises ``seller-unreachable`` for what may pass: it is the seller's, and not ours."""
+        blobs, root = self.station.blobs, offer.weights_root
+        if blobs.has(root):
+            return
+        source = Source(
+            peer=offer.peer_id,
+            protocol=PARAMS_PROTOCOL,
+            name=root,
+            addresses=(*self.station.book.addresses_of(offer.peer_id), *offer.addresses),
+        )
+        try:
+            await fetch_blob(
+                self.station.network,
+                source,
+                lambda hashes: blobs.writer(root, offer.byte_length, hashes),
+                root=root,
+                byte_length=offer.byte_length,
+            )
+        except RemoteProtocolError as error:
+            if error.reason in TAKEN_FOR_OURS:
+                raise RemoteProtocolError(
+                    SELLER_UNREACHABLE, error.reason, peer=offer.peer_id
+                ) from error
+            raise
+
+    def _let_go(self, root: Digest, *, resumable: bool) -> None:
+        """Delete what is on the disk of a blob that did not get to the shelf, or keep it a while.
+
+        One that is on the shelf is good, and was offered as something else.
+        """
+        blobs = self.station.blobs
+        if self._shelf.get(root) is not None:
+            return
+        if not resumable:
+            blobs.delete(root)
+            return
+        self._unfinished[root] = None
+        while len(self._unfinished) > MAX_UNFINISHED:
+            oldest, _ = self._unfinished.popitem(last=False)
+            blobs.delete(oldest)
 
     # ── trials ──
 

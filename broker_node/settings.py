@@ -36,8 +36,11 @@ class BrokerSettings:
     dispute_window_seconds: int
     notice_seconds: int = 3_600
     max_trials_remembered: int = 4_096
-    max_model_bytes: int = 16 * 1024**3
+    max_model_bytes: int = 1024**3
+    """The longest blob that is fetched, its header included."""
     max_models_held: int = 256
+    max_models_bytes: int = 2 * 1024**3
+    """The tensors of all models held; one that is larger is held alone."""
     trial_seed: Digest | None = None
     """Draws the rows of every trial; None for one drawn once for the life of the journal."""
     receipt_seconds: int = MAX_LIFETIME

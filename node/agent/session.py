@@ -17,15 +17,16 @@ from typing import Final
 import torch
 import trio
 
-from node.agent.buyer import PASSING, Buyer, NoPrice, Tried
+from node.agent.buyer import Buyer, NoPrice, Tried
+from node.agent.selection import NOT_ITS_OWN, in_turn
 from node.agent.seller import Seller
 from node.agent.settings import AgentSettings
+from node.agent.submission import Submission
 from node.chain.errors import ChainUnavailableError
 from node.chronicle import LegEnded, PeerFault
 from node.params.architecture import Architecture, layout, parse_architecture
 from node.params.encoding import decode_file, encode_tensors
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
-from node.protocol.messages import Submit, Submitted
 from node.protocol.offer import Offer
 from node.protocol.purchase import Purchase, PurchaseState
 from node.protocol.types import Digest, Millionths, PeerId, UnixTime, Wei
@@ -34,9 +35,6 @@ from node.settlement.purse import Purse
 from node.settlement.trade import Trade, roots_of
 from node.station.station import Station
 
-SUBMIT_SECONDS: Final = 60.0
-FIRST_RETRY_SECONDS: Final = 0.25
-LONGEST_RETRY_SECONDS: Final = 5.0
 FORGOTTEN: Final = frozenset({"unknown-offer", "unreachable", "timeout"})
 CAME_TO_NOTHING: Final = frozenset({PurchaseState.ABANDONED, PurchaseState.REFUNDED})
 Tensors = Mapping[str, torch.Tensor]
@@ -103,8 +101,13 @@ class Session:
         self._settings = settings
         self._broker = broker
         self._meet = meet
-        self._tried = self._offers_bought()
-        """Offers that need no trial: one was had, or they were bought, also before a restart."""
+        self._submission = Submission(station, broker, self._fault)
+        self._bought = self._offers_bought()
+        """Offers that are never tried again, also after a restart."""
+        self._tried = set(self._bought)
+        """Offers that need no trial, for one was had; besides what was bought, only live ones."""
+        self._missed: set[Digest] = set()
+        """Live offers whose trial failed for a reason that was not their own."""
         self._base: tuple[Digest, Offer] | None = None
         self._trade: Trade | None = None
         self.progress = self._recall()
@@ -150,7 +153,7 @@ class Session:
         self._station.served.add(held.root)
         name, data = self._station.sign(offer)
         await self._station.publish(data)
-        await self._submit(data)
+        await self._submission.of_ours(data)
         self._base = name, offer
         return name
 
@@ -204,9 +207,11 @@ class Session:
         for offered in offers:
             try:
                 trials.append(await self._try(base, offered))
+                self._tried.add(offered[0])
             except RemoteProtocolError as error:
                 self._fault("trial", error)
                 failed = error.reason
+                (self._missed if failed in NOT_ITS_OWN else self._tried).add(offered[0])
         if not trials:
             return Step(round=number, bought=False, because=failed)
         best_gain = max(trial.result.gain for trial in trials)
@@ -229,6 +234,7 @@ class Session:
                 if isinstance(answer, NoPrice):
                     because = answer.reason
                 else:
+                    self._bought.add(best.offer_digest)
                     because, price = await self._settled(answer)
                     trade_id = answer.machine.record.trade_id
         return Step(
@@ -263,51 +269,46 @@ class Session:
             if error.reason not in FORGOTTEN:
                 raise
         # a broker that was restarted has to be told again what it is to try
-        for name in (base[0], offered[0]):
+        for name, submit in (
+            (base[0], self._submission.of_ours),
+            (offered[0], self._submission.of_another),
+        ):
             data = self._station.book.data_of(name)
             if data is not None:
-                await self._submit(data)
+                await submit(data)
         return await self._buyer.try_offer(broker=self._broker, base=base, offered=offered)
 
     async def _new_offers(self, architecture: str, expected: int) -> list[tuple[Digest, Offer]]:
         """Wait for offers of others that were not tried yet, as long as a round's patience."""
-        patience = trio.current_time() + self._settings.round_patience
+        station, settings = self._station, self._settings
+        patience = trio.current_time() + settings.round_patience
         while True:
+            self._forget_offers()
             found = [
                 (name, offer)
-                for name, offer in self._station.book.latest_of_each_seller(
-                    self._station.task, self._station.clock()
-                )
-                if offer.seller != self._station.account
+                for name, offer in station.book.latest_of_each_seller(station.task, station.clock())
+                if offer.seller != station.account
                 and name not in self._tried
                 and offer.architecture == architecture
             ]
-            heard = self._station.heard
-            waited = trio.current_time() >= patience
-            if len(found) >= expected or waited:
-                self._tried.update(name for name, _ in found)
-                return found
+            heard = station.heard
+            new = sum(name not in self._missed for name, _ in found)
+            if new >= expected or trio.current_time() >= patience:
+                return in_turn(
+                    found,
+                    receipts=station.book.receipts(station.task),
+                    broker=self._broker,
+                    missed=self._missed,
+                    most=max(settings.trials_per_round, expected),
+                )
             with trio.move_on_at(patience):
                 await heard.wait()
 
-    async def _submit(self, data: bytes) -> None:
-        """Have the broker fetch and verify; keep trying while it is away."""
-        told, pause = "", FIRST_RETRY_SECONDS
-        while True:
-            try:
-                await self._station.ask(
-                    self._broker, Submit(statement=data), Submitted, seconds=SUBMIT_SECONDS
-                )
-            except RemoteProtocolError as error:
-                if error.reason != told:
-                    self._fault("submit", error)
-                told = error.reason
-                if error.reason not in PASSING:
-                    return
-                await trio.sleep(pause)
-                pause = min(2 * pause, LONGEST_RETRY_SECONDS)
-            else:
-                return
+    def _forget_offers(self) -> None:
+        """Keep in mind no offer that is in the book no more, but what was bought."""
+        live = {name for name, _ in self._station.book.offers(self._station.clock())}
+        self._tried &= live | self._bought
+        self._missed &= live
 
     # ── what was bought ──
 

@@ -57,6 +57,8 @@ class AgentSettings:
     """What must be over 0 for a purchase: the measured gain, or its lower bound."""
     offers_per_round: int = 1
     """New offers of others that a round waits for, as long as its patience."""
+    trials_per_round: int = 32
+    """Most trials that a round has, or as many as the offers it waits for if those are more."""
     prepared_seconds: int = 120
     """How long encrypted goods wait for their quote."""
     max_unfunded_sales: int = 64

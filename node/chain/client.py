@@ -2,7 +2,8 @@
 
 | raised by                              | becomes                                          |
 |----------------------------------------|--------------------------------------------------|
-| sockets, urllib3, requests, timeouts   | `ChainUnavailableError`                          |
+| no connection                          | `ChainUnavailableError`                          |
+| sockets, urllib3, requests, timeouts   | `AnswerLostError`: it may have arrived           |
 | bad JSON, an answer that is no answer  | `ChainAnswerError`                               |
 | a JSON-RPC error object, web3, eth-tester | `EndpointRefusedError`, which the adapter names    |
 
@@ -29,7 +30,7 @@ from web3.types import RPCEndpoint, RPCResponse
 
 from node.chain import answers
 from node.chain.codec import revert_data
-from node.chain.errors import ChainAnswerError, ChainUnavailableError
+from node.chain.errors import AnswerLostError, ChainAnswerError, ChainUnavailableError
 from node.chain.port import DEVELOPMENT_CHAIN_ID, DEVELOPMENT_CLIENT
 from node.protocol import bounded_json
 from node.protocol.errors import LocalProtocolError
@@ -41,6 +42,12 @@ _CHUNK: Final = 1 << 16
 _POOL: Final = 32
 
 _UNREACHABLE: Final = (OSError, urllib3.exceptions.HTTPError, requests.RequestException)
+_NO_CONNECTION: Final = (
+    ConnectionRefusedError,
+    requests.ConnectTimeout,
+    urllib3.exceptions.NewConnectionError,
+    urllib3.exceptions.ConnectTimeoutError,
+)
 _MALFORMED: Final = (ValueError, TypeError, KeyError, AttributeError)
 
 
@@ -52,6 +59,19 @@ class EndpointRefusedError(ChainUnavailableError):
         self.message = message
         self.data = data
         """What a reverted call said, where the endpoint passes it on."""
+
+
+def _never_left(error: BaseException) -> bool:
+    """Whether no connection was made, so that nothing of the question can have arrived."""
+    seen: set[int] = set()
+    found: object = error
+    while isinstance(found, BaseException) and id(found) not in seen:
+        if isinstance(found, _NO_CONNECTION):
+            return True
+        seen.add(id(found))
+        inner = [part for part in found.args if isinstance(part, BaseException)]
+        found = getattr(found, "reason", None) or found.__cause__ or (inner[0] if inner else None)
+    return False
 
 
 class HttpProvider(BaseProvider):
@@ -138,7 +158,8 @@ class ChainClient:
             message = str(error)
             raise EndpointRefusedError(message, revert_data(message)) from error
         except _UNREACHABLE as error:
-            raise ChainUnavailableError(f"{method}: {_brief(error)}") from error
+            kind = ChainUnavailableError if _never_left(error) else AnswerLostError
+            raise kind(f"{method}: {_brief(error)}") from error
         except _MALFORMED as error:
             raise ChainAnswerError(f"{method}: {_brief(error)}") from error
         return _result(response, method)

@@ -27,7 +27,11 @@ class ChainUnavailableError(ChainError):
     """The endpoint is down, too slow, or answers nonsense: nothing is known, ask again later."""
 
 
-class ChainAnswerError(ChainUnavailableError):
+class AnswerLostError(ChainUnavailableError):
+    """The question may have arrived, and no answer came: what it asked for may have been done."""
+
+
+class ChainAnswerError(AnswerLostError):
     """The endpoint answered with something of another shape than was asked for."""
 
 

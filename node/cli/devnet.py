@@ -125,6 +125,13 @@ def devnet(node: Invocation, /, **options: Any) -> int:
         click.echo(json.dumps(report, indent=2))
     else:
         print_report(report, spec.folder)
+        cost = report["machine"]
+        if "seconds a round" in cost:
+            click.echo(
+                f"{spec.agents} agents: {cost['seconds a round']} s a round, "
+                f"{cost['seconds a round and agent']} s an agent; "
+                f"{cost['memory an agent, MB']} MB an agent, {cost['peak memory, MB']} MB in all"
+            )
     if report["interrupted"]:
         click.echo(
             f"pm-node: interrupted; `--resume --name {name}` with the same options goes on",

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -100,6 +101,10 @@ DATASETS: Final[dict[str, Source]] = {
 """By name."""
 
 
+_HELD: Final[WeakValueDictionary[tuple[str, Path, int], Dataset]] = WeakValueDictionary()
+"""What somebody in this process still holds: agents that share one hold one copy."""
+
+
 def _source(name: str) -> Source:
     if name not in DATASETS:
         raise DataError(f"no data set {name!r}; there are {sorted(DATASETS)}")
@@ -112,7 +117,11 @@ def load(name: str, folder: Path, *, seed: int = 0) -> Dataset:
     `seed` says which rows, where they are generated, and nothing elsewhere. Raises
     `DataError` if there is no such data set, or its files are missing or damaged.
     """
-    return _source(name).load(folder, seed)
+    key = name, folder.absolute(), seed
+    found = _HELD.get(key)
+    if found is None:
+        found = _HELD[key] = _source(name).load(folder, seed)
+    return found
 
 
 def locate(name: str, folder: Path) -> Path | None:

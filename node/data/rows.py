@@ -63,7 +63,7 @@ class Rows:
         return Rows(inputs_RF=self.inputs_RF[indices], targets_R=self.targets_R[indices])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
 class Dataset:
     """A task's rows to train on and rows to test with.
 

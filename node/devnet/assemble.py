@@ -18,9 +18,17 @@ from node.devnet.spec import RunSpec
 
 
 def assemble(
-    spec: RunSpec, records: Sequence[MarketRecord], *, interrupted: bool, seconds: float
+    spec: RunSpec,
+    records: Sequence[MarketRecord],
+    *,
+    interrupted: bool,
+    seconds: float,
+    megabytes: tuple[float, float],
 ) -> Report:
-    """Return the report of what was played, whether that is all of the run or a part."""
+    """Return the report of what was played, whether that is all of the run or a part.
+
+    `megabytes`: the most memory that the process held, in all and before any node was opened.
+    """
     arms = {name: _arm([r for r in records if r["arm"] == name]) for name in spec.arms}
     arms = {name: arm for name, arm in arms.items() if arm["curves"]}
     complete = len(records) == len(spec.arms) * len(spec.seeds) and all(
@@ -47,7 +55,7 @@ def assemble(
         gas=_gas(records),
         network=_network(records),
         timings=_timings(records, seconds),
-        machine=machine(),
+        machine={**machine(), **_cost(spec, records, megabytes)},
         first_trade_epoch=spec.warmup_epochs,
         notes=_notes(spec),
     )
@@ -152,6 +160,23 @@ def _timings(
     return {
         "total_s": round(seconds, 2),
         "by_arm": {arm: round(total, 2) for arm, total in by_arm.items()},
+    }
+
+
+def _cost(
+    spec: RunSpec, records: Sequence[MarketRecord], megabytes: tuple[float, float]
+) -> dict[str, Any]:
+    """Return what an agent costs, where all of them share this process."""
+    peak, before = megabytes
+    seconds = sum(r["seconds"] for r in records if r["arm"] != OUT_OF_MARKET)
+    rounds = spec.rounds * sum(r["arm"] != OUT_OF_MARKET for r in records)
+    if spec.processes or not rounds:
+        return {}
+    return {
+        "peak memory, MB": round(peak),
+        "memory an agent, MB": round((peak - before) / spec.agents, 1),
+        "seconds a round": round(seconds / rounds, 2),
+        "seconds a round and agent": round(seconds / rounds / spec.agents, 3),
     }
 
 

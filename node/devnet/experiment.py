@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -64,9 +66,9 @@ class Experiment:
 
     def run(self) -> Report:
         """Play, and write the report. Raises `MarketError` if it cannot begin or go on."""
-        self.spec.check()
+        shared = self.spec.check()  # noqa: F841 (held, so that agents share one copy of the rows)
         self._prepare()
-        begun = time.monotonic()
+        begun, before = time.monotonic(), peak_megabytes()
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # models are small, and agents train beside one another
         try:
@@ -79,6 +81,7 @@ class Experiment:
             self.records,
             interrupted=self.interrupted,
             seconds=time.monotonic() - begun,
+            megabytes=(peak_megabytes(), before),
         )
         self._write_events()
         write_report(self.spec.folder, report)
@@ -196,6 +199,12 @@ class Experiment:
                 events = [e for home in sorted(folder.glob("*")) for e in read_events(home)]
                 for event in sorted(events, key=lambda event: str(event.get("time"))):
                     file.write(json.dumps({"market": folder.name, **event}) + "\n")
+
+
+def peak_megabytes() -> float:
+    """Return the most memory that this process has held so far."""
+    scale = 1_024 if sys.platform != "darwin" else 1_048_576
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
 
 
 @contextmanager

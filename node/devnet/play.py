@@ -79,7 +79,7 @@ class Play:
     _played: dict[str, trio.Event] = field(default_factory=dict)
     _agents: dict[str, Agent] = field(default_factory=dict)
     _coming: int = 0
-    """Agents that are being opened."""
+    """Agents that are being opened again."""
     _last_sign_of_life: float = 0.0
 
     async def run(self) -> Ended:
@@ -97,6 +97,7 @@ class Play:
             whole = await self._until_played()
             for number in self.spec.leaves:  # it comes back for what it is owed
                 if agent_name(number) not in self._agents:
+                    self._coming += 1
                     nursery.start_soon(self._agent, number, market, meeting, True)
             for agent in self._agents.values():
                 agent.rest()
@@ -130,7 +131,6 @@ class Play:
     ) -> None:
         """Run an agent; one that is `back` trains and buys no more."""
         name = agent_name(number)
-        self._coming += 1
         config = dataclasses.replace(
             self._config(name),
             agent=number,
@@ -156,7 +156,7 @@ class Play:
                     self._agents[name], self._desks[name] = agent, agent.desk
                     if back:
                         agent.rest()
-                    self._coming -= 1
+                        self._coming -= 1
                     await agent.run()
         finally:
             meeting.leave(name)

@@ -12,6 +12,7 @@ from broker_node.evaluate.evaluation import QUADRATIC_SEARCH as EXACT_SEARCH
 from node.config.table import Config
 from node.data.datasets import load
 from node.data.folder import default_data_folder
+from node.data.rows import Dataset
 from node.data.split import endowment
 from node.devnet.arms import ARMS, OUT_OF_MARKET, Arm
 from node.devnet.errors import DevnetError
@@ -62,8 +63,11 @@ class RunSpec:
     def name(self) -> str:
         return self.folder.name
 
-    def check(self) -> None:
-        """Raise `MarketError` for what could not be played, before any of it is."""
+    def check(self) -> Dataset | None:
+        """Return the rows of the first seed, if there are any.
+
+        Raises `MarketError` for what could not be played, before any of it is.
+        """
         unknown = [arm for arm in self.arms if arm not in ARMS]
         if unknown or not self.arms:
             name = unknown[0] if unknown else ""
@@ -79,16 +83,18 @@ class RunSpec:
             raise DevnetError(
                 f"agent {strangers[0]} cannot leave: there are 0 to {self.agents - 1}"
             )
-        if self.dataset != DRILL:
-            dataset = load(self.dataset, self.data, seed=self.seeds[0])
-            for agent in range(self.agents):
-                endowment(
-                    dataset,
-                    agent,
-                    self.agents,
-                    seed=self.seeds[0],
-                    rule=endowment_of(self.config(self.seeds[0], agent=agent)),
-                )
+        if self.dataset == DRILL:
+            return None
+        dataset = load(self.dataset, self.data, seed=self.seeds[0])
+        for agent in range(self.agents):
+            endowment(
+                dataset,
+                agent,
+                self.agents,
+                seed=self.seeds[0],
+                rule=endowment_of(self.config(self.seeds[0], agent=agent)),
+            )
+        return dataset
 
     def document(self) -> dict[str, object]:
         """Return the spec as JSON: two runs with the same one may go on with one another."""

@@ -23,7 +23,7 @@ from node.net.limits import KIB, MIB, STREAM_READ_BYTES
 from node.net.serving import DATA, HASHES, IDLE_S, REQUEST_BYTES, RangeRequest, encode_total
 from node.net.streams import decode_answer
 from node.protocol import merkle
-from node.protocol.errors import LocalProtocolError, RemoteProtocolError
+from node.protocol.errors import LocalProtocolError, MarketError, RemoteProtocolError
 from node.protocol.merkle import LEAF_BYTES
 from node.protocol.types import DIGEST_BYTES, Digest
 
@@ -161,11 +161,12 @@ async def fetch_data(
 
     `progress` is called with the number of bytes just kept. Raises `PeerUnreachableError`,
     `PeerTimeoutError` and `RemoteProtocolError` with ``wrong-chunk``, ``wrong-length``,
-    ``truncated`` or the server's own reason, all naming the peer; what was kept stays.
+    ``truncated`` or the server's own reason, all naming the peer, and whatever `MarketError`
+    the sink raises of its own, which is no peer's fault. Never a group; what was kept stays.
     """
     todo = deque(_ranges(sink.missing()))
     writing = trio.Lock()
-    failures: list[RemoteProtocolError] = []
+    failures: list[MarketError] = []
 
     async def keep(offset: int, data: memoryview) -> None:
         async with writing:
@@ -176,8 +177,9 @@ async def fetch_data(
     async def work(scope: trio.CancelScope) -> None:
         try:
             await _run_worker(network, source, part, byte_length, todo, keep)
-        except RemoteProtocolError as error:
-            error.peer = error.peer or source.peer
+        except MarketError as error:
+            if isinstance(error, RemoteProtocolError):
+                error.peer = error.peer or source.peer
             failures.append(error)
             scope.cancel()
 

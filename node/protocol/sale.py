@@ -29,10 +29,11 @@ past `reveal_by`: what is sent earlier the escrow accepts until somebody has ref
 | finalizing    | refunded                         | refunded      |          |
 | credited      | withdrawn                        | paid          |          |
 
-A secret that has left cannot be held back: the record says so, and its payment is pursued
-however late it is, until somebody has refunded. A withheld trade may yet be revealed: by a
-transaction that left just before the process died. It lapses where the buyer does not even
-take its money back. Once a trade is revealed a refund can only come of a dispute.
+A secret that has left, or may have, cannot be held back: the record says so, and its payment
+is pursued however late it is, until somebody has refunded. (Only a process that dies in the
+instant between its broadcast and this note does not know.) A withheld trade may yet be
+revealed: by a transaction that left just before the process died. It lapses where the buyer
+does not even take its money back. Once a trade is revealed a refund can only come of a dispute.
 """
 
 from __future__ import annotations

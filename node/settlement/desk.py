@@ -58,7 +58,7 @@ from node.protocol.purchase import Purchase, PurchaseRecord
 from node.protocol.sale import SaleRecord
 from node.protocol.schema import to_map
 from node.protocol.types import Digest
-from node.settlement.reconcile import REWIND_BLOCKS, agrees, gives_up
+from node.settlement.reconcile import Doubts, View, agrees, gives_up
 from node.settlement.trade import Machine, Record, Trade, machine_of
 from node.settlement.treasury import FIRST_BACKOFF, Ending, Treasury
 from node.settlement.watch import ChainWatch
@@ -107,6 +107,7 @@ class TradeDesk:
         self._clock = clock
         self._trades: dict[tuple[Digest, str], Trade] = {}
         self._nursery: trio.Nursery | None = None
+        self._doubts = Doubts(watch.rewind)
         self.running = trio.Event()
         """Set once every open trade of the journal goes on, and new ones may be opened.
 
@@ -328,20 +329,26 @@ class TradeDesk:
         return False
 
     async def _tick(self, block: Block) -> None:
+        self._doubts.told_until = block.time
         for trade in list(self._trades.values()):
-            if gives_up(trade.machine, block.time) and not await self._agrees(trade):
-                self._watch.rewind(REWIND_BLOCKS)
-                return
+            if gives_up(trade.machine, block.time):
+                view = await self._view(trade)
+                if view is View.MISSED:
+                    self._doubts.tell_again(trio.current_time())
+                if view is not View.AGREES:
+                    continue  # this trade alone: the others' clock goes on
             self._take(trade, Tick(block.time))
 
-    async def _agrees(self, trade: Trade) -> bool:
-        """Whether the chain is where the machine believes; a trade of other terms is not ours."""
+    async def _view(self, trade: Trade) -> View:
+        """Hold what a machine believes against the chain; a trade of other terms is not ours."""
         trade_id = trade.machine.record.trade_id
-        on_chain = (await self._treasury.ask(lambda escrow: escrow.trade_state(trade_id))).state
-        if agrees(trade.machine, on_chain):
-            return True
+        on_chain = await self._treasury.ask(lambda escrow: escrow.trade_state(trade_id))
+        if agrees(trade.machine, on_chain.state):
+            return View.AGREES
         terms = await self._treasury.ask(lambda escrow: escrow.terms(trade_id))
-        return not self._is_of(trade, terms)
+        if not self._is_of(trade, terms):
+            return View.AGREES
+        return self._doubts.about(on_chain.since)
 
     async def _reconcile_for_ever(self) -> None:
         """Now and then hold every trade against the chain; twice wrong is no coincidence."""
@@ -352,10 +359,12 @@ class TradeDesk:
                 wrong = {
                     trade.machine.record.trade_id
                     for trade in list(self._trades.values())
-                    if not await self._agrees(trade)
+                    if await self._view(trade) is View.MISSED
                 }
                 if wrong & doubtful:
-                    self._watch.rewind(REWIND_BLOCKS)
+                    self._doubts.tell_again(trio.current_time())
+                if not wrong:
+                    self._doubts.settle()
                 doubtful = wrong - doubtful
                 if not self._trades:
                     await self._collect()

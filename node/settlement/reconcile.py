@@ -8,6 +8,9 @@ differs is mended by telling the last blocks again: machines take no notice of w
 
 from __future__ import annotations
 
+import enum
+import math
+from collections.abc import Callable
 from typing import Final
 
 from node.chain.port import EscrowState
@@ -20,6 +23,7 @@ Machine = Purchase | Sale | Brokerage
 State = PurchaseState | SaleState | BrokerageState
 
 REWIND_BLOCKS: Final = 2_000
+AGAIN_SECONDS: Final = 30.0
 
 _NONE, _FUNDED, _REVEALED = EscrowState.NONE, EscrowState.FUNDED, EscrowState.REVEALED
 _BELIEVED: Final[dict[State, frozenset[EscrowState]]] = {
@@ -73,3 +77,39 @@ def gives_up(machine: Machine, chain_time: UnixTime) -> bool:
         return False
     late, lapsed = chain_time > quote.fund_by, chain_time > quote.lapses_after
     return (late and machine.state in _UNFUNDED) or (lapsed and machine.state in _LAPSING)
+
+
+class View(enum.Enum):
+    """What a machine believes of its trade, beside what the chain says."""
+
+    AGREES = "agrees"
+    NOT_YET = "not-yet"
+    """The chain has gone further, and nobody was to be told of it so far."""
+    MISSED = "missed"
+    """Something was to be told, and was not."""
+
+
+class Doubts:
+    """Has the last blocks told once more: further back each time, and not all the time."""
+
+    def __init__(self, rewind: Callable[[int], None]) -> None:
+        self._rewind = rewind
+        self._count = 0
+        self._again_from = -math.inf
+        self.told_until = UnixTime(0)
+        """The chain's time up to which all was told: as deep as the confirmations."""
+
+    def about(self, since: UnixTime) -> View:
+        """Judge a difference by when the chain came to be where it is."""
+        return View.NOT_YET if since > self.told_until else View.MISSED
+
+    def tell_again(self, now: float) -> None:
+        """Rewind, unless that was done a moment ago; `now` is trio's clock."""
+        if now >= self._again_from:
+            self._again_from = now + AGAIN_SECONDS
+            self._rewind(REWIND_BLOCKS << min(self._count, 20))
+            self._count += 1
+
+    def settle(self) -> None:
+        """Nothing differs any more: a later doubt begins with few blocks again."""
+        self._count = 0

@@ -26,6 +26,12 @@ _SIDES: Final[dict[type[Machine], str]] = {
     Brokerage: "broker",
 }
 
+_SINCE: Final[dict[str, dict[str, cbor.Value]]] = {
+    "seller": {"told": False},
+    "broker": {"revealed_at": 0},
+}
+"""Fields that records of journals of version 1 do not have yet."""
+
 
 @dataclass
 class Trade:
@@ -69,6 +75,9 @@ def machine_of(row: TradeRow) -> Machine:
         "broker": lambda v: Brokerage(from_map(BrokerageRecord, v)),
     }
     try:
-        return makers[row.role](cbor.decode(row.record))
+        record = cbor.decode(row.record)
+        if isinstance(record, dict):
+            record = {**_SINCE.get(row.role, {}), **record}
+        return makers[row.role](record)
     except (KeyError, ValueError, RemoteProtocolError) as error:
         raise JournalError(f"trade {row.trade_id.hex()[:16]} is damaged: {error}") from error

@@ -27,6 +27,7 @@ from typing import Final, TypeVar
 import trio
 
 from node.chain.errors import (
+    AnswerLostError,
     ChainUnavailableError,
     NonceTooLowError,
     TransactionRefusedError,
@@ -148,7 +149,8 @@ class Treasury:
                 standing = await self._until_up(lambda: self._standing(errand))
                 if standing is not None:
                     return standing
-                if step not in _PATIENT:
+                # a secret is tried to be told for as long as it may be: an endpoint can lag
+                if step not in _PATIENT and not (step is Step.REVEAL and wanted()):
                     return Ending.REVERTED
             except (ChainUnavailableError, UnfundedAccountError) as error:
                 if not wanted():
@@ -222,7 +224,11 @@ class Treasury:
             self._delayed(errand, error)
 
     async def _send(self, errand: _Errand, row: TransactionRow) -> None:
-        await self.ask(lambda escrow: escrow.broadcast(row.raw))
+        try:
+            await self.ask(lambda escrow: escrow.broadcast(row.raw))
+        except AnswerLostError:
+            errand.sent()  # for all we know
+            raise
         errand.sent()
         self.observer.emit(Sent(trade_id=row.trade_id, step=row.step))
 

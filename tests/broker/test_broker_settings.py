@@ -58,3 +58,12 @@ def test_the_receipt_of_the_slowest_trade_is_taken_and_is_read_for_an_hour(
     assert book.receive(seal(body, BROKER), paid_at).accepted
     book.expire(UnixTime(paid_at + LEAST_PRICE_HISTORY - 1))
     assert book.receipts(body.task) == [body]
+
+
+def test_no_blob_is_fetched_that_is_longer_than_the_largest_model_of_a_gibibyte() -> None:
+    assert settings().max_model_bytes == 1024**3
+
+
+def test_the_models_held_take_two_gibibytes_at_most_and_any_one_fits() -> None:
+    assert settings().max_models_bytes == 2 * 1024**3
+    assert settings().max_model_bytes <= settings().max_models_bytes

@@ -38,6 +38,7 @@ from node.net.transfer import (
     fetch_hashes,
     fetch_part,
 )
+from node.params.errors import StoreError
 from node.params.store import BlobStore
 from node.protocol import merkle
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
@@ -218,6 +219,45 @@ async def test_a_transfer_that_was_cut_goes_on_with_another_seller(
             await fetch_data(b, source(c), sink, byte_length=length)
             sink.finish()
     assert store.read(root, 0, length) == data
+
+
+async def test_a_disk_that_fails_the_buyer_is_named_as_such_and_the_streams_are_closed(
+    open_hosts: Any, eventually: Any
+) -> None:
+    full = StoreError("disk-full", "no space left on device")
+
+    class FullSink(MemorySink):
+        closed = False
+
+        def write(self, offset: int, data: bytes | memoryview) -> None:
+            raise full
+
+        def close(self) -> None:
+            self.closed = True
+
+    length = 9 * MIB
+    data, hashes, root = blob(length)
+    sink = FullSink(length, hashes)
+    serving = 0
+    served: list[str] = []
+    async with open_hosts("a", "b") as (a, b):
+        server = BlobServer(shelf_of(data, hashes).authorise)
+
+        async def serve(peer: PeerId, stream: MessageStream) -> None:
+            nonlocal serving
+            serving += 1
+            try:
+                await server.serve(peer, stream)
+            finally:
+                serving -= 1
+                served.append(peer)
+
+        a.handle(GOODS, serve)
+        with pytest.raises(StoreError) as caught:
+            await fetch_blob(b, source(a), lambda _: sink, root=root, byte_length=length)
+        assert caught.value is full
+        assert sink.closed
+        await eventually(lambda: len(served) > 1 and serving == 0)
 
 
 # ------------------------------------------------------------------------ what is lied about

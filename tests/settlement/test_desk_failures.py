@@ -8,10 +8,20 @@ from pathlib import Path
 import pytest
 import trio
 
-from node.chain.port import EscrowEvent, Fund, Refund, Reveal, RevealedEvent, Withdraw
+from node.chain.errors import AnswerLostError, TransactionRefusedError
+from node.chain.port import (
+    EscrowEvent,
+    Fund,
+    FundedEvent,
+    Refund,
+    Reveal,
+    RevealedEvent,
+    Withdraw,
+)
 from node.chronicle import OurFault, Sent, TradeChanged
 from node.journal import JournalError, TradeRow
 from node.observe import Event
+from node.protocol import cbor
 from node.protocol.brokerage import COLLECT_SECONDS
 from node.protocol.quote import Quote
 from node.protocol.types import UnixTime, Wei
@@ -116,6 +126,68 @@ async def test_a_secret_that_had_left_is_pursued_by_a_seller_that_comes_back_lat
             await trio.sleep(1)
         nursery.cancel_scope.cancel()
     world.check_paid()
+
+
+async def test_a_secret_whose_broadcast_was_not_answered_is_pursued_as_one_that_left(
+    memory: Path,
+) -> None:
+    world = World(memory)
+    seller, quote = world.nodes["seller"], world.quotes[0]
+
+    def lose(name: str) -> None:
+        if name == "broadcast":
+            seller.escrow.before, seller.escrow.after = down, lambda _: None
+            world.chain.pool.clear()
+            raise AnswerLostError("no answer")
+
+    seller.escrow.after = lose
+    async with trio.open_nursery() as nursery:
+        for node in world.nodes.values():
+            nursery.start_soon(node.live)
+        await trio.sleep(quote.reveal_by + 2 - wall())
+        seller.escrow.before = lambda _: None
+        while not all(node.over() for node in world.nodes.values()):
+            await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    world.check_paid()
+
+
+async def test_a_reveal_that_is_refused_for_a_while_is_tried_while_there_is_time(
+    memory: Path,
+) -> None:
+    world = World(memory)
+    seller = world.nodes["seller"]
+
+    def refuse(name: str) -> None:
+        if name == "broadcast" and wall() - 1_700_000_000 < FUND_BY:
+            raise TransactionRefusedError("replacement transaction underpriced")
+
+    seller.escrow.before = refuse
+    await world.settle()
+    world.check_paid()
+
+
+async def test_one_trade_that_cannot_be_told_does_not_stop_the_clock_of_the_others(
+    memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(memory, trades=2)
+    lost, good = world.quotes
+    buyer = world.nodes["buyer"]
+    whole = buyer.escrow.events
+
+    def lossy(first: int, last: int) -> list[EscrowEvent]:
+        return [
+            e for e in whole(first, last)
+            if not (isinstance(e, FundedEvent) and e.trade_id == lost.trade_id)
+        ]  # fmt: skip
+
+    monkeypatch.setattr(buyer.escrow, "events", lossy)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(buyer.live)
+        await trio.sleep(good.refund_from + 20 - wall())
+        assert buyer.state(good) == "refunded"  # nobody revealed; its refund began in time
+        assert len(buyer.escrow.asked) < 3_000
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_seller_that_vanishes_after_its_reveal_costs_the_broker_no_fee(
@@ -348,6 +420,22 @@ async def test_a_deposit_under_other_terms_of_the_same_price_buys_no_secret(memo
     other = dataclasses.replace(world.quotes[0], dispute_window=DISPUTE_WINDOW + 1)
     await fund_other_terms(world, other)
     assert not [t for t in world.chain.published if isinstance(t.call, Reveal)]
+
+
+async def test_rows_of_an_older_journal_are_read_with_what_they_could_not_say(
+    memory: Path,
+) -> None:
+    world = World(memory)
+    for side, field in (("seller", "told"), ("broker", "revealed_at")):
+        journal = world.nodes[side].journal
+        row = journal.trade(world.quotes[0].trade_id, side)
+        assert row is not None
+        record = cbor.decode(row.record)
+        assert isinstance(record, dict)
+        del record[field]
+        journal.save_trade(dataclasses.replace(row, record=cbor.encode(record)))
+    await world.settle()
+    world.check_paid()
 
 
 async def test_a_row_that_is_damaged_is_named_and_nothing_is_guessed(memory: Path) -> None:

@@ -1,0 +1,67 @@
+"""Telling the broker what it is to fetch and try: our own offers, and those of others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from node.agent.buyer import PASSING
+from node.protocol.errors import RemoteProtocolError
+from node.protocol.messages import Submit, Submitted
+from node.protocol.types import PeerId
+from node.station.station import Station
+
+SUBMIT_SECONDS: Final = 60.0
+FIRST_RETRY_SECONDS: Final = 0.25
+LONGEST_RETRY_SECONDS: Final = 5.0
+UNREACHED_SECONDS: Final = 30.0
+"""How long we ask again while the broker answers that it cannot fetch from us."""
+SELLER_UNREACHABLE: Final = "seller-unreachable"
+"""What a broker answers that could not fetch an offer; its detail says what the matter was."""
+Report = Callable[[str, RemoteProtocolError], None]
+
+
+class Submission:
+    """Submits statements to one broker. What goes wrong is reported, and not raised."""
+
+    def __init__(self, station: Station, broker: PeerId, report: Report) -> None:
+        self._station = station
+        self._broker = broker
+        self._report = report
+
+    async def of_ours(self, data: bytes) -> None:
+        """Have the broker fetch and verify our own offer; keep trying while it is away.
+
+        That it cannot fetch from us is no matter of its own: then `UNREACHED_SECONDS` are all.
+        """
+        told, pause, unreached_since = "", FIRST_RETRY_SECONDS, None
+        while (error := await self._submit(data)) is not None:
+            if error.reason != told:
+                self._report("submit", error)
+            told = error.reason
+            if error.reason == SELLER_UNREACHABLE:
+                now = trio.current_time()
+                unreached_since = now if unreached_since is None else unreached_since
+                if now + pause - unreached_since > UNREACHED_SECONDS:
+                    return
+            elif error.reason not in PASSING:
+                return
+            await trio.sleep(pause)
+            pause = min(2 * pause, LONGEST_RETRY_SECONDS)
+
+    async def of_another(self, data: bytes) -> None:
+        """Tell the broker of somebody else's offer, once: whether it can be had is not ours."""
+        error = await self._submit(data)
+        if error is not None:
+            self._report("submit", error)
+
+    async def _submit(self, data: bytes) -> RemoteProtocolError | None:
+        try:
+            await self._station.ask(
+                self._broker, Submit(statement=data), Submitted, seconds=SUBMIT_SECONDS
+            )
+        except RemoteProtocolError as error:
+            return error
+        return None

@@ -1,0 +1,124 @@
+"""What a broker takes on is bounded before it is fetched, and what it holds after."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from broker_node.appraisal import (
+    MAX_GROUP_UNITS,
+    MAX_SIMILARITIES,
+    MarketAppraiser,
+    ModelShelf,
+)
+from broker_node.evaluate.validation import ValidationSet
+from broker_node.verify.checks import verify
+from broker_node.verify.stages import Received, Verified
+from node.params.architecture import Architecture, layout, random_init
+from node.params.encoding import weights_root
+from node.protocol import merkle
+from node.protocol.errors import RemoteProtocolError
+from node.protocol.offer import Offer
+from node.protocol.parameters import encoded_length
+from tests.protocol import cast
+
+WIDEST = MAX_GROUP_UNITS
+SMALL = Architecture("mlp", {"widths": [3, 4, 2]})
+SMALL_BYTES = 4 * (3 * 4 + 4 + 4 * 2 + 2)
+
+
+@pytest.fixture(scope="module")
+def appraiser() -> MarketAppraiser:
+    rows = ValidationSet(torch.zeros(4, 784), torch.tensor([0, 1, 2, 3]))
+    return MarketAppraiser(rows, classes=10)
+
+
+def offer_of(*widths: int) -> Offer:
+    """What a seller of such a network says, honest in all but its width."""
+    architecture = Architecture("mlp", {"widths": list(widths)})
+    length = encoded_length(layout(architecture))
+    return cast.offer(
+        architecture=architecture.text, byte_length=length, leaf_count=merkle.leaf_count(length)
+    )
+
+
+# ---------------------------------------------------------------- what is refused unfetched
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [(32, 32, 32, 16), (512, 512, 512, 512), (4_096,), (WIDEST,) * 8],
+    ids=["the paper's", "512x4", "4096 wide", "8 of the widest"],
+)
+def test_a_network_within_the_bounds_is_taken(
+    appraiser: MarketAppraiser, hidden: tuple[int, ...]
+) -> None:
+    appraiser.screen(offer_of(784, *hidden, 10))
+
+
+@pytest.mark.parametrize(
+    ("hidden", "value", "limit"),
+    [
+        ((65_536,), "65536 units", MAX_GROUP_UNITS),
+        ((WIDEST + 1,), f"{WIDEST + 1} units", MAX_GROUP_UNITS),
+        ((512, WIDEST + 1, 512), "hidden.1", MAX_GROUP_UNITS),
+        ((*(WIDEST,) * 8, 1), f"{MAX_SIMILARITIES + 1} pairs", MAX_SIMILARITIES),
+    ],
+    ids=["65536 wide", "one unit too wide", "too wide inside", "too many layers"],
+)
+def test_a_network_too_wide_to_align_is_refused_from_its_offer_alone(
+    appraiser: MarketAppraiser, hidden: tuple[int, ...], value: str, limit: int
+) -> None:
+    with pytest.raises(RemoteProtocolError) as refused:
+        appraiser.screen(offer_of(784, *hidden, 10))
+    assert refused.value.reason == "too-wide"
+    assert value in refused.value.detail
+    assert str(limit) in refused.value.detail
+
+
+# --------------------------------------------------------------------- what is held, and goes
+
+
+def model(seed: int, architecture: Architecture = SMALL) -> Verified:
+    tensors = random_init(architecture, seed)
+    return verify(
+        Received(weights_root=weights_root(tensors), architecture=architecture, tensors=tensors)
+    )
+
+
+def test_models_beyond_the_count_go_the_least_recently_used_first() -> None:
+    first, second, third = (model(seed) for seed in range(3))
+    shelf = ModelShelf(2)
+    assert shelf.put(first) == shelf.put(second) == ()
+    assert shelf.get(first.weights_root) is first
+    assert shelf.put(third) == (second.weights_root,)
+    assert shelf.get(second.weights_root) is None
+
+
+def test_models_beyond_the_bytes_go_however_few_they_are() -> None:
+    first, second, third = (model(seed) for seed in range(3))
+    shelf = ModelShelf(256, 2 * SMALL_BYTES)
+    assert shelf.put(first) == shelf.put(second) == ()
+    assert shelf.get(first.weights_root) is first
+    assert shelf.put(third) == (second.weights_root,)
+    assert shelf.put(second) == (first.weights_root,)
+
+
+def test_a_large_model_takes_the_place_of_several_and_is_held_alone() -> None:
+    small = [model(seed) for seed in range(3)]
+    large = model(9, Architecture("mlp", {"widths": [3, 40, 2]}))
+    shelf = ModelShelf(256, 3 * SMALL_BYTES)
+    for one in small:
+        assert shelf.put(one) == ()
+    assert shelf.put(large) == tuple(one.weights_root for one in small)
+    assert shelf.get(large.weights_root) is large
+    assert shelf.put(small[0]) == (large.weights_root,)
+    assert shelf.put(small[1]) == shelf.put(small[2]) == ()
+
+
+def test_a_model_that_is_put_again_is_counted_once() -> None:
+    first, second = model(0), model(1)
+    shelf = ModelShelf(256, 2 * SMALL_BYTES)
+    for _ in range(3):
+        assert shelf.put(first) == ()
+    assert shelf.put(second) == ()
