@@ -23,12 +23,14 @@ from broker_node.settings import BrokerSettings
 from broker_node.verify.stages import Verified
 from node.chain.port import Escrow
 from node.chronicle import NodeReady, NodeStopped, TrialDone
+from node.net.errors import PASSING
 from node.net.transfer import Source, fetch_blob
 from node.protocol.brokerage import BrokerageRecord, BrokerageState
 from node.protocol.errors import LocalProtocolError, MarketError, RemoteProtocolError
 from node.protocol.events import PurchaseEvent
 from node.protocol.messages import (
     PARAMS_PROTOCOL,
+    SELLER_UNREACHABLE,
     Book,
     ListBook,
     QuoteRequest,
@@ -50,14 +52,8 @@ from node.station.turns import Turns
 
 LISTED: Final = 400
 LISTED_BYTES: Final = 200_000
-PASSING: Final = frozenset(
-    {"unreachable", "timeout", "truncated", "stream-reset", "too-slow", "busy", "quota-exceeded"}
-)
-"""What a better moment may mend."""
 TAKEN_FOR_OURS: Final = PASSING | {"unknown-offer"}
 """What a seller is at fault for, and whoever asked us would take for a fault of ours."""
-SELLER_UNREACHABLE: Final = "seller-unreachable"
-"""After this, what has arrived of a blob is kept; after anything else nobody will finish it."""
 MAX_UNFINISHED: Final = 16
 """Downloads that were cut off and may still be resumed."""
 

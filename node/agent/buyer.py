@@ -10,6 +10,7 @@ import trio
 
 from node.agent.settings import AgentSettings
 from node.chronicle import Asked, NoDealReached, PeerFault, TrialDone
+from node.net.errors import PASSING
 from node.net.transfer import Source, fetch_blob, fetch_hashes
 from node.params.architecture import layout, parse_architecture
 from node.params.encoding import decode_file, encode_tensors
@@ -45,11 +46,6 @@ from node.station.station import Station
 RETRY_SECONDS: Final = 0.5
 TRIAL_SECONDS: Final = 60.0
 QUOTE_SECONDS: Final = 60.0
-
-# what a better moment or another address can mend; everything else is the seller's word
-PASSING: Final = frozenset(
-    {"unreachable", "timeout", "truncated", "stream-reset", "too-slow", "busy", "quota-exceeded"}
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Final
 
-from node.agent.buyer import PASSING
-from node.agent.submission import SELLER_UNREACHABLE
+from node.net.errors import PASSING
+from node.protocol.messages import SELLER_UNREACHABLE
 from node.protocol.offer import Offer, Receipt
 from node.protocol.types import Digest, PeerId
 

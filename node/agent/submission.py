@@ -7,9 +7,9 @@ from typing import Final
 
 import trio
 
-from node.agent.buyer import PASSING
+from node.net.errors import PASSING
 from node.protocol.errors import RemoteProtocolError
-from node.protocol.messages import Submit, Submitted
+from node.protocol.messages import SELLER_UNREACHABLE, Submit, Submitted
 from node.protocol.types import PeerId
 from node.station.station import Station
 
@@ -18,8 +18,6 @@ FIRST_RETRY_SECONDS: Final = 0.25
 LONGEST_RETRY_SECONDS: Final = 5.0
 UNREACHED_SECONDS: Final = 30.0
 """How long we ask again while the broker answers that it cannot fetch from us."""
-SELLER_UNREACHABLE: Final = "seller-unreachable"
-"""What a broker answers that could not fetch an offer; its detail says what the matter was."""
 Report = Callable[[str, RemoteProtocolError], None]
 
 

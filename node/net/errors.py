@@ -6,12 +6,17 @@ Everything libp2p raises is turned into one of these in `node.net.adapter`; whoe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
 
 if TYPE_CHECKING:
     from node.protocol.types import PeerId
+
+PASSING: Final = frozenset(
+    {"unreachable", "timeout", "truncated", "stream-reset", "too-slow", "busy", "quota-exceeded"}
+)
+"""Reasons that a better moment or another address may mend; all others are the peer's word."""
 
 
 class PeerUnreachableError(RemoteProtocolError):

@@ -20,6 +20,8 @@ from node.protocol.types import Address, Digest, Millionths, Wei
 BROKER_PROTOCOL: Final = "/pm/broker/1"
 PARAMS_PROTOCOL: Final = "/pm/params/1"
 GOODS_PROTOCOL: Final = "/pm/goods/1"
+SELLER_UNREACHABLE: Final = "seller-unreachable"
+"""The reason of a broker that cannot have an offer's weights from its seller just now."""
 PLAIN_HASHES: Final = "plain-hashes"
 """The part of a trade's goods that is the leaf hashes of what the ciphertext opens to."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from broker_node.align.matching import sweeps_of
 from broker_node.appraisal import (
     MAX_GROUP_UNITS,
     MAX_SIMILARITIES,
@@ -14,7 +15,7 @@ from broker_node.appraisal import (
 from broker_node.evaluate.validation import ValidationSet
 from broker_node.verify.checks import verify
 from broker_node.verify.stages import Received, Verified
-from node.params.architecture import Architecture, layout, random_init
+from node.params.architecture import Architecture, layout, permutation_spec, random_init
 from node.params.encoding import weights_root
 from node.protocol import merkle
 from node.protocol.errors import RemoteProtocolError
@@ -122,3 +123,13 @@ def test_a_model_that_is_put_again_is_counted_once() -> None:
     for _ in range(3):
         assert shelf.put(first) == ()
     assert shelf.put(second) == ()
+
+
+@pytest.mark.parametrize(
+    ("widths", "sweeps"),
+    [((784, 32, 32, 32, 16, 10), 200), ((784, 512, 512, 512, 10), 200), ((784, 4_096, 10), 5),
+     ((784, *[4_096] * 8, 10), 1)],
+)  # fmt: skip
+def test_the_widest_models_are_given_fewer_sweeps(widths: tuple[int, ...], sweeps: int) -> None:
+    spec = permutation_spec(Architecture("mlp", {"widths": list(widths)}))
+    assert sweeps_of(spec) == sweeps
