@@ -55,7 +55,13 @@ def test_a_ledger_that_does_not_balance_is_no_success_even_so() -> None:
     assert "does not balance" in verdict(report, allow_no_trade=True)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("mode", [(), ("--processes",)], ids=["tasks", "processes"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param((), id="tasks"),
+        pytest.param(("--processes",), id="processes", marks=pytest.mark.slow),
+    ],
+)
 def test_ctrl_c_before_any_agent_is_up_ends_everything_and_shows_no_traceback(
     folder: Path, mode: tuple[str, ...]
 ) -> None:

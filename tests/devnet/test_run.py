@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from node.cli.main import run
 from node.data.files import DataError
 from node.devnet.arms import ARMS
 from node.devnet.errors import DevnetError
@@ -117,6 +118,7 @@ def test_the_report_has_its_files(report: dict[str, Any], folder: Path) -> None:
     assert report["network"]["offers_sent"] == 3 * 2 * ROUNDS
 
 
+@pytest.mark.slow
 def test_prices_are_paid_where_there_are_any_and_an_agent_that_leaves_is_not_waited_for(
     tmp_path: Path,
 ) -> None:
@@ -205,32 +207,25 @@ def test_more_agents_than_classes_are_told_of_the_endowment_that_can(tmp_path: P
     ],
 )
 def test_bad_words_are_refused_on_one_line(
-    tmp_path: Path, words: tuple[str, ...], told: str
+    tmp_path: Path, words: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ended = subprocess.run(
-        command(tmp_path / "run", *words),
-        cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert ended.returncode in (1, 2), ended.stderr
-    assert told in ended.stderr
-    assert len(ended.stderr.strip().splitlines()) == 1
+    assert run(command(tmp_path / "run", *words)[3:]) in (1, 2)
+    said = capsys.readouterr().err
+    assert told in said
+    assert len(said.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_with_other_options_is_not_resumed(tmp_path: Path) -> None:
+def test_a_run_with_other_options_is_not_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / ".pm-node-run").write_text(json.dumps({"dataset": "mnist"}))
-    ended = subprocess.run(
-        command(folder, "--resume"),
-        cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 2
-    assert "was asked for with another" in ended.stderr
+    assert run(command(folder, "--resume")[3:]) == 2
+    assert "was asked for with another" in capsys.readouterr().err
     (folder / ".pm-node-run").unlink()
     (folder / "thesis.txt").write_text("mine")
-    ended = subprocess.run(
-        command(folder), cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert "holds something else than a run" in ended.stderr
+    assert run(command(folder)[3:]) == 2
+    assert "holds something else than a run" in capsys.readouterr().err
     assert (folder / "thesis.txt").read_text() == "mine"
