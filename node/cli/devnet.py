@@ -13,7 +13,7 @@ from node.cli.exits import DONE, FAILED, INTERRUPTED
 from node.cli.invocation import Invocation
 
 DEFAULT_ARMS: Final = "out-of-market,aligned"
-QUICK_ROUNDS: Final = 12
+QUICK_ROUNDS: Final = 8
 ROUNDS: Final = {"linear": 100, "random": 5}
 USUAL_ROUNDS: Final = 45
 """With five epochs before, the fifty of Train 'n Trade's configuration."""
