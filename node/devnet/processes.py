@@ -51,9 +51,10 @@ class ProcessPlay:
             whole = await self._until_played(market)
             for node in market.agents:
                 if node.gone:  # it comes back for what it is owed
+                    before = len(node.events("node_ready"))
                     node.start()
                     node.gone = False
-                    await self._until_back(node)
+                    await self._until_back(node, before)
                 if not whole or node.name in self._left:
                     node.rest()
             await self._until_settled(market)
@@ -128,9 +129,8 @@ class ProcessPlay:
             self._left.add(node.name)
             node.kill()
 
-    async def _until_back(self, node: Node) -> None:
-        """Wait until a node that was started again is up."""
-        before = len(node.events("node_ready"))
+    async def _until_back(self, node: Node, before: int) -> None:
+        """Wait until a node is up once more than it was `before` it was started again."""
         patience = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < patience and len(node.events("node_ready")) <= before:  # noqa: ASYNC110
             await trio.sleep(POLL_SECONDS)

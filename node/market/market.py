@@ -75,9 +75,16 @@ class Market:
         except BaseException:
             self._stack.close()
             raise
-        self._thread = threading.Thread(target=self._live, args=(opened,), name="pm-node")
+        # a daemon: a loop that ends without `close` is as a process that was killed
+        self._thread = threading.Thread(
+            target=self._live, args=(opened,), name="pm-node", daemon=True
+        )
         self._thread.start()
-        self._up.wait()
+        try:
+            self._up.wait()
+        except BaseException:  # Ctrl-C, while a chain or a broker is waited for
+            self.close()
+            raise
         if self._fault is not None:
             self.close()
         return self
@@ -91,6 +98,8 @@ class Market:
             if self._token is not None and self._stop is not None:
                 self._token.run_sync_soon(self._stop.set)
             self._thread.join(CLOSE_SECONDS)
+            if self._thread.is_alive():
+                raise LocalProtocolError(f"the node did not end within {CLOSE_SECONDS:.0f} s")
         self._stack.close()
         if self._fault is not None:
             fault, self._fault = self._fault, None
