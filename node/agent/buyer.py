@@ -9,12 +9,12 @@ from typing import Final
 import trio
 
 from node.agent.settings import AgentSettings
-from node.chronicle import Asked, NoDealReached, PeerFault, TrialDone
+from node.chronicle import Asked, NoDealReached, OurFault, PeerFault, TrialDone
 from node.net.errors import PASSING
 from node.net.transfer import Source, fetch_blob, fetch_hashes
 from node.params.architecture import layout, parse_architecture
 from node.params.encoding import decode_file, encode_tensors
-from node.params.errors import BadGoodsError
+from node.params.errors import BadGoodsError, StoreError
 from node.params.recipe import Recipe, apply_recipe
 from node.protocol import delivery, merkle
 from node.protocol.bargain import Wanted, accept_deal
@@ -46,6 +46,8 @@ from node.station.station import Station
 RETRY_SECONDS: Final = 0.5
 TRIAL_SECONDS: Final = 60.0
 QUOTE_SECONDS: Final = 60.0
+SPOILT: Final = frozenset({"missing-blob", "missing-hashes", "corrupt-blob", "corrupt-hashes"})
+"""What may be wrong with goods on our disk, that another fetch can mend."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,8 +246,28 @@ class Buyer:
             )
 
     async def deliver(self, purchase: PurchaseRecord, secret: Digest) -> PurchaseEvent:
-        """Derive the key, decrypt, check, and apply the recipe."""
+        """Derive the key, decrypt, check, and apply the recipe.
+
+        Goods that our own disk spoilt since they were checked are fetched once more, for as
+        long as the seller has them. Raises `MarketError` for what may be mended.
+        """
+        try:
+            return await trio.to_thread.run_sync(self._decrypt, purchase, secret)
+        except StoreError as error:
+            if error.reason not in SPOILT:
+                raise
+            self._station.observer.emit(OurFault(during="deliver", reason=str(error)))
+        await trio.to_thread.run_sync(self._clear_spoilt, purchase.quote.goods_root)
+        await self._fetch(purchase)
         return await trio.to_thread.run_sync(self._decrypt, purchase, secret)
+
+    def _clear_spoilt(self, root: Digest) -> None:
+        try:
+            self._station.blobs.verify(root)
+        except StoreError as error:
+            if error.reason not in SPOILT:
+                raise
+            self._station.blobs.delete(root)
 
     def _decrypt(self, purchase: PurchaseRecord, secret: Digest) -> PurchaseEvent:
         quote, evaluation, blobs = purchase.quote, purchase.evaluation, self._station.blobs

@@ -7,7 +7,8 @@ answer that binds it is in the journal before it leaves.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,7 +35,7 @@ from node.protocol.offer import BrokerNotice, Offer
 from node.protocol.quote import trade_id_of
 from node.protocol.sale import Sale, SaleRecord, SaleState
 from node.protocol.signing import sign_digest
-from node.protocol.types import Digest, PeerId, UnixTime, Wei
+from node.protocol.types import Address, Digest, PeerId, UnixTime, Wei
 from node.settlement.desk import TradeDesk
 from node.settlement.trade import Trade
 from node.station.station import Answer, Question, Station
@@ -54,6 +55,8 @@ class Seller:
         self._desk = desk
         self._settings = settings
         self._asks: dict[Digest, Wei] = {}
+        self._encrypting: list[Address] = []
+        """Buyers whose goods are being made; the trades are not open yet."""
         self._turns = Turns()
         self._own_gain_value = _recalled(station.journal.recall(OWN_GAIN))
 
@@ -134,7 +137,7 @@ class Seller:
         ask = self._asks.get(question.trade_id)
         if ask is None:
             raise RemoteProtocolError("never-asked", question.trade_id.hex())
-        waiting = [
+        waiting = self._encrypting + [
             trade.machine.record.buyer
             for trade in self._desk.open_trades()
             if isinstance(trade.machine, Sale) and trade.machine.state in UNFUNDED
@@ -146,11 +149,19 @@ class Seller:
         private, secret = Digest(secrets.token_bytes(32)), Digest(secrets.token_bytes(32))
         dh = delivery.shared_secret(private, question.buyer_key)
         key = delivery.delivery_key(secret, dh, question.trade_id)
-        with self._station.making_blobs():
+        with self._station.making_blobs(), self._making(question.buyer):
             goods = await trio.to_thread.run_sync(
                 self._station.blobs.encrypt, offer.weights_root, key
             )
             return self._desk.open(Sale(self._record(question, offer, ask, private, secret, goods)))
+
+    @contextmanager
+    def _making(self, buyer: Address) -> Iterator[None]:
+        self._encrypting.append(buyer)
+        try:
+            yield
+        finally:
+            self._encrypting.remove(buyer)
 
     def _record(
         self,

@@ -385,6 +385,8 @@ class Session:
             if purchase is not None and isinstance(purchase.machine, Purchase):
                 record = purchase.machine.record
                 kept |= {record.quote.offer_root, record.evaluation.merged_root}
+                if purchase.machine.state is PurchaseState.CHEATED:
+                    kept.add(record.quote.goods_root)  # the proof
         self._station.forget_blobs(kept)
 
     def _fault(self, during: str, error: RemoteProtocolError) -> None:

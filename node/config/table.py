@@ -193,6 +193,9 @@ class Config:
     offers_per_round: int = _setting(
         "integer", 1, "new offers of others that a round waits for", low=1, high=10_000
     )
+    trials_per_round: int = _setting(
+        "integer", 32, "most offers that a round tries", low=1, high=10_000
+    )
     seed: int = _setting("integer", 0, "of data splits, weights and batches", low=0, high=2**63 - 1)
 
     # Evaluation

@@ -129,7 +129,11 @@ def open_node(
         )
     else:
         domain = Domain(chain_id=chain_id, escrow=escrow_address)
-    escrow = _patiently(lambda: open_escrow(endpoint, account.private_key, domain), observer)
+    # an escrow takes the quotes of one broker alone: another's could be signed, and never funded
+    broker = account.address if config.role == "broker" else None
+    escrow = _patiently(
+        lambda: open_escrow(endpoint, account.private_key, domain, broker=broker), observer
+    )
     stack.callback(escrow.close)
     journal = Journal(home.journal)
     stack.callback(journal.close)

@@ -195,6 +195,7 @@ def agent_of(
             offer_seconds=config.offer_ttl_seconds,
             round_patience=config.round_patience_seconds,
             offers_per_round=config.offers_per_round,
+            trials_per_round=config.trials_per_round,
             reserve=config.reserve if priced else Wei(0),
             value_per_unit_gain=opened.value_per_unit_gain,
             min_gain=config.min_gain,

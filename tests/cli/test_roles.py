@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from node.chain.client import ChainClient
+from node.chain.deploy import deploy_escrow
+from node.protocol.signing import address_of
+from node.protocol.types import Digest, Wei
 from tests.cli.conftest import Command, private_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,6 +126,23 @@ def test_a_contract_that_is_not_the_escrow_ends_the_start(
     )
     assert ran.code == 5
     assert f"pm-node: there is no code at {escrow}" in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_an_escrow_that_takes_another_brokers_quotes_ends_the_start_of_a_broker(
+    pm_node: Command, home: Path, chain_url: str
+) -> None:
+    with closing(ChainClient(chain_url)) as client:
+        another = secrets.token_bytes(32)
+        client.request_funds(address_of(another), Wei(10**18))
+        salt = Digest(secrets.token_bytes(32))
+        escrow = deploy_escrow(client, another, address_of(another), salt).escrow
+    ran = pm_node(
+        *("--json", "--role", "broker", "--dataset", "random", "--data-dir", home),
+        *("--chain", chain_url, "--escrow", escrow),
+    )
+    assert ran.code == 5
+    assert f"pm-node: the escrow at {escrow} does not trust broker 0x" in ran.err
     assert "Traceback" not in ran.err
 
 

@@ -317,6 +317,11 @@ async def test_garbage_that_was_paid_for_is_proved_and_the_payment_is_pending(
         assert not blobs.has(quote.offer_root)
         assert not blobs.has(record.evaluation.merged_root)
 
+        # which outlives every tidying up
+        buyer.shell.session.forget_blobs()
+        assert blobs.has(quote.goods_root)
+        assert len(blobs.hashes(quote.offer_root)) == 32 * quote.leaf_count
+
         # the money: pending, until there is a dispute to take it back by
         assert market.state(name) is EscrowState.REVEALED
         assert market.ledger().held == quote.price
