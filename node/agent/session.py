@@ -169,7 +169,12 @@ class Session:
             raise LocalProtocolError("offer first: the round's trials are on what is offered")
         number = progress.round + 1
         others = await self._meet(number, "offered")
-        step = await self._play(number, base, others)
+        trials, failed = await self._trials(base, others)
+        await self._meet(number, "tried")
+        if trials:
+            step = await self._buy_best(number, trials)
+        else:
+            step = Step(round=number, bought=False, because=failed)
         await self._meet(number, "traded")
         self._station.observer.emit(
             LegEnded(
@@ -199,7 +204,10 @@ class Session:
 
     # ── trading ──
 
-    async def _play(self, number: int, base: tuple[Digest, Offer], others: int | None) -> Step:
+    async def _trials(
+        self, base: tuple[Digest, Offer], others: int | None
+    ) -> tuple[list[Tried], str]:
+        """Have what is new tried; with no trial, the reason of the last that failed."""
         expected = self._settings.offers_per_round if others is None else others
         offers = await self._new_offers(base[1].architecture, expected)
         trials: list[Tried] = []
@@ -212,10 +220,12 @@ class Session:
                 self._fault("trial", error)
                 failed = error.reason
                 (self._missed if failed in NOT_ITS_OWN else self._tried).add(offered[0])
-        if not trials:
-            return Step(round=number, bought=False, because=failed)
-        best_gain = max(trial.result.gain for trial in trials)
-        self._seller.own_gain_value = self._settings.value_of(best_gain)
+        if trials:
+            best_gain = max(trial.result.gain for trial in trials)
+            self._seller.own_gain_value = self._settings.value_of(best_gain)
+        return trials, failed
+
+    async def _buy_best(self, number: int, trials: list[Tried]) -> Step:
         best = max(trials, key=self._merit)
         found = best.result
         because = self._settings.objection(found.alpha, found.gain, found.bound)

@@ -3,7 +3,8 @@
 Agents, trainers, trials and prices are the market's own code (`broker_node`, `node.training`);
 only what carries them is left out. Without prices a round of this floor ends with the same
 weights as a round of the nodes, to the bit: the rows of each trial are drawn by the same seed
-(`tests/devnet/test_floor.py`). With prices the receipts may reach an ask in another order.
+(`tests/devnet/test_run.py`). With prices an ask may know fewer or more receipts than here,
+where all of the last round's are known and none of this round's.
 """
 
 from __future__ import annotations
@@ -81,7 +82,6 @@ class Floor:
         result = FloorResult(curves=[[] for _ in trainers])
         validation = self._validation() if self.arm.trades else None
         receipts: list[Wei] = []
-        worth: list[Wei | None] = [None] * spec.agents
         epoch = 0
         for round_ in range(1, spec.rounds + 1):
             epochs = spec.epochs_per_round + (spec.warmup_epochs if round_ == 1 else 0)
@@ -95,18 +95,20 @@ class Floor:
             if validation is None:
                 continue
             models = [self._verified(t, h) for t, h in zip(trainers, held, strict=True)]
-            before, paid = list(worth), list(receipts)
-            for number, trainer in enumerate(trainers):
-                trials = [
+            trials = [
+                [
                     (other, *self._trial(models[number], models[other], validation))
                     for other in range(spec.agents)
                     if other != number
                 ]
+                for number in range(spec.agents)
+            ]
+            worth = [self._value(max(found.gain for _, found, _ in had)) for had in trials]
+            paid = list(receipts)
+            for number, trainer in enumerate(trainers):
                 result.possible += 1
-                best_gain = max(found.gain for _, found, _ in trials)
-                worth[number] = self._value(best_gain)
-                seller, found, merged = max(trials, key=lambda t: self._merit(t[1]))
-                because, price = self._deal(found, before[seller], paid)
+                seller, found, merged = max(trials[number], key=lambda t: self._merit(t[1]))
+                because, price = self._deal(found, worth[seller], paid)
                 if because:
                     result.lost[because] = result.lost.get(because, 0) + 1
                     continue
@@ -161,7 +163,7 @@ class Floor:
         return "bound" if self.spec.protocol == "clean" and found.bound <= 0 else ""
 
     def _deal(
-        self, found: Evaluated, seller_worth: Wei | None, receipts: list[Wei]
+        self, found: Evaluated, seller_worth: Wei, receipts: list[Wei]
     ) -> tuple[str, Wei]:
         """Return why there is no deal, or the price of one."""
         because = self._objection(found)

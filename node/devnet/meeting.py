@@ -1,7 +1,8 @@
 """Where the agents of one process wait for one another, so that all trade in one round.
 
 Agents of a real market keep no common clock. An experiment wants one: in each round every
-agent has offered before any buys, and all have bought before any trains on, as in the
+agent has offered before any has trials, all know what their trials came to before any bids
+(a seller's ask is made of its own), and all have bought before any trains on, as in the
 papers' loops. Whoever goes away is waited for no longer.
 """
 
@@ -12,7 +13,7 @@ from typing import Final
 
 import trio
 
-STAGES: Final = ("offered", "traded")
+STAGES: Final = ("offered", "tried", "traded")
 
 
 class Meeting:

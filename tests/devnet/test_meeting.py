@@ -17,17 +17,17 @@ async def test_nobody_is_a_stage_ahead_of_anybody() -> None:
     at = dict.fromkeys(NAMES, 0)
 
     async def play(name: str, pause: float) -> None:
-        for step in range(8):
+        for step in range(3 * len(STAGES)):
             await trio.sleep(pause)
             at[name] = step + 1
-            others = await meeting.arrive(name, 1 + step // 2, STAGES[step % 2])
+            others = await meeting.arrive(name, 1 + step // len(STAGES), STAGES[step % len(STAGES)])
             assert others == 2
             assert min(at.values()) >= step + 1
 
     async with trio.open_nursery() as nursery:
         for number, name in enumerate(NAMES):
             nursery.start_soon(play, name, 0.001 * number)
-    assert set(at.values()) == {8}
+    assert set(at.values()) == {3 * len(STAGES)}
 
 
 async def test_whoever_leaves_is_waited_for_no_longer() -> None:
