@@ -7,283 +7,317 @@ without prices the weights are the same to the bit.
 
 Each table stands beside the paper's figures (*Train 'n Trade*, arXiv 2312.04740), with paired
 differences over the seeds and their 95% Student-t intervals, whatever their sign.
+
+A study is saved in ``runs/reproduce`` after each case, as JSON and, at its end, as a picture. The
+same command goes on where it was interrupted, and plays only what is missing if seeds are added.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
+import hashlib
 import json
 import multiprocessing
+import os
+import signal
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-from rich.console import Console
-from rich.table import Table
-
-from node.devnet.arms import ARMS, OUT_OF_MARKET
-from node.devnet.floor import Floor, FloorResult
-from node.devnet.report.differences import better_by, interval
-from node.devnet.report.document import Metric
-from node.devnet.spec import RunSpec
-
 ROOT: Final = Path(__file__).resolve().parent.parent
-TABLE1: Final = {
-    OUT_OF_MARKET: (68.50, 72.97),
-    "fedavg": (81.98, 81.98),
-    "unaligned": (84.64, 84.64),
-    "aligned": (86.96, 86.96),
-}
-"""Accuracy of A and B on MNIST, percent: Table 1."""
-TABLE2: Final[dict[tuple[int, ...], str]] = {
-    (3, 4): "{3,4}",
-    (2, 3, 4): "{2,3,4}",
-    (0, 1, 2): "{0,1,2}",
-    (0, 1): "{0,1}",
-    (): "all",
-}
-"""Layers of the perceptron that are offered and bought: Table 2."""
-LINEAR: Final = (42.84, 23.88)
-"""Percent of the loss that A and B are spared: §6.1.3."""
-TARGETS: Final = (60.0, 70.0, 80.0)
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from node.data.datasets import locate  # noqa: E402  (the path above comes first)
+from node.protocol.errors import MarketError  # noqa: E402
+from scripts.bench import machine  # noqa: E402
+from scripts.reproduce_findings import findings, sources  # noqa: E402
+from scripts.reproduce_shown import draw, show  # noqa: E402
+from scripts.reproduce_studies import STUDIES, Case, Played, Setting, Study, play  # noqa: E402
+
+FOLDER: Final = ROOT / "runs" / "reproduce"
+MAX_JOBS: Final = 256
+MAX_SEEDS: Final = 1_000
+INTERRUPTED: Final = 130
+"""The exit status of a program that Ctrl-C ended."""
+PLAYED_BY: Final = (
+    *("broker_node", "node/data", "node/params", "node/training", "node/roles/opening.py"),
+    *("node/devnet/arms.py", "node/devnet/floor.py", "node/devnet/spec.py"),
+    "scripts/reproduce_studies.py",
+)
+"""The code on which the figures depend."""
+LIBRARIES: Final = ("torch", "numpy", "scipy")
 
 
-@dataclass(frozen=True)
-class Case:
-    """One line of a table with one seed."""
+class ReproduceError(MarketError):
+    """A study cannot be played, or not be saved where it should be."""
 
-    name: str
-    spec: RunSpec
-    arm: str
-    seed: int
-    layers: frozenset[int] = frozenset()
-    least_ratio: float | None = None
-    always: bool = False
+
+# ── what is saved ──
+
+
+def conditions(study: Study, cases: Sequence[Case]) -> dict[str, Any]:
+    """Return all on which figures depend but the seed: under equal ones a study goes on."""
+    return {
+        "settings": {case.name: case.settings() for case in cases},
+        "targets": list(study.targets),
+        "version": metadata.version("pm-node"),
+        "code": _code(),
+        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+    }
+
+
+def _code() -> str:
+    """Return the SHA-256 of the modules that play."""
+    found = hashlib.sha256()
+    for place in PLAYED_BY:
+        path = ROOT / place
+        for module in [path] if path.suffix else sorted(path.rglob("*.py")):
+            content = module.read_bytes()
+            found.update(f"{module.relative_to(ROOT).as_posix()} {len(content)}\n".encode())
+            found.update(content)
+    return found.hexdigest()
 
 
 @dataclass
-class Played:
+class Record:
+    """A study on the disk: written whole after each case."""
+
     name: str
-    seed: int
-    last: list[float]
-    curves: list[list[tuple[int, float]]]
-    possible: int = 0
-    traded: int = 0
-    lost: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
+    study: Study
+    setting: Setting
+    path: Path
+    conditions: Mapping[str, Any]
+    names: list[str]
+    """Of the cases, in the order of the tables."""
+    seeds: set[int]
+    """Those asked for, and those of which anything is saved."""
+    played: dict[tuple[str, int], Played] = field(default_factory=dict)
+    machines: list[dict[str, Any]] = field(default_factory=list)
+
+    def resume(self) -> None:
+        """Take over what is saved. Raises `ReproduceError` if it is of another study."""
+        if not self.path.exists():
+            return
+        try:
+            saved = json.loads(self.path.read_bytes())
+            same = saved["conditions"] == json.loads(json.dumps(self.conditions))
+            if same:
+                self.machines = list(saved["machines"])
+                for name in self.names:
+                    by_seed = saved["cases"].get(name, {"by_seed": {}})["by_seed"]
+                    for seed, case in by_seed.items():
+                        self.played[name, int(seed)] = Played.of(name, int(seed), case)
+                        self.seeds.add(int(seed))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ReproduceError(
+                f"{self.path} is no study that can be read ({error!r}); --again replaces it"
+            ) from error
+        if not same:
+            raise ReproduceError(
+                f"{self.path} is of other settings, code or libraries; --again replaces it"
+            )
+
+    def document(self) -> dict[str, Any]:
+        """Return the study as it stands."""
+        order = [(name, seed) for name in self.names for seed in sorted(self.seeds)]
+        played = [self.played[key] for key in order if key in self.played]
+        return {
+            "study": self.name,
+            "title": self.study.title,
+            "paper": sources(self.study),
+            "protocol": self.setting.protocol,
+            "priced": self.setting.priced,
+            "seeds": sorted(self.seeds),
+            "complete": len(played) == len(order),
+            "played": len(played),
+            "cases_in_all": len(order),
+            "targets": list(self.study.targets),
+            **findings(self.study, self.names, played),
+            "conditions": self.conditions,
+            "machines": self.machines,
+        }
+
+    def add(self, case: Played) -> None:
+        """Keep one case, on the disk too. Raises `OSError`."""
+        self.played[case.name, case.seed] = case
+        here = machine()
+        if here not in self.machines:
+            self.machines.append(here)
+        text = json.dumps(self.document(), indent=1, allow_nan=False)
+        _write(self.path, f"{text}\n".encode())
 
 
-def play(case: Case) -> Played:
-    """Play one case; for a pool of processes."""
-    torch.set_num_threads(1)
-    begun = time.monotonic()
-    floor = Floor(
-        case.spec, ARMS[case.arm], case.seed,
-        layers=case.layers, least_ratio=case.least_ratio, always=case.always,
-    )  # fmt: skip
-    found: FloorResult = floor.play()
-    return Played(
-        case.name, case.seed, [curve[-1][1] for curve in found.curves], found.curves,
-        found.possible, found.traded, found.lost, time.monotonic() - begun,
-    )  # fmt: skip
+def _write(path: Path, content: bytes) -> None:
+    """Write a file so that an interruption leaves the old one or the new one, whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
-def spec_of(options: argparse.Namespace, **changes: Any) -> RunSpec:
-    spec = RunSpec(
-        folder=ROOT / "runs" / "reproduce",
-        dataset="mnist",
-        protocol=options.protocol,
-        priced=options.priced,
-        data_folder=options.data_folder,
-    )
-    return replace(spec, **changes)
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the lock of a study. Raises `ReproduceError` if another process does."""
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ReproduceError(f"another process is playing {path}") from None
+        yield
 
 
-def table1(options: argparse.Namespace, seeds: Sequence[int]) -> list[Case]:
-    spec = spec_of(options)
-    return [Case(arm, spec, arm, seed) for seed in seeds for arm in ARMS]
+# ── playing ──
 
 
-def table2(options: argparse.Namespace, seeds: Sequence[int]) -> list[Case]:
-    spec = spec_of(options)
-    cases = [Case(OUT_OF_MARKET, spec, OUT_OF_MARKET, seed) for seed in seeds]
-    return cases + [
-        Case(name, spec, "aligned", seed, layers=frozenset(layers))
-        for seed in seeds
-        for layers, name in TABLE2.items()
-    ]
+def run(cases: Sequence[Case], jobs: int) -> Generator[Played]:
+    """Play `cases`, up to `jobs` at a time, and give each as it ends.
+
+    Raises `MarketError` if one cannot be played, or its process ends without an answer.
+    """
+    if jobs == 1 or len(cases) <= 1:
+        yield from map(play, cases)
+        return
+    others = multiprocessing.active_children()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process alone
+    try:
+        pool = ProcessPoolExecutor(
+            min(jobs, len(cases)), mp_context=multiprocessing.get_context("spawn")
+        )
+        playing = [pool.submit(play, case) for case in cases]
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
+        for future in as_completed(playing):
+            yield future.result()
+        pool.shutdown()
+    except BrokenProcessPool as error:
+        raise ReproduceError("a process ended in the middle of a case: out of memory?") from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in multiprocessing.active_children():
+            if child not in others:
+                child.terminate()
 
 
-def linear(options: argparse.Namespace, seeds: Sequence[int]) -> list[Case]:
-    spec = spec_of(options, dataset="linear", warmup_epochs=0, rounds=100, priced=False)
-    return [
-        Case(arm, spec, arm, seed, least_ratio=1.0)
-        for seed in seeds
-        for arm in (OUT_OF_MARKET, "unaligned")
-    ]
-
-
-def convergence(options: argparse.Namespace, seeds: Sequence[int]) -> list[Case]:
-    spec = spec_of(options, priced=False)
-    cases = [Case("never trade", spec, OUT_OF_MARKET, seed) for seed in seeds]
-    return cases + [Case("always trade", spec, "aligned", s, always=True) for s in seeds]
-
-
-STUDIES: Final[dict[str, tuple[Callable[..., list[Case]], str, int]]] = {
-    "table1": (table1, "Table 1: accuracy on MNIST, percent", 10),
-    "table2": (table2, "Table 2: accuracy by the layers that are traded, percent", 10),
-    "linear": (linear, "§6.1.3: mean squared test loss, and what of it the market spares", 12),
-    "convergence": (
-        convergence,
-        "Theorem 5.1 as an experiment: epochs until a test accuracy, always trade or never",
-        10,
-    ),
-}
-
-
-def run(cases: list[Case], jobs: int, *, quiet: bool) -> list[Played]:
-    found: list[Played] = []
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        for played in pool.imap_unordered(play, cases):
-            found.append(played)
-            if not quiet:
-                ends = "  ".join(f"{figure:.2f}" for figure in played.last)
+def reproduce(record: Record, cases: Sequence[Case], jobs: int) -> bool:
+    """Play what `record` lacks of `cases`; return whether it was played to its end."""
+    left = [case for case in cases if (case.name, case.seed) not in record.played]
+    if len(left) < len(cases):
+        print(f"{len(cases) - len(left)} of {len(cases)} cases are saved in {record.path}",
+              file=sys.stderr)  # fmt: skip
+    try:
+        with closing(run(left, jobs)) as playing:
+            for number, case in enumerate(playing, 1):
+                record.add(case)
+                ends = "  ".join(f"{figure:.2f}" for figure in case.last)
                 print(
-                    f"{len(found)}/{len(cases)}  seed {played.seed}  {played.name}  {ends}"
-                    f"  {played.seconds:.0f} s",
+                    f"{number}/{len(left)}  seed {case.seed}  {case.name}  {ends}"
+                    f"  {case.seconds:.0f} s",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
-    return found
+    except KeyboardInterrupt:
+        return False
+    return True
 
 
-def summary(study: str, played: list[Played]) -> dict[str, Any]:
-    names = list(dict.fromkeys(p.name for p in sorted(played, key=_rank)))
-    by = {name: {p.seed: p for p in played if p.name == name} for name in names}
-    metric: Metric = "loss" if study == "linear" else "accuracy"
-    rows = []
-    for name in names:
-        row: dict[str, Any] = {"case": name}
-        for agent in range(2):
-            mean, low, high = interval([p.last[agent] for p in by[name].values()])
-            row["AB"[agent]] = {"mean": mean, "low": low, "high": high}
-        legs = sum(p.possible for p in by[name].values())
-        row["traded"] = sum(p.traded for p in by[name].values()) / legs if legs else None
-        row["lost"] = {
-            cause: sum(p.lost.get(cause, 0) for p in by[name].values())
-            for cause in sorted({c for p in by[name].values() for c in p.lost})
-        }
-        row["paper"] = TABLE1.get(name) if study == "table1" else None
-        rows.append(row)
-    pairs = []
-    for i, against in enumerate(names):
-        for of in names[i + 1 :]:
-            seeds = sorted(by[of].keys() & by[against].keys())
-            for agent in range(2):
-                values = [
-                    better_by(by[of][s].last[agent], by[against][s].last[agent], metric)
-                    for s in seeds
-                ]
-                mean, low, high = interval(values)
-                pairs.append(
-                    {"of": of, "against": against, "agent": "AB"[agent], "mean": mean,
-                     "low": low, "high": high, "n": len(seeds)}
-                )  # fmt: skip
-    document: dict[str, Any] = {"study": study, "rows": rows, "differences": pairs}
-    if study == "convergence":
-        document["epochs_to"] = _epochs_to(by)
-    if study == "linear":
-        document["paper"] = {"A": LINEAR[0], "B": LINEAR[1]}
-    return document
+# ── the command ──
 
 
-def _rank(played: Played) -> int:
-    order = [*ARMS, *TABLE2.values(), "never trade", "always trade"]
-    return order.index(played.name) if played.name in order else len(order)
+def _number(least: int, most: int) -> Any:
+    def number(text: str) -> int:
+        value = int(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{value} is not from {least} to {most}")
+        return value
+
+    return number
 
 
-def _epochs_to(by: dict[str, dict[int, Played]]) -> list[dict[str, Any]]:
-    """Passes until both agents' mean accuracy first reaches a target; never counts as None."""
-    found = []
-    for target in TARGETS:
-        for name, seeds in by.items():
-            needed = []
-            for played in seeds.values():
-                means = [
-                    sum(curve[e][1] for curve in played.curves) / 2
-                    for e in range(len(played.curves[0]))
-                ]
-                needed.append(next((e + 1 for e, m in enumerate(means) if m >= target), None))
-            reached = [n for n in needed if n is not None]
-            found.append(
-                {"target": target, "case": name, "reached": len(reached), "of": len(needed),
-                 "mean_epochs": sum(reached) / len(reached) if reached else None}
-            )  # fmt: skip
-    return found
-
-
-def show(title: str, found: dict[str, Any], options: argparse.Namespace) -> None:
-    console = Console()
-    how = f"protocol {options.protocol}, {'priced' if options.priced else 'free'}"
-    table = Table(
-        title=f"{title}\n{how}, seeds {options.first}–{options.first + options.seeds - 1}"
-    )
-    for heading in ("case", "A", "B", "legs traded", "paper A/B"):
-        table.add_column(heading, justify="left" if heading == "case" else "right")
-    for row in found["rows"]:
-        table.add_row(
-            row["case"], _mean(row["A"]), _mean(row["B"]),
-            "–" if row["traded"] is None else f"{100 * row['traded']:.0f}%",
-            "–" if row["paper"] is None else "{:.2f}/{:.2f}".format(*row["paper"]),
-        )  # fmt: skip
-    console.print(table)
-    paired = Table(title="Paired differences over seeds, 95% intervals")
-    for heading in ("of", "against", "agent", "difference", "interval"):
-        paired.add_column(heading, justify="right" if heading == "difference" else "left")
-    for row in found["differences"]:
-        ends = "–" if row["low"] is None else f"[{row['low']:+.2f}, {row['high']:+.2f}]"
-        paired.add_row(row["of"], row["against"], row["agent"], f"{row['mean']:+.2f}", ends)
-    console.print(paired)
-    if "paper" in found:
-        console.print("The paper spares A {A}% and B {B}% of the loss.".format(**found["paper"]))
-    for row in found.get("epochs_to", ()):
-        epochs = "–" if row["mean_epochs"] is None else f"{row['mean_epochs']:.1f}"
-        console.print(
-            f"to {row['target']:.0f}%: {row['case']}: {epochs} epochs "
-            f"({row['reached']} of {row['of']} seeds)"
-        )
-
-
-def _mean(row: dict[str, Any]) -> str:
-    if row["low"] is None:
-        return f"{row['mean']:.2f}"
-    return f"{row['mean']:.2f} ± {row['high'] - row['mean']:.2f}"
-
-
-def main() -> int:
+def parser_of() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("study", choices=sorted(STUDIES))
-    parser.add_argument("--seeds", type=int, default=0, help="how many (default: the study's)")
-    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument(
+        "--seeds", type=_number(1, MAX_SEEDS), help="how many (10; of the linear study 12)"
+    )
+    parser.add_argument("--first", type=_number(0, 2**31 - 1), default=0, help="the first seed (0)")
     parser.add_argument("--protocol", choices=("paper", "clean"), default="paper")
     parser.add_argument("--priced", action="store_true", help="with prices and fees")
-    parser.add_argument("--jobs", type=int, default=2, help="processes")
-    parser.add_argument("--data-folder", type=Path, default=None)
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
-    options = parser.parse_args()
-    make, title, usual = STUDIES[options.study]
-    options.seeds = options.seeds or usual
-    seeds = range(options.first, options.first + options.seeds)
-    cases = make(options, seeds)
-    found = summary(options.study, run(cases, options.jobs, quiet=options.json))
+    parser.add_argument(
+        "--jobs", type=_number(1, MAX_JOBS), default=2, help="cases at a time, each on one core (2)"
+    )
+    parser.add_argument("--data-folder", type=Path, help="where the files of data sets are")
+    parser.add_argument(
+        "--folder", type=Path, default=FOLDER, help="where to save (runs/reproduce)"
+    )
+    parser.add_argument("--again", action="store_true", help="play anew what is saved")
+    parser.add_argument("--json", action="store_true", help="print the JSON instead of tables")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Return 0; 130 if it was interrupted; 2 if it cannot be played as asked."""
+    parser = parser_of()
+    options = parser.parse_args(arguments)
+    study = STUDIES[options.study]
+    if options.priced and study.unpriced:
+        parser.error(f"--priced means nothing to {options.study}: {study.unpriced}")
+    seeds = range(options.first, options.first + (options.seeds or study.seeds))
+    setting = Setting(
+        protocol=options.protocol, priced=options.priced, data_folder=options.data_folder
+    )
+    try:
+        return _main(options, study, setting, seeds)
+    except (MarketError, OSError) as error:
+        print(f"reproduce.py: {error}", file=sys.stderr)
+        return 2
+
+
+def _main(options: argparse.Namespace, study: Study, setting: Setting, seeds: Sequence[int]) -> int:
+    cases = study.cases(setting, seeds)
+    for spec in {case.spec.dataset: case.spec for case in cases}.values():
+        locate(spec.dataset, spec.data)
+    name = "-".join(
+        [options.study]
+        + [options.protocol] * (options.protocol != "paper")
+        + ["priced"] * options.priced
+    )
+    record = Record(
+        name=options.study,
+        study=study,
+        setting=setting,
+        path=options.folder / f"{name}.json",
+        conditions=conditions(study, cases),
+        names=list(dict.fromkeys(case.name for case in cases)),
+        seeds=set(seeds),
+    )
+    record.path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(record.path):
+        if not options.again:
+            record.resume()
+        ended = reproduce(record, study.cases(setting, sorted(record.seeds)), options.jobs)
+        found = record.document()
+        if found["played"]:
+            _write(record.path.with_suffix(".png"), draw(found))
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(found, indent=1, allow_nan=False))
     else:
-        show(title, found, options)
-    return 0
+        show(found)
+    print(
+        f"saved in {record.path}" if ended
+        else f"interrupted; the same command goes on from {record.path}",
+        file=sys.stderr,
+    )  # fmt: skip
+    return 0 if ended else INTERRUPTED
 
 
 if __name__ == "__main__":
