@@ -2,7 +2,11 @@
 
     from node.market import Market
 
-    with Market(chain="http://127.0.0.1:8545", bootstrap=[...]) as market:
+    with Market(
+        chain="http://127.0.0.1:8545",
+        escrow="0x...",                  # the market's contract
+        bootstrap=["/ip4/..."],          # its broker
+    ) as market:
         for epoch in range(50):
             train_one_epoch(model)
             market.offer(model)          # for sale, and submitted for trials
@@ -10,11 +14,22 @@
             market.adopt(model)          # the merged weights, if any were bought
             print(round_.because, round_.price, round_.gain)
 
-With a broker on this machine (``pm-node --role broker``) nothing needs to be named.
+With a broker on this machine (``pm-node --role broker``) nothing needs to be named. The escrow
+of another is where the money goes, and is therefore never learnt from a peer.
 """
 
-from node.agent.session import Step
+from node.agent.progress import Step
+from node.market.joining import JoinTimeoutError
 from node.market.market import Market
 from node.market.modules import architecture_of, load_into, tensors_of
+from node.params.architecture import Architecture
 
-__all__ = ["Market", "Step", "architecture_of", "load_into", "tensors_of"]
+__all__ = [
+    "Architecture",
+    "JoinTimeoutError",
+    "Market",
+    "Step",
+    "architecture_of",
+    "load_into",
+    "tensors_of",
+]

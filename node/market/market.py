@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -20,73 +20,91 @@ import trio
 from torch import nn
 
 from node.agent.agent import Agent
-from node.agent.session import Step
+from node.agent.progress import Step
 from node.config.table import Config, load
 from node.home import Home, default_data_dir
-from node.market.modules import architecture_of, load_into, tensors_of
+from node.market.joining import Wait, chain_called, open_within
+from node.market.modules import checked_tensors, read
 from node.params.architecture import Architecture
 from node.params.families.base import ArchitectureError
 from node.protocol.errors import LocalProtocolError
-from node.roles.opening import Opened, open_node, open_observer
+from node.roles.opening import Opened, open_observer
 from node.roles.shells import agent_of, open_station
 
 T = TypeVar("T")
 Parameters = nn.Module | Mapping[str, torch.Tensor]
+JOIN_SECONDS: Final = 120.0
 CLOSE_SECONDS: Final = 60.0
 
 
 class Market:
-    """One agent of one market. A context manager; not for use from two threads at once."""
+    """One agent of one market. A context manager; not for use from two threads at once.
 
-    def __init__(self, *, console: bool = False, **settings: Any) -> None:
+    Ctrl-C is safe at any moment. A call that it interrupts goes on in the node, and the next one
+    waits for it: what an interrupted `step` bought is there for `adopt`. Closing ends it; a
+    purchase under way then is seen to its end when the data directory is opened again.
+    """
+
+    def __init__(
+        self, *, console: bool = False, timeout: float = JOIN_SECONDS, **settings: Any
+    ) -> None:
         """Take the settings of an agent by name, as in ``config show``; others as configured.
 
-        `console` shows the node's events on standard error. Nothing is opened yet. Raises
-        `ConfigError`.
+        `console` shows the node's events on standard error; `timeout` is how many seconds `open`
+        may take. Nothing is opened yet. Raises `ConfigError`.
         """
-        flags = {name: _flag(value) for name, value in settings.items()}
-        self.config: Config = load(environ=os.environ, flags={**flags, "role": "agent"}).config
+        self.config: Config = load(environ=os.environ, flags={**settings, "role": "agent"}).config
         self._console = console
+        self._timeout = timeout
         self._stack = ExitStack()
         self._thread: threading.Thread | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._agent: Agent | None = None
-        self._stop: trio.Event | None = None
+        self._halt: trio.Event | None = None
         self._fault: BaseException | None = None
+        self._gate = threading.Lock()
+        """Guards the next two: a node that is closed before it began does not begin."""
+        self._begun = False
+        self._stopping = False
         self._up = threading.Event()
+        self._over = threading.Event()
+        """The node has ended, and `_fault` is why, if it was no wish of ours."""
+        self._turn = trio.Lock()
+        self._calls: set[trio.CancelScope] = set()
+        self._leaving = trio.lowlevel.ParkingLot()
+        """Where the node's end waits for the calls' ends."""
         self._architecture: Architecture | None = None
-        self._epochs = 0
 
     # ── the node's life ──
 
-    def open(self) -> Self:
+    def open(self, *, timeout: float | None = None) -> Self:
         """Join the market; returns once its book and the broker's terms are known.
 
-        Raises `MarketError` for whatever keeps the node from that; a chain or broker that is
-        away is waited for.
+        A chain or broker that is away is waited for, `timeout` seconds (else those of the
+        constructor; `math.inf` for ever). Raises `JoinTimeoutError`, or the `MarketError` of
+        whatever else keeps the node from joining.
         """
         if self._thread is not None:
             raise LocalProtocolError("this market is open, or was: make another")
+        self._stopping = False
+        wait = Wait(self._timeout if timeout is None else timeout)
         home = Home(self.config.data_dir or default_data_dir("agent", os.environ)).prepare()
         try:
             self._stack.enter_context(home.lock())
             observer = open_observer(self.config, home, self._stack, console=self._console)
-            opened = open_node(self.config, home, observer, os.environ, self._stack)
-        except BaseException:
-            self._stack.close()
+            unsubscribe = observer.subscribe(wait.hear)
+            opened = open_within(self.config, home, observer, os.environ, self._stack, wait=wait)
+            # a daemon: a loop that ends without `close` is as a process that was killed
+            self._thread = threading.Thread(
+                target=self._live, args=(opened, wait), name="pm-node", daemon=True
+            )
+            self._thread.start()
+            wait.until(self._up)
+            self._running()
+            unsubscribe()
+        except BaseException as error:
+            self._close_after(error)
             raise
-        # a daemon: a loop that ends without `close` is as a process that was killed
-        self._thread = threading.Thread(
-            target=self._live, args=(opened,), name="pm-node", daemon=True
-        )
-        self._thread.start()
-        try:
-            self._up.wait()
-        except BaseException:  # Ctrl-C, while a chain or a broker is waited for
-            self.close()
-            raise
-        if self._fault is not None:
-            self.close()
         return self
 
     def close(self) -> None:
@@ -94,11 +112,13 @@ class Market:
 
         Raises whatever ended the node before.
         """
-        if self._thread is not None and self._thread.is_alive():
-            if self._token is not None and self._stop is not None:
-                self._token.run_sync_soon(self._stop.set)
-            self._thread.join(CLOSE_SECONDS)
-            if self._thread.is_alive():
+        with self._gate:
+            self._stopping = True
+        if self._begun:
+            if self._token is not None and self._halt is not None:
+                with suppress(trio.RunFinishedError):  # it has ended by itself
+                    self._token.run_sync_soon(self._halt.set)
+            if not self._over.wait(CLOSE_SECONDS):
                 raise LocalProtocolError(f"the node did not end within {CLOSE_SECONDS:.0f} s")
         self._stack.close()
         if self._fault is not None:
@@ -107,7 +127,7 @@ class Market:
 
     def settle(self) -> None:
         """Wait until no trade of this node is open: every payment made, every refund drawn."""
-        self._call(self._until_settled)
+        self._call(self._until_settled, in_turn=False)
 
     def __enter__(self) -> Self:
         return self.open()
@@ -118,7 +138,18 @@ class Market:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+        else:
+            self._close_after(error)
+
+    def _close_after(self, error: BaseException) -> None:
+        """Close, and let `error` be what is raised; what else comes to light is a note to it."""
+        try:
+            self.close()
+        except Exception as fault:  # noqa: BLE001 (told with the error that it must not hide)
+            if fault is not error:
+                error.add_note(f"and the market's node ended by {type(fault).__name__}: {fault}")
 
     # ── the three calls ──
 
@@ -126,32 +157,56 @@ class Market:
         """Offer parameters for sale, and submit them to the broker for trials.
 
         `parameters` is a module (`node.market.modules` says which), or tensors with their
-        `architecture`. Raises `ArchitectureError`.
+        `architecture`. Raises `ArchitectureError`, `ProfileError` for weights that are not
+        finite, and `LocalProtocolError` while a `step` that bought is not adopted.
         """
         if isinstance(parameters, nn.Module):
-            architecture, tensors = architecture_of(parameters), tensors_of(parameters)
+            reading = read(parameters)
+            if architecture not in (None, reading.architecture):
+                raise ArchitectureError(f"the module is {reading.architecture.text}")
+            architecture, tensors = reading.architecture, reading.tensors()
+        elif architecture is None:
+            raise ArchitectureError("tensors alone do not say what they are of: name one")
         else:
             tensors = dict(parameters)
-        if architecture is None:
-            raise ArchitectureError("tensors alone do not say what they are of: name one")
-        self._architecture = architecture
-        self._epochs += 1
-        chosen, epoch = architecture, self._epochs
+        chosen, copies = architecture, checked_tensors(tensors, architecture)
 
         async def offer(agent: Agent) -> None:
-            await agent.session.offer(chosen, tensors, epoch=epoch)
+            progress = agent.session.progress
+            epoch = 1 if progress is None else progress.epoch + 1
+            await agent.session.offer(chosen, copies, epoch=epoch)
+            self._architecture = chosen
 
         self._call(offer)
 
     def step(self) -> Step:
-        """Play one round: try what others offer, buy what helps most, see it delivered."""
+        """Play one round: try what others offer, buy what helps most, see it delivered.
+
+        Raises `LocalProtocolError` for a second one on the same offer.
+        """
         return self._call(lambda agent: agent.session.step())
 
     def adopt(self, module: nn.Module | None = None) -> dict[str, torch.Tensor]:
-        """End the round; returns the weights to go on from, and writes them into `module`."""
-        tensors = self._call(lambda agent: agent.session.adopt())
-        if module is not None:
-            load_into(module, tensors)
+        """End the round; returns its weights: the merged ones if any were bought, else the offered.
+
+        Merged ones are written into `module`; if none were bought, it is left as it is. Raises
+        `ArchitectureError`, before the round is ended, for a module of another architecture.
+        """
+        reading = None if module is None else read(module)
+
+        async def adopt(agent: Agent) -> tuple[dict[str, torch.Tensor], bool]:
+            if reading is not None and self._architecture not in (None, reading.architecture):
+                raise ArchitectureError(
+                    f"the module is not what was offered: {reading.architecture.text}"
+                )
+            before = agent.session.progress
+            tensors = await agent.session.adopt()
+            after = agent.session.progress
+            return tensors, before is None or after is None or before.root != after.root
+
+        tensors, merged = self._call(adopt)
+        if merged and reading is not None:
+            reading.write(tensors)
         return tensors
 
     def resume(self, architecture: Architecture) -> dict[str, torch.Tensor] | None:
@@ -163,10 +218,9 @@ class Market:
         async def recall(agent: Agent) -> dict[str, torch.Tensor] | None:
             await agent.session.adopt_unfinished()
             progress = agent.session.progress
-            if progress is None:
-                return None
-            self._epochs = progress.epoch
-            return agent.session.load(architecture.text, progress.root)
+            return (
+                None if progress is None else agent.session.load(architecture.text, progress.root)
+            )
 
         return self._call(recall)
 
@@ -183,43 +237,86 @@ class Market:
     # ── the thread ──
 
     def _running(self) -> Agent:
-        if self._agent is None or self._thread is None or not self._thread.is_alive():
+        if self._agent is None or self._over.is_set():
             raise self._fault or LocalProtocolError("the market is not open")
         return self._agent
 
-    def _call(self, ask: Callable[[Agent], Awaitable[T]]) -> T:
+    def _call(self, ask: Callable[[Agent], Awaitable[T]], *, in_turn: bool = True) -> T:
+        """Have the node do something, after what it does already, unless not `in_turn`."""
         agent = self._running()
 
         async def call() -> T:
-            return await ask(agent)
+            with trio.CancelScope() as scope:
+                if self._halt is None or self._halt.is_set():
+                    scope.cancel()
+                self._calls.add(scope)
+                try:
+                    if not in_turn:
+                        return await ask(agent)
+                    async with self._turn:
+                        return await ask(agent)
+                finally:
+                    self._calls.discard(scope)
+                    self._leaving.unpark_all()
+            raise _EndedError
 
         try:
             return trio.from_thread.run(call, trio_token=self._token)
-        except (trio.RunFinishedError, trio.Cancelled) as error:
+        except (trio.RunFinishedError, trio.Cancelled, _EndedError) as error:
+            self._over.wait(CLOSE_SECONDS)  # only then is it known why
             raise self._fault or LocalProtocolError("the node has ended") from error
 
-    def _live(self, opened: Opened) -> None:
+    def _live(self, opened: Opened, wait: Wait) -> None:
+        with self._gate:
+            self._begun = not self._stopping
+        if not self._begun:
+            return
         try:
-            trio.run(self._serve, opened)
+            trio.run(self._serve, opened, wait)
         except BaseException as error:  # noqa: BLE001 (told to whoever calls next)
             self._fault = _one(error)
         finally:
+            self._over.set()
             self._up.set()
 
-    async def _serve(self, opened: Opened) -> None:
+    async def _serve(self, opened: Opened, wait: Wait) -> None:
+        self._halt = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
-        self._stop = trio.Event()
-        async with open_station(opened) as station, trio.open_nursery() as nursery:
-            self._agent = agent_of(opened, station, None)
-            nursery.start_soon(self._agent.run)
-            await self._agent.joined.wait()
-            self._up.set()
-            await self._stop.wait()
+        if self._stopping:  # by a `close` that saw no token yet
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._node, opened, wait)
+            await self._halt.wait()
             nursery.cancel_scope.cancel()
+
+    async def _node(self, opened: Opened, wait: Wait) -> None:
+        async with open_station(opened) as station:
+            try:
+                async with trio.open_nursery() as nursery:
+                    agent = agent_of(opened, station, None)
+                    nursery.start_soon(agent.run)
+                    wait.waited_for = chain_called(opened.chain_url)
+                    await agent.desk.running.wait()
+                    wait.waited_for = f"the broker {opened.brokers[0]}"
+                    await agent.joined.wait()
+                    self._agent = agent
+                    self._up.set()
+            finally:  # no call is left when the network goes
+                if self._halt is not None:
+                    self._halt.set()
+                for scope in self._calls:
+                    scope.cancel()
+                with trio.CancelScope(shield=True):
+                    while self._calls:
+                        await self._leaving.park()
 
     async def _until_settled(self, agent: Agent) -> None:
         while agent.desk.open_trades():  # noqa: ASYNC110 (machines tell whoever made them alone)
             await trio.sleep(0.1)
+
+
+class _EndedError(Exception):
+    """The node ended under a call."""
 
 
 def _one(error: BaseException) -> BaseException:
@@ -227,10 +324,3 @@ def _one(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-def _flag(value: object) -> object:
-    """Return a setting as the table takes it: lists as one text with commas."""
-    if isinstance(value, list | tuple):
-        return tuple(str(part) for part in value)
-    return value

@@ -3,39 +3,46 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
+import node.market
 from node.config.table import ConfigError
 from node.data.datasets import load
 from node.data.split import endowment, split_test
-from node.devnet.play import WINDOWS
-from node.devnet.processes import _flags
-from node.home import AlreadyRunningError, BrokerNotFoundError, find_broker
-from node.market import Market, architecture_of, load_into, tensors_of
+from node.home import AlreadyRunningError, BrokerAddress, BrokerNotFoundError, find_broker
+from node.market import JoinTimeoutError, Market, Step, architecture_of, tensors_of
 from node.params.families.base import ArchitectureError
 from node.protocol.errors import LocalProtocolError
 
 CHECKOUT = Path(__file__).parents[2]
+WINDOWS = (
+    "--fund-seconds=30", "--reveal-seconds=60", "--grace-seconds=10",
+    "--dispute-window-seconds=2", "--minimum-dispute-window=1",
+)  # fmt: skip
 
 
-@pytest.fixture
-def broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A broker for digits on this machine, which serves its own chain of play money."""
-    state = tmp_path / "state"
-    monkeypatch.setenv("PMNODE_STATE", str(state))
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where a broker for digits has left word, which serves its own chain of play money."""
+    folder = tmp_path_factory.mktemp("broker")
+    state = folder / "state"
     with subprocess.Popen(
         [
             *(sys.executable, "-m", "node.cli.main", "--role", "broker", "--dataset", "digits"),
-            *("--task", "digits", "--data-dir", str(tmp_path / "broker"), *_flags(**WINDOWS)),
+            *("--task", "digits", "--data-dir", str(folder / "broker"), *WINDOWS),
         ],
         cwd=CHECKOUT,
         env={**os.environ, "PMNODE_STATE": str(state)},
@@ -44,14 +51,21 @@ def broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         stderr=subprocess.DEVNULL,
     ) as process:
         try:
-            patience = time.monotonic() + 60
+            patience = time.monotonic() + 120
             while not _announced(state):
                 assert process.poll() is None
                 assert time.monotonic() < patience
                 time.sleep(0.05)
-            yield
+            yield state
         finally:
             process.terminate()
+
+
+@pytest.fixture
+def broker(state: Path, monkeypatch: pytest.MonkeyPatch) -> BrokerAddress:
+    """The broker of this machine. Each test has a model of its own: the book is everybody's."""
+    monkeypatch.setenv("PMNODE_STATE", str(state))
+    return find_broker(state)
 
 
 def _announced(state: Path) -> bool:
@@ -62,12 +76,25 @@ def _announced(state: Path) -> bool:
     return True
 
 
+class Net(nn.Module):
+    """A model as a user would write it."""
+
+    def __init__(self, units: int = 32) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(64, units)
+        self.out = nn.Linear(units, 10)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.out(torch.relu(self.hidden(inputs.flatten(1))))
+        return result
+
+
 class Learner:
     """A loop as a user would write it."""
 
     def __init__(self, number: int, folder: Path) -> None:
         torch.manual_seed(number)
-        self.model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        self.model = Net()
         self.optimiser = torch.optim.SGD(self.model.parameters(), lr=0.1)
         data = load("digits", folder)
         rows = endowment(data, number, 2, seed=0)
@@ -86,11 +113,9 @@ class Learner:
             return float((self.model(self.test[0]).argmax(1) == self.test[1]).double().mean())
 
 
-def market_of(number: int, tmp_path: Path) -> Market:
-    return Market(
-        data_dir=str(tmp_path / f"agent-{number}"), task="digits", minimum_dispute_window=1,
-        round_patience_seconds=20,
-    )  # fmt: skip
+def market_of(number: int, tmp_path: Path, **settings: Any) -> Market:
+    usual: dict[str, Any] = {"minimum_dispute_window": 1, "round_patience_seconds": 20}
+    return Market(data_dir=str(tmp_path / f"agent-{number}"), task="digits", **(usual | settings))
 
 
 @pytest.mark.usefixtures("broker")
@@ -108,11 +133,17 @@ def test_a_loop_of_ones_own_trades_and_comes_back(tmp_path: Path) -> None:
             for learner, market in zip(learners, (one, other), strict=True):
                 before = learner.accuracy()
                 round_ = market.step()
+                with pytest.raises(LocalProtocolError, match="first"):
+                    market.step()  # would pay twice, and adopt once
+                if round_.bought:
+                    learner.train()
+                    with pytest.raises(LocalProtocolError, match="adopt first"):
+                        market.offer(learner.model)  # the merge would be of an older model
+                with pytest.raises(ArchitectureError, match="not what was offered"):
+                    market.adopt(nn.Linear(64, 10))  # and the round is not over
                 adopted = market.adopt(learner.model)
-                assert all(
-                    torch.equal(adopted[name], tensor)
-                    for name, tensor in tensors_of(learner.model).items()
-                )
+                for name, tensor in tensors_of(learner.model).items():
+                    assert torch.equal(adopted[name], tensor)
                 if round_.bought:
                     assert round_.price is not None
                     assert round_.price > 0
@@ -144,34 +175,116 @@ def test_a_setting_that_is_misspelt_is_named(tmp_path: Path) -> None:
         Market(data_dir=str(tmp_path), reserv=5)
 
 
+@pytest.mark.usefixtures("broker")
+def test_with_nothing_bought_the_model_is_left_as_it_is(tmp_path: Path) -> None:
+    model = Net(31).double()
+    with market_of(0, tmp_path, round_patience_seconds=1) as market:
+        with pytest.raises(LocalProtocolError, match="offer"):
+            market.step()
+        market.offer(model)
+        assert market.step().because == "no-offer"
+        offered = tensors_of(model)
+        with torch.no_grad():
+            model.out.bias.add_(1e-12)  # trained on, and beyond what float32 holds
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        adopted = market.adopt(model)
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, before[name])
+        for name, tensor in offered.items():
+            assert torch.equal(adopted[name], tensor)
+        market.offer(offered, architecture=architecture_of(model))  # by its tensors alone
+        with pytest.raises(ArchitectureError, match="name one"):
+            market.offer(offered)
+        with pytest.raises(ArchitectureError, match="the module is"):
+            market.offer(model, architecture=architecture_of(nn.Linear(64, 10)))
+
+
+def of_docstring() -> str:
+    assert node.market.__doc__ is not None
+    (example,) = re.findall(r"\n\n(    from .*?)\n\n\S", node.market.__doc__, re.DOTALL)
+    return textwrap.dedent(example)
+
+
+def of_readme() -> str:
+    section = (CHECKOUT / "README.md").read_text().partition("## From your own loop")[2]
+    (example,) = re.findall(r"```python\n(.*?)```", section.partition("\n## ")[0], re.DOTALL)
+    return str(example)
+
+
 @pytest.mark.parametrize(
-    ("module", "told"),
-    [
-        (nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), "without ReLU between"),
-        (nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), "Tanh"),
-        (nn.Sequential(nn.Linear(4, 3), nn.ReLU()), "end in an affine layer"),
-        (nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(5, 2)), "do not fit"),
-        (nn.Linear(4, 2, bias=False), "without bias"),
-        (nn.Conv2d(1, 1, 3), "Conv2d"),
-        (nn.Sequential(), "end in an affine layer"),
-    ],
+    ("example", "units"), [(of_docstring(), 30), (of_readme(), 29)], ids=["docstring", "README"]
 )
-def test_a_module_without_a_name_is_refused_by_the_part_that_does_not_fit(
-    module: nn.Module, told: str
+def test_the_example_is_a_loop_that_runs(
+    example: str,
+    units: int,
+    broker: BrokerAddress,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(ArchitectureError, match=told):
-        architecture_of(module)
+    """As it is written, but for what the reader would write: where, for how long, of what."""
+    for written, ours in (
+        ("http://127.0.0.1:8545", broker.chain), ("0x...", broker.escrow),
+        ("/ip4/...", broker.multiaddrs[0]), ("range(50)", "range(1)"),
+    ):  # fmt: skip
+        example = example.replace(written, ours)
+    assert "..." not in example
+    if broker.chain in example:
+        monkeypatch.setenv("PMNODE_STATE", str(tmp_path / "elsewhere"))
+    for name, value in (
+        ("DATA_DIR", tmp_path / "a"),
+        ("TASK", "digits"),
+        ("ROUND_PATIENCE_SECONDS", 1),
+    ):
+        monkeypatch.setenv(f"PMNODE_{name}", str(value))
+    names: dict[str, object] = {"model": Net(units), "train_one_epoch": lambda _: None}
+    exec(example, names)
+    round_ = names["round_"]
+    assert isinstance(round_, Step)
+    assert round_.because == "no-offer"
 
 
-def test_a_module_and_its_tensors_compute_the_same() -> None:
-    from node.params.architecture import apply
+def absent(broker: BrokerAddress) -> dict[str, object]:
+    """The market of `broker`, with another in its place that is not there."""
+    nobody = "/ip4/127.0.0.1/tcp/9/p2p/12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"
+    return {"chain": broker.chain, "escrow": broker.escrow, "bootstrap": [nobody]}
 
-    module = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
-    inputs_RF = torch.randn(7, 6)
-    computed = apply(architecture_of(module), tensors_of(module), inputs_RF)
-    assert torch.equal(computed, module(inputs_RF))
-    other = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
-    load_into(other, tensors_of(module))
-    assert torch.equal(other(inputs_RF), module(inputs_RF))
-    with pytest.raises(ArchitectureError, match="not those"):
-        load_into(nn.Linear(6, 3), tensors_of(module))
+
+def test_a_broker_that_is_away_is_waited_for_as_long_as_was_said(
+    broker: BrokerAddress, tmp_path: Path
+) -> None:
+    began = time.monotonic()
+    with pytest.raises(JoinTimeoutError, match=r"for the broker /ip4/127.0.0.1/tcp/9/p2p/.*: un"):
+        market_of(0, tmp_path, timeout=8, **absent(broker)).open()
+    assert time.monotonic() - began < 20
+    with market_of(0, tmp_path) as market:  # nothing is left of the first
+        assert market.account.startswith("0x")
+
+
+LOOP = """
+import signal, sys
+from node.market import Market
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with Market(data_dir=sys.argv[1], chain=sys.argv[2], escrow=sys.argv[3], bootstrap=sys.argv[4],
+            console=True):
+    pass
+"""
+
+
+def test_ctrl_c_ends_a_loop_whose_broker_is_away(broker: BrokerAddress, tmp_path: Path) -> None:
+    market = absent(broker)
+    assert isinstance(market["bootstrap"], list)
+    where = [str(tmp_path / "agent"), broker.chain, broker.escrow, market["bootstrap"][0]]
+    with subprocess.Popen(
+        [sys.executable, "-c", LOOP, *where], cwd=CHECKOUT, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stderr is not None
+            told = next(line for line in process.stderr if "list-book" in line)
+            began = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=50)
+        finally:
+            process.kill()
+    assert time.monotonic() - began < 20
+    assert told.splitlines()[-1] == "KeyboardInterrupt"
