@@ -23,7 +23,7 @@ from broker_node.evaluate.validation import draw_rows
 from broker_node.verify.checks import verify
 from broker_node.verify.stages import Received, Verified
 from node.data.datasets import Rows, load
-from node.data.idx import DataError
+from node.data.files import DataError
 from node.data.split import split_test
 from node.params.encoding import weights_root
 from node.protocol.types import ONE, Digest, Millionths

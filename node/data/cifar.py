@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from node.data.files import DataError, locate, read_bounded
+from node.data.files import DataError, find, locate, read_bounded
 from node.data.images import channel_levels, with_levels
 from node.data.rows import Dataset, Rows
 
@@ -46,7 +46,7 @@ def locate_cifar10(folder: Path) -> Path:
         return locate("CIFAR-10 (binary version)", names, places(folder), _GET)
     except DataError:
         for place in (*places(folder), folder / "cifar-10-batches-py"):
-            if (place / PICKLED).is_file():
+            if find(place, PICKLED) is not None:
                 raise DataError(
                     f"{place} holds the pickled Python version of CIFAR-10, which is never "
                     f"opened: {_GET}"

@@ -13,6 +13,7 @@ after a check of everything that its format says.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,8 @@ class Source:
     """Given the data folder and a seed, which only generated rows depend on."""
     locate: Callable[[Path], Path | None]
     """Given the data folder; None where no file is needed."""
+    generated: bool = False
+    """Whether the rows are drawn by the seed."""
 
 
 def _nowhere(_folder: Path) -> None:
@@ -96,13 +99,15 @@ DATASETS: Final[dict[str, Source]] = {
     "tiny-imagenet": Source(
         load=lambda folder, _: load_tiny_imagenet(folder), locate=locate_tiny_imagenet
     ),
-    "linear": Source(load=lambda _, seed: load_linear(seed), locate=_nowhere),
+    "linear": Source(load=lambda _, seed: load_linear(seed), locate=_nowhere, generated=True),
 }
 """By name."""
 
 
 _HELD: Final[WeakValueDictionary[tuple[str, Path, int], Dataset]] = WeakValueDictionary()
 """What somebody in this process still holds: agents that share one hold one copy."""
+_LOADING: Final = threading.Lock()
+"""Of those that ask for the same rows at once, one reads them, and the others wait for it."""
 
 
 def _source(name: str) -> Source:
@@ -114,14 +119,17 @@ def _source(name: str) -> Source:
 def load(name: str, folder: Path, *, seed: int = 0) -> Dataset:
     """Return the data set `name`, its files being under `folder`.
 
-    `seed` says which rows, where they are generated, and nothing elsewhere. Raises
-    `DataError` if there is no such data set, or its files are missing or damaged.
+    `seed` says which rows, where they are generated, and nothing elsewhere. Rows that anybody
+    in this process still holds are not read again. Raises `DataError` if there is no such
+    data set, or its files are missing or damaged.
     """
-    key = name, folder.absolute(), seed
-    found = _HELD.get(key)
-    if found is None:
-        found = _HELD[key] = _source(name).load(folder, seed)
-    return found
+    source = _source(name)
+    key = name, folder.absolute(), seed if source.generated else 0
+    with _LOADING:
+        found = _HELD.get(key)
+        if found is None:
+            found = _HELD[key] = source.load(folder, seed)
+        return found
 
 
 def locate(name: str, folder: Path) -> Path | None:

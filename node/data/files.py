@@ -6,6 +6,7 @@ file is unpacked no further than what it may hold.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -35,7 +36,7 @@ def locate(what: str, names: Iterable[str], places: Sequence[Path], get: str) ->
         missing = [name for name in wanted if find(place, name) is None]
         if not missing:
             return place
-        told.append(f"{place} ({'lacks' if place.is_dir() else 'no such folder, lacks'} ")
+        told.append(f"{place} ({'lacks' if is_folder(place) else 'no such folder, lacks'} ")
         told[-1] += f"{missing[0]})" if len(missing) == 1 else f"{missing[0]} and others)"
     raise DataError(f"there is no {what}; looked in {', '.join(told)}. To get it: {get}")
 
@@ -43,9 +44,18 @@ def locate(what: str, names: Iterable[str], places: Sequence[Path], get: str) ->
 def find(folder: Path, name: str) -> Path | None:
     """Return the path of the file `name` in `folder`, plain or gzipped, if it is there."""
     for path in (folder / name, folder / (name + GZIPPED)):
-        if path.is_file():
-            return path
+        with contextlib.suppress(OSError):  # a folder that may not be read, a name too long
+            if path.is_file():
+                return path
     return None
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether there is such a folder, and it may be looked for."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def read_bounded(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:

@@ -14,9 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from node.data.files import DataError, read_checked
-
-__all__ = ["DataError", "read_checked", "read_idx"]
+from node.data.files import DataError
 
 MAX_AXES: Final = 3
 _UNSIGNED_BYTE: Final = 0x08

@@ -48,7 +48,7 @@ class IdxSet:
 
     def places(self, folder: Path) -> tuple[Path, ...]:
         """Return the folders that may hold the files, likeliest first."""
-        return (folder / self.name,)
+        return (folder / self.name, folder)
 
     def locate(self, folder: Path) -> Path:
         """Return where the files are; `DataError` if they are nowhere."""
@@ -90,7 +90,8 @@ MNIST: Final = IdxSet(
     files=MNIST_FILES,
     mean=0.1307,
     std=0.3081,
-    get="python scripts/fetch_data.py",
+    get="python scripts/fetch_data.py, or name with --data-folder a folder of its four IDX files, "
+    "plain or gzipped",
 )
 FASHION: Final = FashionSet(
     name="fashion",

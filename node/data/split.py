@@ -84,6 +84,149 @@ class Dirichlet:
 Endowment = ScarceClasses | Dirichlet
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Division:
+    """The rows to train on, dealt out among agents: by `rule`, or as the paper does.
+
+    A division that cannot be made is a `DataError`, raised as soon as it is looked into.
+    """
+
+    dataset: Dataset
+    agents: int
+    seed: int
+    rule: Endowment | None = None
+    least_rows: int = 1
+    """Nobody may hold fewer."""
+
+    def sizes(self) -> tuple[int, ...]:
+        """Return how many rows each agent holds, by the labels alone.
+
+        Raises `DataError` if the rule cannot serve so many agents, or leaves one of them fewer
+        than `least_rows`.
+        """
+        self._admit(0)
+        if self.dataset.holdings:
+            sizes = self.dataset.holdings[: self.agents]
+        else:
+            counts_C = np.bincount(self.dataset.train.labels_R, minlength=self.dataset.classes)
+            sizes = self._sizes(counts_C)
+        for agent, rows in enumerate(sizes):
+            self._suffice(agent, rows)
+        return sizes
+
+    def rows_of(self, agent: int) -> Rows:
+        """Return the rows that `agent` trains on.
+
+        Raises `DataError` if the rule cannot serve so many agents, or leaves this one fewer
+        than `least_rows`.
+        """
+        self._admit(agent)
+        if self.dataset.holdings:
+            start, held = sum(self.dataset.holdings[:agent]), self.dataset.holdings[agent]
+            indices_R = np.arange(start, start + held, dtype=np.int64)
+        else:
+            match self.rule or ScarceClasses():
+                case ScarceClasses(percent=percent):
+                    indices_R = self._scarce(agent, percent)
+                case Dirichlet(concentration=concentration):
+                    indices_R = self._dirichlet(agent, concentration)
+                case unreachable:
+                    assert_never(unreachable)
+        self._suffice(agent, len(indices_R))
+        return self.dataset.train.take(indices_R)
+
+    def _admit(self, agent: int) -> None:
+        if not 0 <= agent < self.agents <= MAX_AGENTS:
+            raise DataError(f"agent {agent} of {self.agents}, allowed are 1 … {MAX_AGENTS} agents")
+        name, owners = self.dataset.name, len(self.dataset.holdings)
+        if owners and self.agents > owners:
+            raise DataError(f"{name} was made for {owners} agents, not for {self.agents}")
+        if owners and self.rule is not None:
+            raise DataError(
+                f"the rows of {name} are the agents' already: no {self.rule}, take the "
+                "endowment `paper`"
+            )
+
+    def _suffice(self, agent: int, rows: int) -> None:
+        if rows < self.least_rows:
+            raise DataError(
+                f"agent {agent} of {self.agents} would hold {rows} rows of {self.dataset.name}, "
+                f"fewer than {self.least_rows}"
+            )
+
+    def _sizes(self, counts_C: NDArray[np.int64]) -> tuple[int, ...]:
+        match self.rule or ScarceClasses():
+            case ScarceClasses(percent=percent):
+                scarce_of = [
+                    scarce_classes(agent, self.agents, self.dataset.classes)
+                    for agent in range(self.agents)
+                ]
+                return tuple(
+                    sum(
+                        _share(int(count), percent) if label in scarce else int(count)
+                        for label, count in enumerate(counts_C)
+                    )
+                    for scarce in scarce_of
+                )
+            case Dirichlet(concentration=concentration):
+                _, edges_CN = self._cuts(counts_C, concentration)
+                return tuple(np.diff(edges_CN).sum(axis=0).tolist())
+            case unreachable:
+                assert_never(unreachable)
+
+    def _scarce(self, agent: int, percent: int) -> NDArray[np.int64]:
+        """All rows of the other classes, and a share of the scarce ones, class by class."""
+        labels_R = self.dataset.train.labels_R
+        scarce = scarce_classes(agent, self.agents, self.dataset.classes)
+        kept: list[NDArray[np.int64]] = []
+        for label in range(self.dataset.classes):
+            rows = np.flatnonzero(labels_R == label).astype(np.int64)
+            if label in scarce:
+                shuffled = stream(self.seed, 1, agent, label).permutation(rows)
+                rows = shuffled[: _share(len(rows), percent)]
+            kept.append(rows)
+        return np.sort(np.concatenate(kept))
+
+    def _dirichlet(self, agent: int, concentration: float) -> NDArray[np.int64]:
+        """This agent's part of every class."""
+        labels_R = self.dataset.train.labels_R
+        counts_C = np.bincount(labels_R, minlength=self.dataset.classes)
+        draw, edges_CN = self._cuts(counts_C, concentration)
+        parts = []
+        for label, edges_N in enumerate(edges_CN):
+            rows = np.flatnonzero(labels_R == label).astype(np.int64)
+            shuffled = stream(self.seed, 5, draw, 1 + label).permutation(rows)
+            parts.append(shuffled[edges_N[agent] : edges_N[agent + 1]])
+        return np.sort(np.concatenate(parts))
+
+    def _cuts(
+        self, counts_C: NDArray[np.int64], concentration: float
+    ) -> tuple[int, NDArray[np.int64]]:
+        """Return which draw serves everybody, and where it cuts each class: C x (N + 1) edges.
+
+        Another division is drawn if one leaves too few rows to anybody.
+        """
+        rows = int(counts_C.sum())
+        hopeless = self.agents * self.least_rows > rows
+        for draw in range(0 if hopeless else DIRICHLET_DRAWS):
+            shares_CN = stream(self.seed, 5, draw, 0).dirichlet(
+                np.full(self.agents, concentration), size=len(counts_C)
+            )
+            edges_CN = np.stack(
+                [
+                    _edges(shares_N, int(count))
+                    for shares_N, count in zip(shares_CN, counts_C, strict=True)
+                ]
+            )
+            if int(np.diff(edges_CN).sum(axis=0).min()) >= self.least_rows:
+                return draw, edges_CN
+        raise DataError(
+            f"{rows} rows of {self.dataset.name} cannot be divided among {self.agents} agents by "
+            f"Dirichlet({concentration:g}) so that each holds {self.least_rows}: take fewer "
+            "agents, or a higher concentration"
+        )
+
+
 def endowment(
     dataset: Dataset,
     agent: int,
@@ -93,38 +236,9 @@ def endowment(
     rule: Endowment | None = None,
     least_rows: int = 1,
 ) -> Rows:
-    """Return the rows that `agent` of `agents` trains on, by `rule`; the paper's without one.
-
-    Raises `DataError` if the rule cannot serve so many agents, or leaves this one fewer than
-    `least_rows`.
-    """
-    if not 0 <= agent < agents <= MAX_AGENTS:
-        raise DataError(f"agent {agent} of {agents}, allowed are 1 … {MAX_AGENTS} agents")
-    if dataset.holdings:
-        return _holding(dataset, agent, agents, rule)
-    match rule or ScarceClasses():
-        case ScarceClasses(percent=percent):
-            indices_R = _scarce(dataset, agent, agents, seed, percent)
-        case Dirichlet(concentration=concentration):
-            indices_R = _dirichlet(dataset, agent, agents, seed, concentration, least_rows)
-        case unreachable:
-            assert_never(unreachable)
-    if len(indices_R) < least_rows:
-        raise DataError(
-            f"agent {agent} of {agents} would hold {len(indices_R)} rows of {dataset.name}, "
-            f"fewer than {least_rows}"
-        )
-    return dataset.train.take(indices_R)
-
-
-def _holding(dataset: Dataset, agent: int, agents: int, rule: Endowment | None) -> Rows:
-    owners = len(dataset.holdings)
-    if agents > owners:
-        raise DataError(f"{dataset.name} was made for {owners} agents, not for {agents}")
-    if rule is not None:
-        raise DataError(f"the rows of {dataset.name} are the agents' already: no {rule}")
-    start = sum(dataset.holdings[:agent])
-    return dataset.train.take(np.arange(start, start + dataset.holdings[agent], dtype=np.int64))
+    """Return the rows that `agent` of `agents` trains on: its part of that `Division`."""
+    division = Division(dataset=dataset, agents=agents, seed=seed, rule=rule, least_rows=least_rows)
+    return division.rows_of(agent)
 
 
 def scarce_classes(agent: int, agents: int, classes: int) -> tuple[int, ...]:
@@ -145,50 +259,8 @@ def scarce_classes(agent: int, agents: int, classes: int) -> tuple[int, ...]:
     return tuple(range(agent * classes // runs, (agent + 1) * classes // runs))
 
 
-def _scarce(
-    dataset: Dataset, agent: int, agents: int, seed: int, percent: int
-) -> NDArray[np.int64]:
-    """All rows of the other classes, and a share of the scarce ones, drawn class by class."""
-    labels_R = dataset.train.labels_R
-    scarce = scarce_classes(agent, agents, dataset.classes)
-    kept: list[NDArray[np.int64]] = []
-    for label in range(dataset.classes):
-        rows = np.flatnonzero(labels_R == label).astype(np.int64)
-        if label in scarce:
-            shuffled = stream(seed, 1, agent, label).permutation(rows)
-            rows = shuffled[: len(rows) * percent // 100]
-        kept.append(rows)
-    return np.sort(np.concatenate(kept))
-
-
-def _dirichlet(
-    dataset: Dataset, agent: int, agents: int, seed: int, concentration: float, least_rows: int
-) -> NDArray[np.int64]:
-    """This agent's part of every class; another division is drawn if one leaves too few rows."""
-    labels_R = dataset.train.labels_R
-    counts = np.bincount(labels_R, minlength=dataset.classes)
-    for draw in range(DIRICHLET_DRAWS if agents * least_rows <= len(labels_R) else 0):
-        shares_CN = stream(seed, 5, draw, 0).dirichlet(
-            np.full(agents, concentration), size=dataset.classes
-        )
-        edges_CN = [
-            _edges(shares_N, int(count)) for shares_N, count in zip(shares_CN, counts, strict=True)
-        ]
-        held_N = np.sum([np.diff(edges_N) for edges_N in edges_CN], axis=0)
-        if int(held_N.min()) >= least_rows:
-            break
-    else:
-        raise DataError(
-            f"{len(labels_R)} rows of {dataset.name} cannot be divided among {agents} agents by "
-            f"Dirichlet({concentration:g}) so that each holds {least_rows}: take fewer agents, "
-            "or a higher concentration"
-        )
-    parts = []
-    for label, edges_N in enumerate(edges_CN):
-        rows = np.flatnonzero(labels_R == label).astype(np.int64)
-        shuffled = stream(seed, 5, draw, 1 + label).permutation(rows)
-        parts.append(shuffled[edges_N[agent] : edges_N[agent + 1]])
-    return np.sort(np.concatenate(parts))
+def _share(rows: int, percent: int) -> int:
+    return rows * percent // 100
 
 
 def _edges(shares_N: NDArray[np.float64], rows: int) -> NDArray[np.int64]:

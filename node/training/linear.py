@@ -13,8 +13,8 @@ import torch
 
 from node.data.datasets import load
 from node.data.files import DataError
-from node.data.rows import Rows
-from node.data.split import endowment, split_test
+from node.data.rows import Dataset, Rows
+from node.data.split import Division, split_test
 from node.params.architecture import Architecture, apply
 from node.protocol.errors import LocalProtocolError
 from node.training.trainer import Score, Task, TrainedEpoch
@@ -71,16 +71,21 @@ def _tensors(rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(rows.inputs_RF.copy()), torch.from_numpy(rows.values_R.copy())
 
 
+def division_of(task: Task, dataset: Dataset) -> Division:
+    """Return who holds which rows. Raises `DataError` if they have classes instead of values."""
+    if dataset.kind != "regression":
+        raise DataError(f"the trainer `linear` fits values, and {dataset.name} has classes")
+    return Division(dataset=dataset, agents=task.agents, seed=task.seed, rule=task.endowment)
+
+
 def linear_trainer(task: Task) -> LinearTrainer:
     """Return the study's learner for this agent's share of the task's data.
 
     All agents start from the same weights. Raises `DataError` if the data set has classes
-    instead of values, or cannot be shared out as the task says.
+    instead of values, or cannot be shared out as the task says (`division_of`).
     """
     dataset = load(task.dataset, task.data_folder, seed=task.seed)
-    if dataset.kind != "regression":
-        raise DataError(f"the trainer `linear` fits values, and {dataset.name} has classes")
     return LinearTrainer(
-        rows=endowment(dataset, task.agent, task.agents, seed=task.seed, rule=task.endowment),
+        rows=division_of(task, dataset).rows_of(task.agent),
         report=split_test(dataset, protocol=task.protocol).report,
     )

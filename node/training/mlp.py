@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from node.data.datasets import load
 from node.data.files import DataError
-from node.data.rows import Rows
-from node.data.split import ScarceClasses, endowment, split_test
+from node.data.rows import Dataset, Rows
+from node.data.split import Division, ScarceClasses, split_test
 from node.params.architecture import Architecture, apply, random_init
 from node.protocol.errors import LocalProtocolError
 from node.training.trainer import Score, Task, TrainedEpoch
@@ -116,28 +116,39 @@ def _tensors(rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(rows.inputs_RF.copy()), torch.from_numpy(rows.labels_R.copy())
 
 
+def division_of(task: Task, dataset: Dataset) -> Division:
+    """Return who holds which rows of the task's data: everybody a whole batch at least.
+
+    Raises `DataError` if the data set has no classes.
+    """
+    settings = _settings(dataset)
+    return Division(
+        dataset=dataset,
+        agents=task.agents,
+        seed=task.seed,
+        rule=task.endowment or ScarceClasses(percent=settings.scarce_percent),
+        least_rows=settings.batch_rows,
+    )
+
+
+def _settings(dataset: Dataset) -> Settings:
+    if dataset.name not in SETTINGS:
+        raise DataError(f"the trainer `mlp` learns classes, and {dataset.name} has none to learn")
+    return SETTINGS[dataset.name]
+
+
 def mlp_trainer(task: Task) -> MlpTrainer:
     """Return the paper's learner for this agent's share of the task's data.
 
     Agents start from different weights: each has a seed of its own, drawn from the task's.
-    Every agent holds a whole batch of rows at least. Raises `DataError` if the data set is not
-    there, has no classes, or cannot be shared out as the task says.
+    Raises `DataError` if the data set is not there, has no classes, or cannot be shared out as
+    the task says (`division_of`).
     """
     dataset = load(task.dataset, task.data_folder, seed=task.seed)
-    if dataset.name not in SETTINGS:
-        raise DataError(f"the trainer `mlp` learns classes, and {dataset.name} has none to learn")
-    settings = SETTINGS[dataset.name]
     return MlpTrainer(
-        rows=endowment(
-            dataset,
-            task.agent,
-            task.agents,
-            seed=task.seed,
-            rule=task.endowment or ScarceClasses(percent=settings.scarce_percent),
-            least_rows=settings.batch_rows,
-        ),
+        rows=division_of(task, dataset).rows_of(task.agent),
         report=split_test(dataset, protocol=task.protocol).report,
         classes=dataset.classes,
-        settings=settings,
+        settings=_settings(dataset),
         seed=int(np.random.SeedSequence([task.seed, 3, task.agent]).generate_state(1)[0]),
     )

@@ -9,6 +9,8 @@ import importlib
 from collections.abc import Callable
 from typing import Final
 
+from node.data.rows import Dataset
+from node.data.split import Division
 from node.protocol.errors import LocalProtocolError
 from node.training.trainer import Task, Trainer
 
@@ -43,6 +45,25 @@ TRAINERS: Final[dict[str, TrainerFactory]] = {
     "random": _random,
 }
 """Built-in trainers by name; each is imported when it is first asked for."""
+
+
+def _mlp_division(task: Task, dataset: Dataset) -> Division:
+    from node.training.mlp import division_of
+
+    return division_of(task, dataset)
+
+
+def _linear_division(task: Task, dataset: Dataset) -> Division:
+    from node.training.linear import division_of
+
+    return division_of(task, dataset)
+
+
+DIVISIONS: Final[dict[str, Callable[[Task, Dataset], Division]]] = {
+    "mlp": _mlp_division,
+    "linear": _linear_division,
+}
+"""How the built-in trainers that need rows have them dealt out, by name."""
 
 
 def build_trainer(name: str, task: Task) -> Trainer:

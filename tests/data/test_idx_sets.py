@@ -41,9 +41,14 @@ def test_four_checked_files_are_read_and_normalised(
     assert found.test.inputs_RF[0, 0] == pytest.approx(-mean / std)
 
 
-def test_fashion_is_read_from_the_users_own_folder_gzipped_or_not(tmp_path: Path) -> None:
-    known = replace(FASHION, files=HASHES)
-    for folder in (tmp_path / "a" / "fashion", tmp_path / "b" / "fashion-mnist", tmp_path / "c"):
+@pytest.mark.parametrize(
+    ("known", "below"), [(MNIST, ["mnist"]), (FASHION, ["fashion", "fashion-mnist"])]
+)
+def test_files_are_read_from_the_users_own_folder_gzipped_or_not(
+    tmp_path: Path, known: IdxSet, below: list[str]
+) -> None:
+    known = replace(known, files=HASHES)
+    for folder in (*(tmp_path / name / name for name in below), tmp_path / "c"):
         for packed in (True, False):
             write(folder, packed=packed)
             above = folder if folder.name == "c" else folder.parent

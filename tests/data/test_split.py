@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +15,8 @@ from node.data.linear import load_linear
 from node.data.rows import Dataset, Rows
 from node.data.split import (
     Dirichlet,
+    Division,
+    Endowment,
     ScarceClasses,
     endowment,
     scarce_classes,
@@ -146,6 +149,51 @@ def test_the_division_is_the_same_on_every_machine() -> None:
     digest = hashlib.sha256(b"".join(rows.inputs_RF.tobytes() for rows in held)).hexdigest()
     assert [len(rows) for rows in held] == [330, 261, 409]
     assert digest[:16] == "2595227390b57d0e"
+
+
+rules = st.one_of(
+    st.none(),
+    st.builds(ScarceClasses, percent=st.integers(0, 100)),
+    st.builds(Dirichlet, concentration=st.floats(0.001, 1000)),
+)
+
+
+@given(
+    agents=st.integers(0, 14),
+    classes=st.integers(1, 12),
+    rows=st.integers(20, 200),
+    least=st.integers(1, 40),
+    seed=st.integers(0, 2**32),
+    rule=rules,
+)
+@settings(max_examples=150)
+def test_the_sizes_of_a_division_are_those_of_what_it_hands_out(
+    agents: int, classes: int, rows: int, least: int, seed: int, rule: Endowment | None
+) -> None:
+    division = Division(
+        dataset=toy(rows, classes), agents=agents, seed=seed, rule=rule, least_rows=least
+    )
+
+    def told(make: Callable[[], Sequence[int]]) -> list[int] | str:
+        try:
+            return list(make())
+        except DataError as error:
+            return str(error)
+
+    held = told(lambda: [len(division.rows_of(agent)) for agent in range(max(agents, 1))])
+    assert told(division.sizes) == held
+
+
+def test_the_sizes_of_what_was_drawn_for_somebody_are_told_too() -> None:
+    study = load_linear(1)
+    assert Division(dataset=study, agents=2, seed=9).sizes() == (500, 800)
+    assert Division(dataset=study, agents=1, seed=9).sizes() == (500,)
+    with pytest.raises(DataError, match="made for 2 agents, not for 3"):
+        Division(dataset=study, agents=3, seed=9).sizes()
+    with pytest.raises(DataError, match="take the endowment `paper`"):
+        Division(dataset=study, agents=2, seed=9, rule=Dirichlet()).sizes()
+    with pytest.raises(DataError, match="would hold 500 rows of linear, fewer than 501"):
+        Division(dataset=study, agents=2, seed=9, least_rows=501).sizes()
 
 
 @pytest.mark.parametrize("concentration", [0.0, -1.0, 2000.0, float("nan"), float("inf")])
