@@ -81,7 +81,7 @@ class Appraiser(Protocol):
 def _screen(offer: Offer) -> Architecture:
     architecture = parse_architecture(offer.architecture)
     _require_matchable(architecture)
-    expected = encoded_length(layout(architecture))
+    expected = encoded_length(layout(architecture, offer.layers))
     if offer.byte_length != expected or offer.leaf_count != merkle.leaf_count(expected):
         raise RemoteProtocolError("wrong-size", f"{offer.byte_length} bytes, not {expected}")
     return architecture
@@ -104,9 +104,14 @@ def _require_matchable(architecture: Architecture) -> None:
 
 def _admit(path: Path, offer: Offer) -> Verified:
     architecture = parse_architecture(offer.architecture)
-    tensors = decode_file(path, layout(architecture))
+    tensors = decode_file(path, layout(architecture, offer.layers))
     return verify(
-        Received(weights_root=offer.weights_root, architecture=architecture, tensors=tensors)
+        Received(
+            weights_root=offer.weights_root,
+            architecture=architecture,
+            tensors=tensors,
+            layers=offer.layers,
+        )
     )
 
 

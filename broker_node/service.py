@@ -25,6 +25,7 @@ from node.chain.port import Escrow
 from node.chronicle import NodeReady, NodeStopped, TrialDone
 from node.net.errors import PASSING
 from node.net.transfer import Source, fetch_blob
+from node.protocol.book import OfferBook
 from node.protocol.brokerage import BrokerageRecord, BrokerageState
 from node.protocol.errors import LocalProtocolError, MarketError, RemoteProtocolError
 from node.protocol.events import PurchaseEvent
@@ -77,6 +78,8 @@ class Broker:
         self._turns = Turns()
         self._unfinished: OrderedDict[Digest, None] = OrderedDict()
         """Roots of which something is on the disk and no model on the shelf, oldest first."""
+        self._bases = OfferBook(station.domain)
+        """What is submitted to be tried upon and is not for sale: listed to nobody."""
         self._trials: OrderedDict[Digest, Tried] = OrderedDict()
         self._compute = trio.CapacityLimiter(1)
         self.desk = TradeDesk(
@@ -198,10 +201,11 @@ class Broker:
 
     async def _submit(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
         assert isinstance(question, Submit)
-        verdict = self.station.book.receive(question.statement, self.station.clock())
+        name, offer = self.station.offer_in(question.statement)
+        book = self.station.book if offer.for_sale else self._bases
+        verdict = book.receive(question.statement, self.station.clock())
         if not verdict.accepted and verdict.reason != "duplicate":
             raise RemoteProtocolError(verdict.reason, "submitted statement", peer=peer)
-        name, offer = self.station.offer_in(question.statement)
         await self._model(offer)
         return Submitted(digest=name)
 
@@ -218,7 +222,9 @@ class Broker:
 
     def _held(self, offer: Offer) -> Verified | None:
         model = self._shelf.get(offer.weights_root)
-        return model if model and model.architecture.text == offer.architecture else None
+        if model is None or model.architecture.text != offer.architecture:
+            return None
+        return model if model.layers == offer.layers else None
 
     async def _fetch(self, offer: Offer) -> Verified:
         root = offer.weights_root
@@ -290,9 +296,14 @@ class Broker:
 
     async def _try(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
         assert isinstance(question, TrialRequest)
-        base, offer = self._offer(question.base_digest), self._offer(question.offer_digest)
+        base = self._offer(question.base_digest, self._bases)
+        offer = self._offer(question.offer_digest)
         if base.peer_id != peer:
             raise RemoteProtocolError("not-your-submission", base.peer_id, peer=peer)
+        if base.layers:
+            raise RemoteProtocolError("partial-base", f"layers {list(base.layers)}", peer=peer)
+        if not offer.for_sale:
+            raise RemoteProtocolError("not-for-sale", question.offer_digest.hex(), peer=peer)
         if base.seller == offer.seller or base.weights_root == offer.weights_root:
             raise RemoteProtocolError("nothing-to-gain", "it is your own", peer=peer)
         if offer.task != base.task or offer.task != self.station.task:
@@ -335,11 +346,13 @@ class Broker:
         found = tried.trial.evaluation
         return TrialResult(trial_id=trial_id, gain=found.gain, bound=found.bound, alpha=found.alpha)
 
-    def _offer(self, name: Digest) -> Offer:
-        offer = self.station.book.offer(name, self.station.clock())
-        if offer is None:
-            raise RemoteProtocolError("unknown-offer", name.hex())
-        return offer
+    def _offer(self, name: Digest, *besides: OfferBook) -> Offer:
+        """Return a live offer of the market's book, or of one of those `besides` it."""
+        for book in (self.station.book, *besides):
+            offer = book.offer(name, self.station.clock())
+            if offer is not None:
+                return offer
+        raise RemoteProtocolError("unknown-offer", name.hex())
 
     # ── quotes ──
 

@@ -187,7 +187,10 @@ class EpochTrained(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LegEnded(Event):
-    """What one round's chance to buy came to; the figures are of the best trial."""
+    """What one round's chance to buy came to; the figures are of the best trial.
+
+    A round that a restart cut off may be told of twice: the later event is how it ended.
+    """
 
     round: int
     because: str
@@ -201,7 +204,10 @@ class LegEnded(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundPlayed(Event):
-    """One round of an agent: how well it does before and after what it bought."""
+    """One round of an agent: how well it does before and after what it bought.
+
+    A round that a restart cut off may be told of twice: the later event is how it ended.
+    """
 
     round: int
     epoch: int

@@ -9,6 +9,11 @@ units gets another local optimum. Here a first pass in the direction of the data
 every group by what enters it alone, and the descent starts there: the outcome does not
 depend on how either model numbers its units, and a permuted copy is found exactly, since
 once what stands before is matched, the right assignment attains Cauchy-Schwarz.
+
+Where the tensors begin in the middle of a model, nothing of them enters their first group.
+The descent is then had twice, and the better end kept: from its units matched by their weights
+in order of size, which finds a permuted copy too, and from its units as they are numbered,
+which is right between models that have been merged before.
 """
 
 from __future__ import annotations
@@ -59,7 +64,7 @@ def assign(similarity_UV: torch.Tensor) -> torch.Tensor:
 
 
 class _Problem:
-    """Both models in float64, with one permutation of the second model for each group."""
+    """The tensors of `spec` in float64, with one permutation of the second for each group."""
 
     def __init__(self, spec: PermutationSpec, ours: Tensors, theirs: Tensors) -> None:
         self.spec = spec
@@ -96,28 +101,55 @@ class _Problem:
             total_UV += ours_UF @ theirs_VF.T
         return total_UV
 
+    def likeness(self, group: str) -> torch.Tensor:
+        """Return similarity_UV of weights in order of size, whatever is permuted beside them."""
+        size = self.spec.groups[group].size
+        total_UV = torch.zeros(size, size, dtype=torch.float64)
+        for name, dimension, _ in self.uses[group]:
+            ours_UF, theirs_VF = (
+                tensors[name].movedim(dimension, 0).reshape(size, -1).sort(1).values
+                for tensors in (self.ours, self.theirs)
+            )
+            total_UV += ours_UF @ theirs_VF.T
+        return total_UV
+
     def objective(self, permutations: Mapping[str, torch.Tensor]) -> float:
         return sum(
             float((tensor * self._theirs(name, -1, permutations)).sum())
             for name, tensor in self.ours.items()
         )
 
-    def forward_pass(self) -> dict[str, torch.Tensor]:
-        """Match every group by what enters it, given the groups before it."""
+    def unentered(self) -> dict[str, torch.Tensor]:
+        """Return a permutation by `likeness` for every group that no tensor here writes."""
+        return {
+            group: assign(self.likeness(group))
+            for group, uses in self.uses.items()
+            if all(role is Role.READS for _, _, role in uses)
+        }
+
+    def forward_pass(self, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Match every group but those `given` by what enters it, given the groups before it."""
         permutations = {name: torch.arange(g.size) for name, g in self.spec.groups.items()}
+        permutations |= given
         for group in self.spec.groups:
-            permutations[group] = assign(self.similarity(group, permutations, only=Role.WRITES))
+            if group not in given:
+                similarity_UV = self.similarity(group, permutations, only=Role.WRITES)
+                permutations[group] = assign(similarity_UV)
         return permutations
 
     def descend(
-        self, permutations: dict[str, torch.Tensor], generator: np.random.Generator
+        self,
+        permutations: dict[str, torch.Tensor],
+        generator: np.random.Generator,
+        *,
+        sweeps: int,
     ) -> dict[str, torch.Tensor]:
         """Reassign group after group in random order until a whole sweep gains nothing.
 
         A descent that its bound cuts short is as good as it got: each sweep only gains.
         """
         groups = list(self.spec.groups)
-        for _ in range(sweeps_of(self.spec)):
+        for _ in range(sweeps):
             gained = False
             for index in generator.permutation(len(groups)):
                 group = groups[index]
@@ -139,7 +171,13 @@ def match_units(spec: PermutationSpec, ours: Tensors, theirs: Tensors, *, seed: 
     """Return the permutations of `theirs` that best line up with `ours`."""
     problem = _Problem(spec, ours, theirs)
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
-    found = problem.descend(problem.forward_pass(), generator)
+    like = problem.unentered()
+    starts = [problem.forward_pass(like)]
+    if like:
+        starts.append(problem.forward_pass({g: torch.arange(len(p)) for g, p in like.items()}))
+    sweeps = max(1, sweeps_of(spec) // len(starts))
+    ends = [problem.descend(start, generator, sweeps=sweeps) for start in starts]
+    found = max(ends, key=problem.objective)
     return Matching(
         permutations={group: tuple(found[group].tolist()) for group in spec.groups},
         objective=problem.objective(found),

@@ -18,7 +18,9 @@ RELATIVE_TOLERANCE: Final = 1e-4
 
 
 def require_same_architecture(buyer: Verified, seller: Verified) -> None:
-    """Raise `ArchitectureMismatchError` unless both models are of one architecture."""
+    """Raise `ArchitectureMismatchError` unless both are of one architecture, the buyer's whole."""
+    if buyer.layers:
+        raise ArchitectureMismatchError(f"layers {list(buyer.layers)} are no model to merge into")
     if buyer.architecture != seller.architecture:
         raise ArchitectureMismatchError(
             f"{buyer.architecture.text[:100]} and {seller.architecture.text[:100]}"

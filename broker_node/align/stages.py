@@ -33,7 +33,7 @@ class Aligned:
     recipe: Recipe
     """Permutations and scales; α is 0, since nothing is measured yet."""
     transformed: Mapping[str, torch.Tensor] = field(repr=False)
-    """T(sold): computes what the sold model computes, with the buyer's units and scales."""
+    """T(sold): the tensors that are sold, and no others, with the buyer's units and scales."""
     seed: int
 
     @property

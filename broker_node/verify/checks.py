@@ -1,8 +1,10 @@
 """What is checked before a sender's tensors are computed with.
 
-In order of cost: names, shapes and element types against the architecture; finite and of
-sane magnitude; the weights root; and, for an architecture that computes something, a finite
-output on probes. Every refusal is a `RemoteProtocolError` with its own reason.
+In order of cost: names, shapes and element types against the architecture, or those of its
+layers that are sold; finite and of sane magnitude; the weights root; and, for a whole model
+that computes something, a finite output on probes. Some layers compute nothing by themselves:
+what they make of a buyer's model is seen when that is measured. Every refusal is a
+`RemoteProtocolError` with its own reason.
 """
 
 from __future__ import annotations
@@ -34,10 +36,10 @@ def probes(architecture: Architecture) -> torch.Tensor:
 def verify(received: Received) -> Verified:
     """Return `received` as a model that may be computed with.
 
-    Raises `RemoteProtocolError`: ``wrong-tensors``, ``wrong-shape``, ``wrong-dtype``,
-    ``not-finite``, ``bad-magnitude``, ``root-mismatch``, ``overflows``.
+    Raises `RemoteProtocolError`: ``bad-layers``, ``wrong-tensors``, ``wrong-shape``,
+    ``wrong-dtype``, ``not-finite``, ``bad-magnitude``, ``root-mismatch``, ``overflows``.
     """
-    expected = layout(received.architecture)
+    expected = layout(received.architecture, received.layers)
     names = [spec.name for spec in expected]
     if set(received.tensors) != set(names):
         different = sorted(set(received.tensors) ^ set(names))
@@ -65,8 +67,13 @@ def verify(received: Received) -> Verified:
             "root-mismatch", f"{root.hex()}, expected {received.weights_root.hex()}"
         )
     architecture = received.architecture
-    if not isinstance(architecture.model, Shapes):
+    if not received.layers and not isinstance(architecture.model, Shapes):
         logits_RC = apply(architecture, received.tensors, probes(architecture).float())
         if not bool(torch.isfinite(logits_RC).all()):
             raise RemoteProtocolError("overflows", "the output on probes is not finite")
-    return Verified(weights_root=root, architecture=architecture, tensors=received.tensors)
+    return Verified(
+        weights_root=root,
+        architecture=architecture,
+        tensors=received.tensors,
+        layers=received.layers,
+    )

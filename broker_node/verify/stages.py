@@ -22,12 +22,16 @@ class Received:
     weights_root: Digest
     architecture: Architecture
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
+    layers: tuple[int, ...] = ()
+    """Which layers these are the tensors of; empty means all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Verified:
-    """Tensors that are exactly the architecture's, finite, and hash to `weights_root`."""
+    """Tensors that are exactly those of `layers`, finite, and hash to `weights_root`."""
 
     weights_root: Digest
     architecture: Architecture
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
+    layers: tuple[int, ...] = ()
+    """Which layers these are the tensors of; empty means all."""

@@ -279,9 +279,9 @@ class Buyer:
             return BadGoods(error.index)
         try:
             architecture = parse_architecture(evaluation.architecture)
-            expected = layout(architecture)
-            base = decode_file(blobs.path(evaluation.base_root), expected)
-            sold = decode_file(blobs.path(quote.offer_root), expected)
+            goods = layout(architecture, purchase.layers)
+            base = decode_file(blobs.path(evaluation.base_root), layout(architecture))
+            sold = decode_file(blobs.path(quote.offer_root), goods)
             merged = apply_recipe(architecture, base, sold, Recipe.decode(purchase.recipe))
         except RemoteProtocolError as error:
             return Delivered(f"the recipe does not apply: {error}")

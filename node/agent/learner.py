@@ -1,7 +1,7 @@
 """The rounds of an agent that trains by itself: train, offer, step, adopt, report.
 
 After a crash it goes on where the journal says: a round that was offered is offered again,
-and trained no second time.
+and trained no second time; one that had bought is ended with what it bought.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Final
 import torch
 import trio
 
-from node.agent.session import Progress, Session
+from node.agent.progress import Progress, Step
+from node.agent.session import Session
 from node.agent.settings import AgentSettings
 from node.chronicle import EpochTrained, RoundPlayed, RoundsPlayed
 from node.observe import Observer
@@ -38,7 +39,9 @@ class Learner:
         session = self._session
         if session.progress is None:
             await session.begin(await trio.to_thread.run_sync(self._trainer.initial))
-        await session.adopt_unfinished()
+        unfinished = await session.take_up()
+        if unfinished is not None:
+            await self._end(unfinished, await self._score(self._load(self._progress())))
         while (progress := self._progress()).round < self._settings.rounds:
             await self._play(progress)
         score = await self._score(self._load(progress))
@@ -55,14 +58,16 @@ class Learner:
         else:
             parameters, epoch, before = await self._train(progress)
             await session.offer(architecture, parameters, epoch=epoch)
-        step = await session.step()
-        adopted = await session.adopt()
-        after = await self._score(adopted) if step.bought else before
-        now = self._progress()
+        await self._end(await session.step(), before)
+
+    async def _end(self, step: Step, before: Score) -> None:
+        """Tell of a round, then end it: killed in between, it is told of once more."""
+        session, epoch = self._session, self._progress().epoch
+        after = await self._score(session.outcome()) if step.bought else before
         self._observer.emit(
             RoundPlayed(
-                round=now.round,
-                epoch=now.epoch,
+                round=step.round,
+                epoch=epoch,
                 accuracy_before=round(before.accuracy, 6),
                 accuracy=round(after.accuracy, 6),
                 loss_before=before.loss,
@@ -71,6 +76,7 @@ class Learner:
                 because=step.because,
             )
         )
+        await session.adopt()
 
     async def _train(self, progress: Progress) -> tuple[Tensors, int, Score]:
         """Train the epochs of one round; the first has the warm-up's besides."""

@@ -270,6 +270,8 @@ class Seller:
         offer = self._station.own_offer(name)
         if offer is None:
             raise RemoteProtocolError("unknown-offer", name.hex())
+        if not offer.for_sale:
+            raise RemoteProtocolError("not-for-sale", name.hex())
         return offer
 
 

@@ -5,77 +5,49 @@
 
 `Learner` drives a session with a `Trainer`, `node.market.Market` with a loop of the user's
 own. What a session must know after a crash is a small fact in the journal (`Progress`); the
-weights are a blob.
+weights are a blob. A round that a crash cut off after it had bought is taken up where `step`
+would have left it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import torch
 import trio
 
+from node.agent import progress as journalled
 from node.agent.buyer import Buyer, NoPrice, Tried
+from node.agent.progress import GAVE_WEIGHTS, Progress, Step
 from node.agent.selection import NOT_ITS_OWN, in_turn
 from node.agent.seller import Seller
 from node.agent.settings import AgentSettings
 from node.agent.submission import Submission
 from node.chain.errors import ChainUnavailableError
-from node.chronicle import LegEnded, PeerFault
-from node.params.architecture import Architecture, layout, parse_architecture
+from node.chronicle import PeerFault
+from node.params.architecture import Architecture, layout, parse_architecture, part_of
+from node.params.disk import BlobRef
 from node.params.encoding import decode_file, encode_tensors
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
 from node.protocol.offer import Offer
 from node.protocol.purchase import Purchase, PurchaseState
-from node.protocol.types import Digest, Millionths, PeerId, UnixTime, Wei
+from node.protocol.types import Digest, PeerId, UnixTime, Wei
 from node.settlement.desk import TradeDesk
 from node.settlement.purse import Purse
 from node.settlement.trade import Trade, roots_of
 from node.station.station import Station
 
 FORGOTTEN: Final = frozenset({"unknown-offer", "unreachable", "timeout"})
-CAME_TO_NOTHING: Final = frozenset({PurchaseState.ABANDONED, PurchaseState.REFUNDED})
 Tensors = Mapping[str, torch.Tensor]
 Meet = Callable[[int, str], Awaitable[int | None]]
-"""Called at a stage of a round, ``offered`` or ``traded``; returns when the others are there
-too, with how many of them offer. None: nobody knows."""
+"""Called at a stage of a round, ``offered``, ``tried`` or ``traded``; returns when the others are
+there too, with how many of them offer. None: nobody knows."""
 
 
 async def never_wait(_round: int, _stage: str) -> None:
     """Meet nobody: agents of a real market keep no common clock."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where an agent stands, as its journal has it."""
-
-    round: int
-    """Rounds that are over."""
-    epoch: int
-    """Epochs of training that are in `root`."""
-    root: Digest
-    offered: bool
-    """Whether `root` is what this round offers; its trade may be under way."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """What one round of trading came to. Amounts are wei, fractions millionths."""
-
-    round: int
-    """1 for the first."""
-    bought: bool
-    because: str
-    """``bought``, or why not: ``no-offer``, ``gain``, ``bound``, ``ask``, ``fee``, ``cash``, or
-    the reason of whatever went wrong."""
-    trade_id: Digest | None = None
-    seller: PeerId | None = None
-    price: Wei | None = None
-    alpha: Millionths | None = None
-    gain: Millionths | None = None
-    bound: Millionths | None = None
 
 
 class Session:
@@ -102,15 +74,19 @@ class Session:
         self._broker = broker
         self._meet = meet
         self._submission = Submission(station, broker, self._fault)
-        self._bought = self._offers_bought()
+        self._bought = journalled.offers_bought(station.journal)
         """Offers that are never tried again, also after a restart."""
         self._tried = set(self._bought)
         """Offers that need no trial, for one was had; besides what was bought, only live ones."""
         self._missed: set[Digest] = set()
         """Live offers whose trial failed for a reason that was not their own."""
         self._base: tuple[Digest, Offer] | None = None
+        """What this round offers; None once its trials are under way."""
+        self._architecture: str | None = None
+        """Of what this round offers; None before it does."""
         self._trade: Trade | None = None
-        self.progress = self._recall()
+        """What this round has opened, unless it came to nothing."""
+        self.progress = journalled.recall(station.journal)
         """None before the first `begin` or `offer` of this journal."""
 
     # ── the three calls ──
@@ -125,15 +101,20 @@ class Session:
         """Offer parameters to the market, and submit them to the broker for trials.
 
         Without `parameters`: once more what this round has offered already, after a restart.
-        Returns the digest of the signed offer.
+        An agent that sells some layers offers those, and shows the broker alone the rest.
+        Returns the digest of the signed offer. Raises `LocalProtocolError` while the last step
+        has bought something that was not adopted.
         """
+        if self._trade is not None:
+            raise LocalProtocolError("adopt first: what the last step bought would be lost")
         progress = self.progress
         if parameters is not None:
             played = 0 if progress is None else progress.round
             progress = self._remember(Progress(played, epoch, self._keep(parameters), True))
         if progress is None or not progress.offered:
             raise LocalProtocolError("there is nothing to offer yet: give parameters")
-        held = self._station.blobs.ref(progress.root)
+        whole = self._station.blobs.ref(progress.root)
+        held = self._part_of(architecture, whole)
         now = self._station.clock()
         offer = Offer(
             seller=self._station.account,
@@ -141,7 +122,7 @@ class Session:
             addresses=self._station.network.addresses(),
             task=self._station.task,
             architecture=architecture.text,
-            layers=(),
+            layers=self._settings.layers,
             weights_root=held.root,
             leaf_count=held.leaf_count,
             byte_length=held.byte_length,
@@ -154,19 +135,30 @@ class Session:
         name, data = self._station.sign(offer)
         await self._station.publish(data)
         await self._submission.of_ours(data)
-        self._base = name, offer
+        self._base, self._architecture = (name, offer), offer.architecture
+        if offer.layers:
+            self._base = await self._submission.of_base(offer, whole)
         return name
+
+    def _part_of(self, architecture: Architecture, whole: BlobRef) -> BlobRef:
+        """Return what is sold of a model of ours: all of it, or some layers as their own blob."""
+        if not self._settings.layers:
+            return whole
+        tensors = self.load(architecture.text, whole.root)
+        part = part_of(architecture, tensors, self._settings.layers)
+        return self._station.blobs.put_bytes(encode_tensors(part))
 
     async def step(self) -> Step:
         """Try what others offer on what we offered, buy what helps most, see it settled.
 
         "Settled" is delivered: the payment may still be in its dispute window. One purchase a
         round at most; no `RemoteProtocolError` leaves this, it is the reason of a round
-        without one.
+        without one. Raises `LocalProtocolError` for a second step on the same offer.
         """
         progress, base = self.progress, self._base
         if progress is None or base is None:
-            raise LocalProtocolError("offer first: the round's trials are on what is offered")
+            raise LocalProtocolError("offer first: a step's trials are on what was just offered")
+        self._base = None
         number = progress.round + 1
         others = await self._meet(number, "offered")
         trials, failed = await self._trials(base, others)
@@ -176,31 +168,60 @@ class Session:
         else:
             step = Step(round=number, bought=False, because=failed)
         await self._meet(number, "traded")
-        self._station.observer.emit(
-            LegEnded(
-                round=number,
-                because=step.because,
-                trade_id=step.trade_id,
-                seller=step.seller,
-                price=step.price,
-                alpha=step.alpha,
-                gain=step.gain,
-                bound=step.bound,
-            )
-        )
+        self._station.observer.emit(journalled.told(step))
         return step
+
+    def outcome(self) -> dict[str, torch.Tensor]:
+        """Return what `adopt` would: the merged weights if the round bought any."""
+        if self._architecture is None:
+            raise LocalProtocolError("there is no round to end: offer and step first")
+        return self.load(self._architecture, self._outcome_root())
 
     async def adopt(self) -> dict[str, torch.Tensor]:
         """End the round; returns the weights to go on from: the merged ones if it bought any."""
-        progress, base = self.progress, self._base
-        if progress is None or base is None:
-            raise LocalProtocolError("there is no round to end: offer and step first")
-        bought = self._adopted(self._trade)
-        root = progress.root if bought is None else bought
-        self._base, self._trade = None, None
+        if self._trade is not None and not self._trade.machine.settled:  # its step was cut off
+            await self._trade.settled.wait()
+        adopted, root = self.outcome(), self._outcome_root()
+        progress = self.progress
+        assert progress is not None
+        self._base, self._architecture, self._trade = None, None, None
         self._remember(Progress(progress.round + 1, progress.epoch, root, False))
         self.forget_blobs()
-        return self.load(base[1].architecture, root)
+        return adopted
+
+    def _outcome_root(self) -> Digest:
+        assert self.progress is not None
+        bought = self._adopted(self._trade)
+        return self.progress.root if bought is None else bought
+
+    # ── after a restart ──
+
+    async def take_up(self) -> Step | None:
+        """See the purchases that a crash interrupted to their end.
+
+        Returns what the round that was under way has bought: it is as after its `step`. None
+        if that round has bought nothing, and is still to be offered and played.
+        """
+        for trade in self._desk.open_trades():
+            if isinstance(trade.machine, Purchase):
+                await trade.settled.wait()
+        progress, journal = self.progress, self._station.journal
+        if progress is None:
+            return None
+        for purchase in journalled.under_way(journal, progress):
+            found = self._desk.find(purchase.record.trade_id, "buyer")
+            bought = self._adopted(found) is not None
+            step = journalled.step_of(purchase, progress.round + 1, bought=bought)
+            self._station.observer.emit(journalled.told(step))
+            if bought:
+                self._trade, self._architecture = found, purchase.record.evaluation.architecture
+                return step
+        return None
+
+    async def adopt_unfinished(self) -> None:
+        """See the purchases that a crash interrupted to their end, and adopt what they gave."""
+        if await self.take_up() is not None:
+            await self.adopt()
 
     # ── trading ──
 
@@ -245,8 +266,8 @@ class Session:
                     because = answer.reason
                 else:
                     self._bought.add(best.offer_digest)
-                    because, price = await self._settled(answer)
                     trade_id = answer.machine.record.trade_id
+                    because, price = await self._settled(answer)
         return Step(
             round=number,
             bought=because == "bought",
@@ -261,10 +282,13 @@ class Session:
 
     async def _settled(self, trade: Trade) -> tuple[str, Wei | None]:
         self._trade = trade
+        assert self.progress is not None
+        self._remember(dataclasses.replace(self.progress, purchase=trade.machine.record.trade_id))
         await trade.settled.wait()
         price = trade.quote.price if trade.quote else None
         if self._adopted(trade) is not None:
             return "bought", price
+        self._trade = None
         return trade.machine.state.value, price
 
     def _merit(self, trial: Tried) -> tuple[bool, int, int]:
@@ -300,6 +324,7 @@ class Session:
                 if offer.seller != station.account
                 and name not in self._tried
                 and offer.architecture == architecture
+                and offer.for_sale
             ]
             heard = station.heard
             new = sum(name not in self._missed for name, _ in found)
@@ -326,28 +351,10 @@ class Session:
         """Return the root of the merged weights, if the trade delivered them as measured."""
         if trade is None or not isinstance(trade.machine, Purchase):
             return None
-        state = trade.machine.state
-        if state not in (PurchaseState.DELIVERED, PurchaseState.COMPLETE):
+        if trade.machine.state not in GAVE_WEIGHTS:
             return None
         root = trade.machine.record.evaluation.merged_root
         return root if self._station.blobs.has(root) else None
-
-    async def adopt_unfinished(self) -> None:
-        """See the purchases that a crash interrupted to their end, and adopt what they gave."""
-        for trade in self._desk.open_trades():
-            if isinstance(trade.machine, Purchase):
-                await trade.settled.wait()
-        progress = self.progress
-        if progress is None or not progress.offered:
-            return
-        for row in self._station.journal.trades(role="buyer"):
-            found = self._desk.find(row.trade_id, "buyer")
-            adopted = self._adopted(found)
-            if found is None or adopted is None or not isinstance(found.machine, Purchase):
-                continue
-            if found.machine.record.evaluation.base_root == progress.root:
-                self._remember(Progress(progress.round + 1, progress.epoch, adopted, False))
-                return
 
     # ── the journal, and the blobs ──
 
@@ -355,48 +362,24 @@ class Session:
         """Return the tensors of a blob of ours."""
         return decode_file(self._station.blobs.path(root), layout(parse_architecture(architecture)))
 
-    def _recall(self) -> Progress | None:
-        match self._station.journal.recall("progress"):
-            case [int(played), int(epoch), bytes(root), bool(offered)]:
-                return Progress(played, epoch, Digest(root), offered)
-            case _:
-                return None
-
     def _remember(self, progress: Progress) -> Progress:
-        self._station.journal.remember(
-            "progress", [progress.round, progress.epoch, progress.root, progress.offered]
-        )
+        journalled.remember(self._station.journal, progress)
         self.progress = progress
         return progress
 
     def _keep(self, parameters: Tensors) -> Digest:
         return self._station.blobs.put_bytes(encode_tensors(parameters)).root
 
-    def _offers_bought(self) -> set[Digest]:
-        """Return the offers that we have bought or are buying: none is paid for twice."""
-        found = (
-            self._desk.find(row.trade_id, "buyer")
-            for row in self._station.journal.trades(role="buyer")
-        )
-        machines = [trade.machine for trade in found if trade is not None]
-        return {
-            machine.record.offer_digest
-            for machine in machines
-            if isinstance(machine, Purchase) and machine.state not in CAME_TO_NOTHING
-        }
-
     def forget_blobs(self) -> None:
         """Delete what nobody can ask for any more; what was bought stays."""
         kept = set() if self.progress is None else {self.progress.root}
         for trade in self._desk.open_trades():
             kept |= roots_of(trade)
-        for row in self._station.journal.trades(role="buyer"):
-            purchase = self._desk.find(row.trade_id, "buyer")
-            if purchase is not None and isinstance(purchase.machine, Purchase):
-                record = purchase.machine.record
-                kept |= {record.quote.offer_root, record.evaluation.merged_root}
-                if purchase.machine.state is PurchaseState.CHEATED:
-                    kept.add(record.quote.goods_root)  # the proof
+        for purchase in journalled.purchases(self._station.journal):
+            record = purchase.record
+            kept |= {record.quote.offer_root, record.evaluation.merged_root}
+            if purchase.state is PurchaseState.CHEATED:
+                kept.add(record.quote.goods_root)  # the proof
         self._station.forget_blobs(kept)
 
     def _fault(self, during: str, error: RemoteProtocolError) -> None:

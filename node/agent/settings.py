@@ -53,6 +53,8 @@ class AgentSettings:
     """Most to spend on purchases in all; None for what the account holds."""
     priced: bool = True
     """False: every gain is worth one wei, the least that the escrow takes, and nothing is asked."""
+    layers: tuple[int, ...] = ()
+    """Which layers of its model it offers; empty means all. It buys of whatever layers."""
     gate: Gate = "bound"
     """What must be over 0 for a purchase: the measured gain, or its lower bound."""
     offers_per_round: int = 1

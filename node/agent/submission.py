@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Final
 
 import trio
 
 from node.net.errors import PASSING
+from node.params.disk import BlobRef
+from node.protocol.eip712 import digest
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.messages import SELLER_UNREACHABLE, Submit, Submitted
-from node.protocol.types import PeerId
+from node.protocol.offer import NOT_FOR_SALE, Offer
+from node.protocol.types import Digest, PeerId
 from node.station.station import Station
 
 SUBMIT_SECONDS: Final = 60.0
@@ -48,6 +52,29 @@ class Submission:
                 return
             await trio.sleep(pause)
             pause = min(2 * pause, LONGEST_RETRY_SECONDS)
+
+    async def of_base(self, offer: Offer, whole: BlobRef) -> tuple[Digest, Offer]:
+        """Have the broker try offers on the whole of a model of which we offer some layers.
+
+        Signed like the offer, at a reserve that nobody can pay, and said to the broker alone:
+        it is neither journalled, which would have it gossiped, nor published. Our own book
+        keeps it, for a broker that forgets. Returns its digest and what was signed.
+        """
+        station = self._station
+        base = dataclasses.replace(
+            offer,
+            layers=(),
+            weights_root=whole.root,
+            leaf_count=whole.leaf_count,
+            byte_length=whole.byte_length,
+            reserve=NOT_FOR_SALE,
+            nonce=station.journal.next_nonce(),
+        )
+        data = station.seal(base)
+        station.book.receive(data, station.clock())
+        station.served.add(whole.root)
+        await self.of_ours(data)
+        return digest(station.domain, base), base
 
     async def of_another(self, data: bytes) -> None:
         """Tell the broker of somebody else's offer, once: whether it can be had is not ours."""

@@ -3,41 +3,82 @@
 from __future__ import annotations
 
 import json
-import sys
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from node.cli.exits import DONE, FAILED, INTERRUPTED
 from node.cli.invocation import Invocation
+from node.config.kinds import display
+from node.config.table import SETTINGS, ConfigError, Origin
+from node.devnet import defaults
+from node.devnet.arms import ARMS
 
-DEFAULT_ARMS: Final = "out-of-market,aligned"
-QUICK_ROUNDS: Final = 8
-ROUNDS: Final = {"linear": 100, "random": 5}
-USUAL_ROUNDS: Final = 45
-"""With five epochs before, the fifty of Train 'n Trade's configuration."""
+if TYPE_CHECKING:
+    from node.devnet.spec import RunSpec
+
+FIRST_CHOICE: Final = "mnist"
+SECOND_CHOICE: Final = "digits"
+"""Where there is no MNIST, and nobody asked for it."""
+_LEAVE: Final = re.compile(r"([0-9]{1,6})@([0-9]{1,6})")
+
+
+def _as_setting(name: str) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """Return a reader of values of the kind and within the bounds of a node's own setting."""
+    row = SETTINGS[name]
+
+    def read(_context: click.Context, _parameter: click.Parameter, text: str | None) -> Any:
+        try:
+            return None if text is None else row.parse(text, Origin("flag", row.flag))
+        except ConfigError as error:
+            raise click.BadParameter(f"{display(text)} is not {row.expects}") from error
+
+    return read
 
 
 @click.command()
-@click.option("--agents", default=2, show_default=True, type=click.IntRange(2, 64))
+@click.option(
+    "--agents",
+    default=defaults.USUAL_AGENTS,
+    show_default=True,
+    type=click.IntRange(defaults.LEAST_AGENTS, defaults.MAX_AGENTS),
+)
 @click.option(
     "--arms",
-    default=DEFAULT_ARMS,
-    show_default=True,
-    help="all, or some of out-of-market, fedavg, unaligned, aligned, with commas between",
+    default=None,
+    help=f"all, or some of {', '.join(ARMS)}, with commas between  "
+    f"[default: {','.join(defaults.USUAL_ARMS)}; {','.join(defaults.DRILL_ARMS)} for "
+    f"{defaults.DRILL}]",
 )
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(1, 1_000))
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="the first seed")
 @click.option(
-    "--rounds", default=None, type=click.IntRange(1, 10_000), help="in which each agent may buy"
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, defaults.MAX_SEED),
+    help="the first seed",
 )
-@click.option("--epochs-per-round", default=1, show_default=True, type=click.IntRange(0, 1_000))
+@click.option(
+    "--rounds",
+    default=None,
+    type=click.IntRange(1, 10_000),
+    help=f"in which each agent may buy  [default: {defaults.USUAL_ROUNDS}; "
+    f"{defaults.STUDY_ROUNDS} for {defaults.STUDY}, {defaults.DRILL_ROUNDS} for {defaults.DRILL}]",
+)
+@click.option(
+    "--epochs-per-round",
+    default=defaults.USUAL_EPOCHS_PER_ROUND,
+    show_default=True,
+    type=click.IntRange(0, 1_000),
+)
 @click.option(
     "--warmup-epochs",
     default=None,
     type=click.IntRange(0, 1_000),
-    help="before the market opens  [default: 5; 0 for linear]",
+    help=f"before the market opens  [default: {defaults.USUAL_WARMUP}; 0 for {defaults.STUDY}]",
 )
 @click.option(
     "--protocol",
@@ -49,11 +90,9 @@ USUAL_ROUNDS: Final = 45
 @click.option("--free", is_flag=True, help="trade without prices, as the paper's §6.1 does")
 @click.option(
     "--dataset",
-    default="mnist",
-    show_default=True,
-    type=click.Choice(
-        ["mnist", "fashion", "digits", "linear", "cifar10", "tiny-imagenet", "random"]
-    ),
+    default=None,
+    type=click.Choice(defaults.DATASETS),
+    help=f"[default: {FIRST_CHOICE}; {SECOND_CHOICE} where there is none]",
 )
 @click.option("--data-folder", default=None, type=click.Path(path_type=Path))
 @click.option(
@@ -63,19 +102,38 @@ USUAL_ROUNDS: Final = 45
     type=click.Choice(["paper", "dirichlet"]),
     help="who holds which rows",
 )
-@click.option("--concentration", default=0.5, show_default=True, help="of the Dirichlet endowment")
-@click.option("--fee-bps", default=200, show_default=True, type=click.IntRange(0, 1_000))
-@click.option("--budget", default=None, type=click.IntRange(0), help="most an agent spends, in wei")
+@click.option(
+    "--concentration",
+    default=None,
+    callback=_as_setting("concentration"),
+    help="of the Dirichlet endowment  [default: 0.5]",
+)
+@click.option(
+    "--fee-bps",
+    default=defaults.USUAL_FEE_BASIS_POINTS,
+    show_default=True,
+    type=click.IntRange(0, 1_000),
+)
+@click.option(
+    "--budget", default=None, callback=_as_setting("budget"), help="most an agent spends, in wei"
+)
+@click.option(
+    "--layers",
+    default=None,
+    callback=_as_setting("layers"),
+    help="of its model that each agent offers, as 0,1  [default: all]",
+)
 @click.option(
     "--leave",
     multiple=True,
     metavar="AGENT@ROUND",
     help="an agent that goes away after a round, as 1@3; may be repeated",
 )
-@click.option("--quick", is_flag=True, help=f"{QUICK_ROUNDS} rounds only")
+@click.option("--quick", is_flag=True, help=f"{defaults.QUICK_ROUNDS} rounds only")
 @click.option("--processes", is_flag=True, help="each node its own process, over loopback TCP")
 @click.option("--name", default=None, help="folder under runs/  [default: by what is played]")
-@click.option("--resume", is_flag=True, help="go on with an interrupted run of the same options")
+@click.option("--resume", is_flag=True, help="go on with an unfinished run of the same options")
+@click.option("--force", is_flag=True, help="replace whatever run there is of this name")
 @click.option("--allow-no-trade", is_flag=True, help="a run in which nobody traded is a success")
 @click.option("--json", "as_json", is_flag=True, help="the report alone, on standard output")
 @click.pass_obj
@@ -84,57 +142,30 @@ def devnet(node: Invocation, /, **options: Any) -> int:
     from rich.console import Console
 
     from node.devnet.experiment import Experiment, verdict
+    from node.devnet.report.document import as_written
     from node.devnet.report.progress import Progress
     from node.devnet.report.table import print_report
-    from node.devnet.spec import RUNS, RunSpec
-    from node.protocol.types import Millionths, Wei
 
+    if options["resume"] and options["force"]:
+        raise click.UsageError("--resume goes on with a run, --force begins anew: say one of them")
+    if options["quick"] and options["rounds"]:
+        raise click.UsageError(
+            f"--quick is {defaults.QUICK_ROUNDS} rounds, --rounds another number: say one of them"
+        )
     as_json = options["as_json"] or node.json_output
-    dataset = _available(options["dataset"], options["data_folder"])
-    warmup = options["warmup_epochs"]
-    warmup = (0 if dataset in ("linear", "random") else 5) if warmup is None else warmup
-    rounds = options["rounds"] or ROUNDS.get(dataset, USUAL_ROUNDS)
-    if options["quick"]:
-        rounds = options["rounds"] or QUICK_ROUNDS
-    arms = _arms(options["arms"], dataset)
-    first, budget = options["seed"], options["budget"]
-    name = options["name"] or _name(dataset, options, arms)
-    spec = RunSpec(
-        folder=(RUNS / name).resolve(),
-        dataset=dataset,
-        protocol=options["protocol"],
-        arms=arms,
-        seeds=tuple(range(first, first + options["seeds"])),
-        agents=options["agents"],
-        rounds=rounds,
-        epochs_per_round=options["epochs_per_round"],
-        warmup_epochs=warmup,
-        priced=not options["free"],
-        endowment=options["endowment"],
-        concentration=Millionths(round(options["concentration"] * 1_000_000)),
-        fee_basis_points=options["fee_bps"],
-        budget=None if budget is None else Wei(budget),
-        leaves=dict(_leave(text) for text in options["leave"]),
-        data_folder=options["data_folder"],
-        processes=options["processes"],
-    )
+    spec = _spec(options)
     console = Console(stderr=True, quiet=as_json)
     with Progress(metric=spec.metric, console=console) as progress:
-        report = Experiment(spec, progress, resume=options["resume"]).run()
+        experiment = Experiment(spec, progress, resume=options["resume"], force=options["force"])
+        report = as_written(experiment.run())
     if as_json:
-        click.echo(json.dumps(report, indent=2))
+        click.echo(json.dumps(report, indent=2, allow_nan=False))
     else:
         print_report(report, spec.folder)
-        cost = report["machine"]
-        if "seconds a round" in cost:
-            click.echo(
-                f"{spec.agents} agents: {cost['seconds a round']} s a round, "
-                f"{cost['seconds a round and agent']} s an agent; "
-                f"{cost['memory an agent, MB']} MB an agent, {cost['peak memory, MB']} MB in all"
-            )
     if report["interrupted"]:
         click.echo(
-            f"pm-node: interrupted; `--resume --name {name}` with the same options goes on",
+            f"pm-node: interrupted; the same options and --resume go on with {spec.folder} "
+            "(with make: ARGS=--resume)",
             err=True,
         )
         return INTERRUPTED
@@ -144,11 +175,63 @@ def devnet(node: Invocation, /, **options: Any) -> int:
     return FAILED if fault else DONE
 
 
-def _arms(text: str, dataset: str) -> tuple[str, ...]:
-    from node.devnet.arms import ARMS
+def _spec(options: dict[str, Any]) -> RunSpec:
+    """Return what was typed. Raises `DataError` if its data set is not there."""
+    import dataclasses
 
-    if dataset == "random":
-        return ("aligned",)
+    from node.devnet.folder import name_of
+    from node.devnet.spec import RUNS, RunSpec
+    from node.protocol.types import Millionths
+
+    dataset, notes = _available(options["dataset"], options["data_folder"])
+    rounds = defaults.QUICK_ROUNDS if options["quick"] else options["rounds"]
+    warmup, concentration = options["warmup_epochs"], options["concentration"]
+    first = options["seed"]
+    spec = RunSpec(
+        folder=RUNS,
+        dataset=dataset,
+        protocol=options["protocol"],
+        arms=_arms(options["arms"], dataset),
+        seeds=tuple(range(first, first + options["seeds"])),
+        agents=options["agents"],
+        rounds=defaults.rounds_of(dataset) if rounds is None else rounds,
+        epochs_per_round=options["epochs_per_round"],
+        warmup_epochs=defaults.warmup_of(dataset) if warmup is None else warmup,
+        priced=not options["free"],
+        endowment=options["endowment"],
+        concentration=Millionths(concentration or defaults.USUAL_CONCENTRATION),
+        fee_basis_points=options["fee_bps"],
+        budget=options["budget"],
+        layers=options["layers"] or (),
+        leaves=_leaves(options["leave"]),
+        data_folder=options["data_folder"],
+        processes=options["processes"],
+        notes=notes,
+    )
+    name = name_of(spec) if options["name"] is None else options["name"]
+    return dataclasses.replace(spec, folder=_folder(RUNS, name))
+
+
+def _folder(runs: Path, name: str) -> Path:
+    """Return where the run `name` is, which is never the folder of all runs."""
+    try:
+        folder = (runs / name).resolve()
+        all_of_them = runs.resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise click.BadParameter(
+            f"{name!r} names no folder: {error}", param_hint="--name"
+        ) from error
+    if folder == all_of_them or folder in all_of_them.parents:
+        raise click.BadParameter(
+            f"{name!r} is {folder}, which holds more than one run; name a folder in {runs}",
+            param_hint="--name",
+        )
+    return folder
+
+
+def _arms(text: str | None, dataset: str) -> tuple[str, ...]:
+    if text is None:
+        return defaults.arms_of(dataset)
     names = tuple(ARMS) if text == "all" else tuple(n.strip() for n in text.split(",") if n.strip())
     unknown = [name for name in names if name not in ARMS]
     if unknown or not names:
@@ -159,36 +242,40 @@ def _arms(text: str, dataset: str) -> tuple[str, ...]:
     return tuple(name for name in ARMS if name in names)
 
 
-def _leave(text: str) -> tuple[int, int]:
-    agent, at, round_ = text.partition("@")
-    if not (at and agent.isdecimal() and round_.isdecimal()):
-        raise click.BadParameter(f"{text!r} is not AGENT@ROUND, as in 1@3", param_hint="--leave")
-    return int(agent), int(round_)
+def _leaves(texts: tuple[str, ...]) -> dict[int, int]:
+    leaves: dict[int, int] = {}
+    for text in texts:
+        match = _LEAVE.fullmatch(text)
+        if match is None:
+            raise click.BadParameter(
+                f"{text!r} is not AGENT@ROUND, as in 1@3", param_hint="--leave"
+            )
+        agent, after = int(match[1]), int(match[2])
+        if agent in leaves:
+            raise click.BadParameter(
+                f"agent {agent} leaves after round {leaves[agent]} already, not {text!r} too",
+                param_hint="--leave",
+            )
+        leaves[agent] = after
+    return leaves
 
 
-def _name(dataset: str, options: dict[str, Any], arms: tuple[str, ...]) -> str:
-    parts = [dataset, f"{options['agents']}-agents"]
-    parts += ["paper"] if options["protocol"] == "paper" else []
-    parts += ["free"] if options["free"] else []
-    parts += [f"{len(arms)}-arms"] if len(arms) > 2 else []
-    parts += ["processes"] if options["processes"] else []
-    parts += [f"seed-{options['seed']}"] if options["seeds"] == 1 else [f"{options['seeds']}-seeds"]
-    return "-".join(parts)
+def _available(dataset: str | None, folder: Path | None) -> tuple[str, tuple[str, ...]]:
+    """Return the data set, and what there is to say of it.
 
-
-def _available(dataset: str, folder: Path | None) -> str:
-    """Return the data set, or digits where there is no source of MNIST at all; says so."""
+    Raises `DataError` if it is not there; of one that nobody asked for there is a second choice.
+    """
     from node.data.datasets import locate
     from node.data.files import DataError
     from node.data.folder import default_data_folder
 
-    if dataset == "random":
-        return dataset
+    if dataset == defaults.DRILL:
+        return dataset, ()
     try:
-        locate(dataset, folder or default_data_folder())
+        locate(dataset or FIRST_CHOICE, folder or default_data_folder())
     except DataError as error:
-        if dataset != "mnist" or folder is not None:
+        if dataset is not None or folder is not None:
             raise
-        print(f"no MNIST ({error}): going on with digits", file=sys.stderr)  # noqa: T201
-        return "digits"
-    return dataset
+        click.echo(f"{error}; going on with {SECOND_CHOICE}", err=True)
+        return SECOND_CHOICE, (f"There is no MNIST on this machine: {SECOND_CHOICE} instead.",)
+    return dataset or FIRST_CHOICE, ()

@@ -12,15 +12,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.types import NO_ADDRESS, ONE, UINT256_MAX, PeerId
 
+T = TypeVar("T")
 MAX_TEXT: Final = 4_096
 _INTEGER: Final = re.compile(r"[+-]?[0-9](_?[0-9])*")
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
+_DIGEST: Final = re.compile(r"0x[0-9a-fA-F]{64}")
 _MULTIADDR: Final = re.compile(r"/(ip[46]|dns[46]?)/([^/\s]+)/tcp/([0-9]{1,5})(/p2p/([^/\s]+))?")
 
 
@@ -102,6 +104,12 @@ def _address(raw: object) -> str:
     return address
 
 
+def _digest(raw: object) -> str:
+    if not isinstance(raw, str) or not _DIGEST.fullmatch(raw):
+        raise ValueError
+    return raw.lower()
+
+
 def _multiaddr(raw: object) -> str:
     text = _text(raw)
     match = _MULTIADDR.fullmatch(text)
@@ -134,20 +142,27 @@ def _url(raw: object) -> str:
     return text
 
 
-def _several(one: Callable[[object], str]) -> Callable[[object], tuple[str, ...]]:
+def _several(one: Callable[[object], T]) -> Callable[[object], tuple[T, ...]]:
     """Read a TOML array, repeated flags, or one text with commas."""
 
-    def parse(raw: object) -> tuple[str, ...]:
+    def parse(raw: object) -> tuple[T, ...]:
         items = raw.split(",") if isinstance(raw, str) else raw
         if not isinstance(items, list | tuple):
             raise ValueError
         texts = [item.strip() if isinstance(item, str) else item for item in items]
-        return tuple(one(text) for text in texts if text)
+        return tuple(one(text) for text in texts if text != "")
 
     return parse
 
 
-def _list_toml(values: tuple[str, ...]) -> str:
+def _layers(raw: object) -> tuple[int, ...]:
+    layers = tuple(sorted(_several(_integer)(raw)))
+    if layers and (layers[0] < 0 or len(set(layers)) < len(layers)):
+        raise ValueError
+    return layers
+
+
+def _list_toml(values: tuple[str | int, ...]) -> str:
     return json.dumps(list(values))
 
 
@@ -184,6 +199,14 @@ KINDS: Final[Mapping[str, Kind]] = {
             show=", ".join,
             toml=_list_toml,
             repeated=True,
+        ),
+        Kind("digest", "32 bytes: 0x and 64 hexadecimal digits", _digest, toml=_quoted),
+        Kind(
+            "layers",
+            "layers by number from 0, each once, separated by commas",
+            _layers,
+            show=lambda layers: ",".join(map(str, layers)),
+            toml=_list_toml,
         ),
         Kind("multiaddr", _MULTIADDR_FORM, _multiaddr, toml=_quoted),
         Kind(

@@ -190,6 +190,9 @@ class Config:
     concentration: Millionths = _setting(
         "fraction", Millionths(500_000), "of the Dirichlet endowment", low=1_000, high=10**9
     )  # fmt: skip
+    layers: tuple[int, ...] = _setting(
+        "layers", (), "layers of the model that are offered (default: all)"
+    )
     offers_per_round: int = _setting(
         "integer", 1, "new offers of others that a round waits for", low=1, high=10_000
     )
@@ -243,6 +246,14 @@ class Config:
     )
     minimum_dispute_window: int = _setting(
         "integer", 30, "shortest such window that a buyer accepts, in seconds", low=0, high=30 * DAY
+    )
+
+    # Experiments
+    trial_seed: str | None = _setting(
+        "digest", None, "draws the rows of a broker's trials (default: drawn once for its journal)"
+    )
+    meeting: str | None = _setting(
+        "multiaddr", None, "where agents of an experiment wait for one another (default: nowhere)"
     )
 
 

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 import platform
-import statistics
+import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from node.devnet.arms import OUT_OF_MARKET
+from node.devnet.play import agent_name
 from node.devnet.record import MarketRecord
 from node.devnet.report.differences import differences
 from node.devnet.report.document import Arm, Gas, LedgerRow, Legs, Network, Report
+from node.devnet.report.findings import mean_of
 from node.devnet.spec import RunSpec
+
+GIT_SECONDS: Final = 10.0
+_HEAD: Final = ("rev-parse", "--short=12", "HEAD")
+_CHANGED: Final = ("status", "--porcelain", "--untracked-files=no")
 
 
 def assemble(
@@ -27,9 +34,13 @@ def assemble(
 ) -> Report:
     """Return the report of what was played, whether that is all of the run or a part.
 
-    `megabytes`: the most memory that the process held, in all and before any node was opened.
+    `seconds`: what this process spent. `megabytes`: the most memory that it held, in all and
+    before any node was opened.
     """
-    arms = {name: _arm([r for r in records if r["arm"] == name]) for name in spec.arms}
+    arms = {
+        name: _arm([r for r in records if r["arm"] == name], last=spec.epochs - 1)
+        for name in spec.arms
+    }
     arms = {name: arm for name, arm in arms.items() if arm["curves"]}
     complete = len(records) == len(spec.arms) * len(spec.seeds) and all(
         record["complete"] for record in records
@@ -55,26 +66,28 @@ def assemble(
         gas=_gas(records),
         network=_network(records),
         timings=_timings(records, seconds),
-        machine={**machine(), **_cost(spec, records, megabytes)},
+        machine=machine(),
+        settings={**spec.document(), "code_version": code_version()},
+        cost=_cost(spec, records, megabytes),
         first_trade_epoch=spec.warmup_epochs,
-        notes=_notes(spec),
+        notes=_notes(spec, records),
     )
 
 
-def _arm(records: Sequence[MarketRecord]) -> Arm:
-    last = {
+def _arm(records: Sequence[MarketRecord], *, last: int) -> Arm:
+    """Return what was learnt: figures of epoch index `last`, None where it was not reached."""
+    by_seed: dict[str, dict[str, float | None]] = {
         str(record["seed"]): {
-            agent: curve[-1][1] for agent, curve in record["curves"].items() if curve
+            agent: curve[-1][1] if curve[-1][0] >= last else None
+            for agent, curve in record["curves"].items()
+            if curve
         }
         for record in records
     }
-    names = dict.fromkeys(agent for by_agent in last.values() for agent in by_agent)
+    names = dict.fromkeys(agent for by_agent in by_seed.values() for agent in by_agent)
     return Arm(
-        accuracy={
-            agent: statistics.fmean(by[agent] for by in last.values() if agent in by)
-            for agent in names
-        },
-        by_seed={seed: dict(by_agent) for seed, by_agent in last.items() if by_agent},
+        accuracy={agent: mean_of(by.get(agent) for by in by_seed.values()) for agent in names},
+        by_seed={seed: by_agent for seed, by_agent in by_seed.items() if by_agent},
         curves={
             str(record["seed"]): dict(record["curves"])
             for record in records
@@ -157,39 +170,76 @@ def _timings(
     by_arm: Counter[str] = Counter()
     for record in records:
         by_arm[record["arm"]] += record["seconds"]  # type: ignore[assignment]
+    earlier = sum(record["earlier_seconds"] for record in records)
     return {
-        "total_s": round(seconds, 2),
+        "total_s": round(seconds + earlier, 2),
         "by_arm": {arm: round(total, 2) for arm, total in by_arm.items()},
     }
 
 
 def _cost(
     spec: RunSpec, records: Sequence[MarketRecord], megabytes: tuple[float, float]
-) -> dict[str, Any]:
-    """Return what an agent costs, where all of them share this process."""
-    peak, before = megabytes
-    seconds = sum(r["seconds"] for r in records if r["arm"] != OUT_OF_MARKET)
-    rounds = spec.rounds * sum(r["arm"] != OUT_OF_MARKET for r in records)
+) -> dict[str, float]:
+    """Return what an agent costs, where all of them share this process.
+
+    Memory is left out where another process has played a part of the run.
+    """
+    markets = [record for record in records if record["arm"] != OUT_OF_MARKET]
+    rounds = sum(sum(record["rounds_played"].values()) for record in markets)
     if spec.processes or not rounds:
         return {}
-    return {
-        "peak memory, MB": round(peak),
-        "memory an agent, MB": round((peak - before) / spec.agents, 1),
-        "seconds a round": round(seconds / rounds, 2),
-        "seconds a round and agent": round(seconds / rounds / spec.agents, 3),
+    seconds = sum(record["seconds"] for record in markets) / rounds
+    cost = {
+        "seconds_a_round": round(seconds * spec.agents, 2),
+        "seconds_a_round_and_agent": round(seconds, 3),
     }
+    if not any(record["earlier_seconds"] for record in records):
+        peak, before = megabytes
+        cost["memory_an_agent_mb"] = round((peak - before) / spec.agents, 1)
+        cost["peak_memory_mb"] = round(peak)
+    return cost
 
 
-def _notes(spec: RunSpec) -> list[str]:
-    notes = []
+def _notes(spec: RunSpec, records: Sequence[MarketRecord]) -> list[str]:
+    notes = list(spec.notes)
     if not spec.priced:
         notes.append(
             "Trades had no price: each settled for one wei, the least that the escrow takes."
         )
-    notes += [f"agent-{agent} went away after round {n}." for agent, n in spec.leaves.items()]
+    if spec.layers:
+        layers = ", ".join(map(str, spec.layers))
+        notes.append(f"Only layers {layers} of each model were offered and bought.")
+    for agent, last in spec.leaves.items():
+        name = agent_name(agent)
+        if any(record["rounds_played"].get(name, 0) >= last for record in records):
+            notes.append(f"{name} went away after round {last}.")
     if spec.dataset == "digits" and OUT_OF_MARKET in spec.arms:
         notes.append("Digits are small: figures of one seed are coarse.")
     return notes
+
+
+def code_version() -> str:
+    """Return the version of this code, with the commit where it runs from a checkout."""
+    named = version("pm-node")
+    head = _git(*_HEAD)
+    if not head:
+        return named
+    return f"{named}+{head}" + (".changed" if _git(*_CHANGED) else "")
+
+
+def _git(*words: str) -> str:
+    """Return what git says of the checkout that this file is in; nothing if there is none."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        said = subprocess.run(
+            ["git", "-C", str(root), *words],
+            capture_output=True, text=True, timeout=GIT_SECONDS, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return said.stdout.strip()
 
 
 def machine() -> dict[str, Any]:

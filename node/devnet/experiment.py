@@ -5,7 +5,8 @@
 
 One chain serves the whole run, and each market has its own escrow on it. Ctrl-C ends the
 market that is being played in order: nobody buys any more, what is open is settled, and the
-report is of what was played. A second Ctrl-C ends the process.
+report is of what was played. A second Ctrl-C ends the process, and those that it has started.
+A run that fails leaves a report too, of the markets before.
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ from __future__ import annotations
 import json
 import os
 import resource
-import shutil
 import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -28,11 +28,12 @@ import torch
 import trio
 
 from node.chain.tester import DevelopmentChain
+from node.data.rows import Dataset
 from node.devnet.arms import ARMS, Arm
 from node.devnet.assemble import assemble
-from node.devnet.errors import DevnetError
+from node.devnet.folder import run_folder
 from node.devnet.logs import read_events
-from node.devnet.play import BROKER, Listener, Play, agent_name
+from node.devnet.play import BROKER, Listener, Play, agent_name, silence_limit
 from node.devnet.processes import ProcessPlay
 from node.devnet.record import MarketRecord, load_record, record_market, save_record
 from node.devnet.report.document import Report
@@ -40,9 +41,8 @@ from node.devnet.report.files import write_report
 from node.devnet.silo import play_silo
 from node.devnet.spec import RunSpec
 
-MARKER: Final = ".pm-node-run"
-"""Marks a folder that a later run of the same name may replace; holds what was asked for."""
 INTERRUPTED: Final = 130
+SETTLING: Final = "pm-node: settling what is open; Ctrl-C again abandons it"
 
 
 class Watcher(Protocol):
@@ -61,59 +61,59 @@ class Experiment:
     spec: RunSpec
     watcher: Watcher
     resume: bool = False
+    force: bool = False
+    """Take the place of whatever run there is."""
     records: list[MarketRecord] = field(default_factory=list)
     interrupted: bool = False
+    _rows: Dataset | None = None
+    """Of the seed that is played: held, so that its agents share one copy."""
+    _processes: ProcessPlay | None = None
+    """The market that is played, if its nodes are processes."""
+    _begun: float = 0.0
+    _before: float = 0.0
+    """Megabytes that this process held before any node was opened."""
 
     def run(self) -> Report:
         """Play, and write the report. Raises `MarketError` if it cannot begin or go on."""
-        shared = self.spec.check()  # noqa: F841 (held, so that agents share one copy of the rows)
-        self._prepare()
-        begun, before = time.monotonic(), peak_megabytes()
+        self.spec.check()
+        asked = self.spec.document()
+        with run_folder(self.spec.folder, asked, resume=self.resume, force=self.force):
+            return self._run()
+
+    def _run(self) -> Report:
+        self._begun, self._before = time.monotonic(), peak_megabytes()
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # models are small, and agents train beside one another
         try:
             with DevelopmentChain(self.spec.folder / "chain") as chain:
                 trio.run(self._play_all, chain)
+        except BaseException as fault:
+            with suppress(OSError):  # the fault is what is to be told
+                self._report(f"The run failed; this is what had been played: {_told(fault)}.")
+            raise
         finally:
             torch.set_num_threads(threads)
+        return self._report()
+
+    def _report(self, *notes: str) -> Report:
+        """Write the report of what was played so far."""
         report = assemble(
             self.spec,
             self.records,
             interrupted=self.interrupted,
-            seconds=time.monotonic() - begun,
-            megabytes=(peak_megabytes(), before),
+            seconds=time.monotonic() - self._begun,
+            megabytes=(peak_megabytes(), self._before),
         )
+        report["notes"] = [*report["notes"], *notes]
         self._write_events()
         write_report(self.spec.folder, report)
         return report
-
-    def _prepare(self) -> None:
-        """Make the folder, in place of an earlier run and of nothing else; or go on with it."""
-        folder, marker = self.spec.folder, self.spec.folder / MARKER
-        asked = self.spec.document()
-        if self.resume:
-            try:
-                known = json.loads(marker.read_text(encoding="ascii"))
-            except (OSError, ValueError) as error:
-                raise DevnetError(f"there is no run to resume in {folder}") from error
-            if known != asked:
-                changed = sorted(k for k in asked if known.get(k) != asked[k])
-                raise DevnetError(
-                    f"the run in {folder} was asked for with another {', '.join(changed)}; "
-                    "resume it with the same options, or leave out --resume"
-                )
-            return
-        if folder.exists() and any(folder.iterdir()) and not marker.exists():
-            raise DevnetError(f"{folder} holds something else than a run; name another with --name")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        marker.write_text(json.dumps(asked) + "\n", encoding="ascii")
 
     # ── playing ──
 
     async def _play_all(self, chain: DevelopmentChain) -> None:
         stop = trio.Event()
-        with interruptible(stop) as interrupted:
+        with interruptible(stop, self._abandon) as interrupted:
             for seed in self.spec.seeds:
                 for name in self.spec.arms:
                     if stop.is_set():
@@ -129,6 +129,7 @@ class Experiment:
         if known is not None:
             return known
         folder.mkdir(parents=True, exist_ok=True)
+        self._rows = await trio.to_thread.run_sync(self.spec.rows, seed)
         self.watcher.start(arm.name, seed, self.spec.epochs)
         try:
             if arm.trades:
@@ -144,21 +145,22 @@ class Experiment:
                 )
         finally:
             self.watcher.end(arm.name, seed)
-        if record["complete"]:
-            save_record(folder, record)
+        ledger = record["ledger"]
+        if record["complete"] and (ledger is None or ledger["balances"]):
+            save_record(folder, record)  # what did not settle is gone on with
         return record
 
     async def _market(
         self, arm: Arm, seed: int, folder: Path, chain: DevelopmentChain, stop: trio.Event
     ) -> MarketRecord:
         listener = self._listener(arm.name, seed)
-        play = (
-            ProcessPlay(self.spec, arm, seed, folder, listener, stop)
-            if self.spec.processes
-            else Play(self.spec, arm, seed, folder, chain, listener, stop)
-        )
+        silence = silence_limit(self.spec.agents, self._rows)
         begun = time.monotonic()
-        ended = await play.run()
+        if self.spec.processes:
+            self._processes = ProcessPlay(self.spec, arm, seed, folder, listener, stop, silence)
+            ended = await self._processes.run()
+        else:
+            ended = await Play(self.spec, arm, seed, folder, chain, listener, stop, silence).run()
         return record_market(
             folder=folder,
             agents=[agent_name(number) for number in range(self.spec.agents)],
@@ -170,7 +172,12 @@ class Experiment:
             complete=ended.complete,
             seconds=time.monotonic() - begun,
             rounds=self.spec.rounds,
+            leaves=self.spec.leaves,
         )
+
+    def _abandon(self) -> None:
+        if self._processes is not None:
+            self._processes.abandon()
 
     def _listener(self, arm: str, seed: int) -> Listener:
         metric = self.spec.metric
@@ -201,6 +208,14 @@ class Experiment:
                     file.write(json.dumps({"market": folder.name, **event}) + "\n")
 
 
+def _told(fault: BaseException) -> str:
+    """Return what went wrong, on a line."""
+    while isinstance(fault, BaseExceptionGroup):
+        fault = fault.exceptions[0]
+    told = " ".join(str(fault).split()) or type(fault).__name__
+    return told.rstrip(".")
+
+
 def peak_megabytes() -> float:
     """Return the most memory that this process has held so far."""
     scale = 1_024 if sys.platform != "darwin" else 1_048_576
@@ -208,10 +223,13 @@ def peak_megabytes() -> float:
 
 
 @contextmanager
-def interruptible(stop: trio.Event) -> Iterator[Callable[[], bool]]:
+def interruptible(
+    stop: trio.Event, abandon: Callable[[], None] = lambda: None
+) -> Iterator[Callable[[], bool]]:
     """Let the first SIGINT or SIGTERM set `stop`, and the second end the process.
 
-    Yields a function that says whether there was one.
+    Before that it calls `abandon`, in the signal handler. Yields a function that says whether
+    there was a first.
     """
     token = trio.lowlevel.current_trio_token()
     count = 0
@@ -220,8 +238,14 @@ def interruptible(stop: trio.Event) -> Iterator[Callable[[], bool]]:
         nonlocal count
         count += 1
         if count > 1:
+            abandon()
             os._exit(INTERRUPTED)
-        token.run_sync_soon(stop.set)
+        token.run_sync_soon(settle)
+
+    def settle() -> None:
+        stop.set()
+        with suppress(OSError):
+            print(SETTLING, file=sys.stderr, flush=True)  # noqa: T201 (it may take minutes)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
@@ -28,8 +28,9 @@ from node.data.split import split_test
 from node.devnet.arms import Arm
 from node.devnet.record import figure_of
 from node.devnet.spec import RunSpec
+from node.params.architecture import part_of
 from node.params.encoding import weights_root
-from node.params.recipe import interpolate
+from node.params.recipe import apply_recipe
 from node.protocol.evaluation import trial_seed
 from node.protocol.types import Digest, Millionths, Wei
 from node.roles.opening import PLAY_VALUE
@@ -58,6 +59,8 @@ class FloorResult:
     traded: int = 0
     lost: dict[str, int] = field(default_factory=dict)
     prices: list[int] = field(default_factory=list)
+    held: list[Tensors] = field(default_factory=list)
+    """By agent: the weights at the end."""
 
 
 @dataclass
@@ -68,7 +71,7 @@ class Floor:
     arm: Arm
     seed: int
     layers: frozenset[int] = frozenset()
-    """Of an MLP: the affine layers that are offered and bought (Table 2); none for all."""
+    """Which layers are offered and bought (Table 2), where not those of `spec`."""
     least_ratio: float | None = None
     """Buy if loss before ÷ loss after is over this, whatever the gate (§6.1.3: 1)."""
     always: bool = False
@@ -94,20 +97,21 @@ class Floor:
                 epoch += 1
             if validation is None:
                 continue
-            models = [self._verified(t, h) for t, h in zip(trainers, held, strict=True)]
+            bases = [self._verified(t, h) for t, h in zip(trainers, held, strict=True)]
+            goods = [self._part_of(base) for base in bases] if self._sold else bases
             trials = [
                 [
-                    (other, *self._trial(models[number], models[other], validation))
+                    (other, self._trial(bases[number], goods[other], validation))
                     for other in range(spec.agents)
                     if other != number
                 ]
                 for number in range(spec.agents)
             ]
-            worth = [self._value(max(found.gain for _, found, _ in had)) for had in trials]
+            worth = [self._value(max(found.gain for _, found in had)) for had in trials]
             paid = list(receipts)
             for number, trainer in enumerate(trainers):
                 result.possible += 1
-                seller, found, merged = max(trials[number], key=lambda t: self._merit(t[1]))
+                seller, found = max(trials[number], key=lambda t: self._merit(t[1]))
                 because, price = self._deal(found, worth[seller], paid)
                 if because:
                     result.lost[because] = result.lost.get(because, 0) + 1
@@ -115,30 +119,22 @@ class Floor:
                 result.traded += 1
                 receipts.append(price)
                 result.prices.append(price)
-                held[number] = merged
-                figure = self._figure(trainer, merged)
+                held[number] = apply_recipe(
+                    trainer.architecture, held[number], goods[seller].tensors, found.recipe
+                )
+                figure = self._figure(trainer, held[number])
                 result.curves[number][-1] = (epoch - 1, figure)
                 told(number, epoch - 1, figure)
+        result.held = held
         return result
 
     # ── one trial ──
 
-    def _trial(
-        self, base: Verified, sold: Verified, validation: ValidationSet
-    ) -> tuple[Evaluated, Tensors]:
+    def _trial(self, base: Verified, sold: Verified, validation: ValidationSet) -> Evaluated:
         seed = trial_seed(run_seed(self.seed), base.weights_root, sold.weights_root)
         aligned = ALIGNERS[self.arm.alignment](base, sold, seed=int.from_bytes(seed[:8], "big"))
-        if self.layers:
-            chosen = {f"layers.{layer}." for layer in self.layers}
-            aligned = replace(
-                aligned,
-                transformed={
-                    name: tensor if name[: name.rindex(".") + 1] in chosen else base.tensors[name]
-                    for name, tensor in aligned.transformed.items()
-                },
-            )
         rows = len(validation) if self.spec.protocol == "paper" else None
-        found = evaluate(
+        return evaluate(
             aligned,
             validation,
             seed=seed,
@@ -146,7 +142,6 @@ class Floor:
             score_rows=rows,
             search=self.spec.search_of(self.arm),
         )
-        return found, dict(interpolate(base.tensors, aligned.transformed, found.alpha))
 
     def _merit(self, found: Evaluated) -> tuple[bool, int, int]:
         return not self._objection(found), found.bound, found.gain
@@ -162,9 +157,7 @@ class Floor:
             return "gain"
         return "bound" if self.spec.protocol == "clean" and found.bound <= 0 else ""
 
-    def _deal(
-        self, found: Evaluated, seller_worth: Wei, receipts: list[Wei]
-    ) -> tuple[str, Wei]:
+    def _deal(self, found: Evaluated, seller_worth: Wei, receipts: list[Wei]) -> tuple[str, Wei]:
         """Return why there is no deal, or the price of one."""
         because = self._objection(found)
         if because or not self.spec.priced:
@@ -199,6 +192,20 @@ class Floor:
         dataset = load(self.spec.dataset, self.spec.data, seed=self.seed)
         protocol = protocol_of(self.spec.config(self.seed))
         return ValidationSet.of(split_test(dataset, protocol=protocol).validation)
+
+    @property
+    def _sold(self) -> tuple[int, ...]:
+        return tuple(sorted(self.layers)) or self.spec.layers
+
+    def _part_of(self, base: Verified) -> Verified:
+        tensors = part_of(base.architecture, base.tensors, self._sold)
+        received = Received(
+            weights_root=weights_root(tensors),
+            architecture=base.architecture,
+            tensors=tensors,
+            layers=self._sold,
+        )
+        return verify(received)
 
     def _verified(self, trainer: Trainer, tensors: Mapping[str, torch.Tensor]) -> Verified:
         received = Received(

@@ -8,8 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -43,11 +44,15 @@ class Node:
     process: subprocess.Popen[bytes] | None = None
     gone: bool = False
     """Whether it went away on purpose, and is missed by nobody."""
+    _starting: threading.RLock = field(default_factory=threading.RLock)
+    _abandoned: bool = False
 
     def start(self, **environ: str) -> None:
         """Start it; its output goes to a file beside its data."""
         self.home.mkdir(parents=True, exist_ok=True)
-        with (self.home / "output.txt").open("ab") as output:
+        with self._starting, (self.home / "output.txt").open("ab") as output:
+            if self._abandoned:
+                raise DevnetError(f"{self.name} is not to be started any more")
             self.process = subprocess.Popen(
                 self.command,
                 env={**self.environ, **environ},
@@ -67,15 +72,28 @@ class Node:
             self.process.kill()
             self.process.wait()
 
+    def ask_to_stop(self) -> None:
+        """SIGTERM."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+
     def stop(self) -> None:
         """SIGTERM, and SIGKILL if that is not enough."""
         if self.process is None:
             return
-        self.process.send_signal(signal.SIGTERM)
+        self.ask_to_stop()
         try:
             self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
+
+    def abandon(self) -> None:
+        """SIGKILL, and never a start again; for a signal handler, so nothing else is waited for."""
+        with self._starting:  # which another thread may be at
+            self._abandoned = True
+            if self.process is not None and self.process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.process.pid, signal.SIGKILL)
 
     def rest(self) -> None:
         """Ask an agent to train and buy no more, and to see what is open to its end."""
@@ -115,12 +133,15 @@ class Market:
         """Return what the broker says of itself. Raises `BrokerNotFoundError`."""
         return find_broker(self.folder / "state")
 
-    def start(self) -> None:
-        """Bring all up, each once what it needs is there. Raises `DevnetError`."""
+    def start(self, seconds: float = START_SECONDS) -> None:
+        """Bring all up, each once what it needs is there.
+
+        `seconds`: how long the broker may take over its rows. Raises `DevnetError`.
+        """
         self.chain.start()
         self.await_chain()
         self.broker.start()
-        self.await_broker()
+        self.await_broker(seconds)
         for agent in self.agents:
             agent.start()
 
@@ -138,7 +159,7 @@ class Market:
         finally:
             client.close()
 
-    def await_broker(self) -> None:
+    def await_broker(self, seconds: float = START_SECONDS) -> None:
         """Wait until the broker has said where it listens."""
 
         def announced() -> bool:
@@ -146,22 +167,31 @@ class Market:
                 return self.address().pid == getattr(self.broker.process, "pid", None)
             return False
 
-        self._await(announced, self.broker)
+        self._await(announced, self.broker, seconds)
 
-    def _await(self, condition: Any, node: Node) -> None:
-        patience = time.monotonic() + START_SECONDS
+    def _await(
+        self, condition: Callable[[], bool], node: Node, seconds: float = START_SECONDS
+    ) -> None:
+        patience = time.monotonic() + seconds
         while not condition():
             if not node.running:
                 raise DevnetError(f"{node.name} ended while it started:\n{node.output()}")
             if time.monotonic() > patience:
-                raise DevnetError(f"{node.name} was not up in {START_SECONDS:.0f} s")
+                raise DevnetError(f"{node.name} was not up in {seconds:.0f} s")
             time.sleep(POLL_SECONDS)
 
     def stop(self) -> None:
-        """Stop all, agents first."""
+        """Stop all, the agents first, all at once."""
+        for agent in self.agents:
+            agent.ask_to_stop()
         for node in self.nodes:
             if node.running:
                 node.stop()
+
+    def abandon(self) -> None:
+        """Kill all, and let none be started again; for a signal handler."""
+        for node in self.nodes:
+            node.abandon()
 
 
 def compose(
@@ -207,13 +237,3 @@ def compose(
         ],
         environ=environ,
     )
-
-
-@contextlib.contextmanager
-def running(market: Market) -> Iterator[Market]:
-    """Start a market, and stop whatever of it still runs at the end."""
-    try:
-        market.start()
-        yield market
-    finally:
-        market.stop()

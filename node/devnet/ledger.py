@@ -26,13 +26,13 @@ class Ledger:
 
     deposited: Wei
     paid_out: Wei
-    """To sellers, withdrawn."""
+    """To sellers, whether they have drawn it yet or not."""
     fees: Wei
-    """To brokers, withdrawn."""
+    """To brokers, likewise."""
     refunded: Wei
-    """Back to buyers, withdrawn."""
+    """Back to buyers, likewise."""
     credited: Wei
-    """Owed, and not withdrawn yet."""
+    """What of these three was not drawn yet."""
     held: Wei
     """In trades that are still open."""
     stuck: int

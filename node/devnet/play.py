@@ -2,12 +2,14 @@
 
 The shells are those of ``pm-node --role``; they talk over loopback TCP as in processes of
 their own. Only two things are of the experiment: the chain is asked without HTTP, and the
-agents wait for one another in each round (`Meeting`).
+agents wait for one another in each round (`Meeting`). The settings of the nodes are those of
+`broker_config` and `agent_config`, here as in processes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import secrets
 from collections.abc import Callable, Mapping
@@ -24,6 +26,7 @@ from node.chain.tester import DevelopmentChain
 from node.chain.web3_escrow import open_escrow
 from node.chronicle import RoundsPlayed
 from node.config.table import Config
+from node.data.rows import Dataset
 from node.devnet.arms import Arm
 from node.devnet.errors import DevnetError
 from node.devnet.floor import run_seed
@@ -33,18 +36,19 @@ from node.devnet.spec import RunSpec
 from node.home import Home
 from node.observe import Record
 from node.protocol.eip712 import Domain
-from node.protocol.types import Digest
 from node.roles.opening import Opened, open_node, open_observer
 from node.roles.shells import agent_of, broker_of, open_station, trainer_of
 from node.settlement.desk import TradeDesk
 
-LISTEN: Final = "/ip4/127.0.0.1/tcp/0"
 BROKER: Final = "broker"
-ROUND_SECONDS: Final = 300.0
-"""How long nothing may happen at any agent before the market is given up."""
+SILENCE_SECONDS: Final = 300.0
+"""How long nothing may happen at any agent before the market is given up, besides
+`SECONDS_A_MEGABYTE` for each agent: rows are loaded, and trained on in one epoch, by agents
+that share a few cores."""
+SECONDS_A_MEGABYTE: Final = 0.1
 SETTLE_SECONDS: Final = 180.0
 """After the last round: the longest of the windows below, and then some."""
-WINDOWS: Final[dict[str, int]] = {
+WINDOWS: Final[dict[str, Any]] = {
     "fund_seconds": 30,
     "reveal_seconds": 60,
     "grace_seconds": 10,
@@ -63,6 +67,43 @@ def agent_name(number: int) -> str:
     return f"agent-{number}"
 
 
+def silence_limit(agents: int, rows: Dataset | None) -> float:
+    """Return how many seconds nothing may happen at any agent of a market with these rows."""
+    megabytes = 0.0 if rows is None else rows.train.inputs_RF.nbytes / 1_000_000
+    return SILENCE_SECONDS + agents * megabytes * SECONDS_A_MEGABYTE
+
+
+def broker_config(spec: RunSpec, arm: Arm, seed: int) -> Config:
+    """Return the settings of a market's broker, less where it lives and listens.
+
+    The rows of its trials are the same for every arm of a seed, and for every repetition.
+    """
+    return dataclasses.replace(
+        spec.config(seed),
+        role="broker",
+        alignment=arm.alignment,
+        alpha_search=spec.search_of(arm),
+        fee_bps=spec.fee_basis_points,
+        trial_seed="0x" + run_seed(seed).hex(),
+        **WINDOWS,
+    )
+
+
+def agent_config(spec: RunSpec, seed: int, number: int) -> Config:
+    """Return the settings of an agent, less where it lives, listens and joins.
+
+    One that is to leave has no round after its last.
+    """
+    return dataclasses.replace(
+        spec.config(seed, agent=number),
+        rounds=spec.leaves.get(number, spec.rounds),
+        round_patience_seconds=PATIENCE_SECONDS,
+        pricing="bargain" if spec.priced else "free",
+        budget=spec.budget,
+        **WINDOWS,
+    )
+
+
 @dataclass
 class Play:
     """One market of a run: one arm, one seed."""
@@ -75,30 +116,34 @@ class Play:
     listener: Listener
     stop: trio.Event
     """Set by whoever wants the market to end early, and in order."""
+    silence: float = SILENCE_SECONDS
+    """How many seconds nothing may happen at any agent."""
     _desks: dict[str, TradeDesk] = field(default_factory=dict)
     _played: dict[str, trio.Event] = field(default_factory=dict)
     _agents: dict[str, Agent] = field(default_factory=dict)
-    _coming: int = 0
-    """Agents that are being opened again."""
+    _leaving: dict[str, trio.CancelScope] = field(default_factory=dict)
+    """Agents that go away after their last round, and are still there."""
+    _left: set[str] = field(default_factory=set)
+    _coming: set[str] = field(default_factory=set)
+    """Agents that went away, and are not there again yet."""
+    _over: trio.Event = field(default_factory=trio.Event)
+    """Set when nobody plays any more."""
+    _meeting: Meeting = field(init=False)
     _last_sign_of_life: float = 0.0
 
     async def run(self) -> Ended:
         """Play to the end, or until `stop`. Raises `DevnetError`."""
         names = [agent_name(number) for number in range(self.spec.agents)]
         self._played = {name: trio.Event() for name in names}
-        meeting = Meeting(names)
-        whole = False
+        self._meeting = Meeting(names)
         async with trio.open_nursery() as nursery:
-            ready = Ready()
-            nursery.start_soon(self._broker, ready)
-            market = await ready.market()
+            market: _Market = await nursery.start(self._broker)
             for number in range(self.spec.agents):
-                nursery.start_soon(self._agent, number, market, meeting)
+                nursery.start_soon(self._agent, number, market)
             whole = await self._until_played()
-            for number in self.spec.leaves:  # it comes back for what it is owed
-                if agent_name(number) not in self._agents:
-                    self._coming += 1
-                    nursery.start_soon(self._agent, number, market, meeting, True)
+            self._leaving.clear()
+            self._coming = set(self._left)
+            self._over.set()
             for agent in self._agents.values():
                 agent.rest()
             await self._until_settled()
@@ -110,71 +155,51 @@ class Play:
 
     # ── the nodes ──
 
-    async def _broker(self, ready: Ready) -> None:
-        config = dataclasses.replace(
-            self._config(BROKER),
-            role="broker",
-            alignment=self.arm.alignment,
-            alpha_search=self.spec.search_of(self.arm),
-            fee_bps=self.spec.fee_basis_points,
-        )
+    async def _broker(self, *, task_status: Any) -> None:
+        """Run the broker; started once agents can join its `_Market`."""
+        config = broker_config(self.spec, self.arm, self.seed)
         with ExitStack() as stack:
-            opened = await self._open(config, stack)
+            opened = await self._open(BROKER, config, stack)
             async with open_station(opened) as station:
-                broker = await broker_of(opened, station, trial_seed=self._trial_seed())
+                broker = await broker_of(opened, station)
                 self._desks[BROKER] = broker.desk
-                ready.say(_Market(opened.escrow.domain, station.network.addresses()[0]))
+                task_status.started(_Market(opened.escrow.domain, station.network.addresses()[0]))
                 await broker.run()
 
-    async def _agent(
-        self, number: int, market: _Market, meeting: Meeting, back: bool = False
-    ) -> None:
-        """Run an agent; one that is `back` trains and buys no more."""
+    async def _agent(self, number: int, market: _Market) -> None:
+        """Run an agent; one that went away comes back at the end for what it is owed."""
+        if number in self.spec.leaves:
+            with trio.CancelScope() as self._leaving[agent_name(number)]:
+                await self._run_agent(number, market)
+            await self._over.wait()
+        await self._run_agent(number, market)
+
+    async def _run_agent(self, number: int, market: _Market) -> None:
         name = agent_name(number)
         config = dataclasses.replace(
-            self._config(name),
-            agent=number,
+            agent_config(self.spec, self.seed, number),
             escrow=market.domain.escrow,
             bootstrap=(market.broker,),
-            round_patience_seconds=PATIENCE_SECONDS,
-            pricing="bargain" if self.spec.priced else "free",
-            budget=self.spec.budget,
         )
-        leaves = self.spec.leaves.get(number)
-
-        async def meet(round_: int, stage: str) -> int | None:
-            if leaves is not None and round_ > leaves:
-                self._played[name].set()
-                scope.cancel()
-            return await meeting.arrive(name, round_, stage)
-
+        meet = functools.partial(self._meeting.arrive, name)
         try:
-            with trio.CancelScope() as scope, ExitStack() as stack:
-                opened = await self._open(config, stack)
+            with ExitStack() as stack:
+                opened = await self._open(name, config, stack)
                 async with open_station(opened) as station:
                     agent = agent_of(opened, station, await trainer_of(config), meet=meet)
                     self._agents[name], self._desks[name] = agent, agent.desk
-                    if back:
+                    if self._over.is_set():
                         agent.rest()
-                        self._coming -= 1
+                        self._coming.discard(name)
                     await agent.run()
         finally:
-            meeting.leave(name)
             self._agents.pop(name, None)
             self._desks.pop(name, None)
 
-    def _config(self, name: str) -> Config:
-        return dataclasses.replace(
-            self.spec.config(self.seed),
-            data_dir=self.folder / name,
-            listen=LISTEN,
-            **_windows(),
-        )
-
-    async def _open(self, config: Config, stack: ExitStack) -> Opened:
+    async def _open(self, name: str, config: Config, stack: ExitStack) -> Opened:
         """Open what a node owns; the disk and the chain are asked in a thread."""
-        assert config.data_dir is not None
-        home = Home(config.data_dir).prepare()
+        config = dataclasses.replace(config, data_dir=self.folder / name)
+        home = Home(self.folder / name).prepare()
         stack.enter_context(home.lock())
         observer = open_observer(config, home, stack, console=False)
         observer.subscribe(self._hear)
@@ -183,16 +208,21 @@ class Play:
             lambda: open_node(config, home, observer, os.environ, stack, endpoint=endpoint)
         )
 
-    def _trial_seed(self) -> Digest:
-        """The same rows for every arm of a seed, and for every repetition."""
-        return run_seed(self.seed)
-
     def _hear(self, record: Record) -> None:
         self._last_sign_of_life = trio_time(self._last_sign_of_life)
         if isinstance(record.event, RoundsPlayed):
-            self._played[str(record.context["node"])].set()
+            self._has_played(str(record.context["node"]))
         if record.name in TOLD:
             self.listener(str(record.context["node"]), record.document())
+
+    def _has_played(self, name: str) -> None:
+        """Wait for an agent no longer, and let it go if it is to leave."""
+        self._played[name].set()
+        self._meeting.leave(name)
+        scope = self._leaving.pop(name, None)
+        if scope is not None:
+            self._left.add(name)
+            scope.cancel()
 
     # ── the end ──
 
@@ -202,8 +232,8 @@ class Play:
         while not all(event.is_set() for event in self._played.values()):
             if self.stop.is_set():
                 return False
-            if trio.current_time() - self._last_sign_of_life > ROUND_SECONDS:
-                raise DevnetError(f"nothing happened for {ROUND_SECONDS:.0f} s; see {self.folder}")
+            if trio.current_time() - self._last_sign_of_life > self.silence:
+                raise DevnetError(f"nothing happened for {self.silence:.0f} s; see {self.folder}")
             with trio.move_on_after(0.2):
                 await self.stop.wait()
         return True
@@ -239,27 +269,6 @@ def ledger_of(chain: DevelopmentChain, domain: Domain) -> Ledger:
         return read_ledger(escrow)
     finally:
         escrow.close()
-
-
-class Ready:
-    """Tells when a market can be joined, and how."""
-
-    def __init__(self) -> None:
-        self._said = trio.Event()
-        self._market: _Market | None = None
-
-    def say(self, market: _Market) -> None:
-        self._market = market
-        self._said.set()
-
-    async def market(self) -> _Market:
-        await self._said.wait()
-        assert self._market is not None
-        return self._market
-
-
-def _windows() -> dict[str, Any]:
-    return dict(WINDOWS)
 
 
 def trio_time(otherwise: float) -> float:

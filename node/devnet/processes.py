@@ -1,14 +1,16 @@
 """One market as processes: chain, broker and agents, by the commands that an operator types.
 
-Over loopback TCP, the chain behind JSON-RPC. What the nodes leave is the same as in one
-process: a folder each, with log and journal.
+Over loopback TCP, the chain behind JSON-RPC. The settings are those of a market in one process,
+the agents come to a meeting as there, and what the nodes leave is the same: a folder each,
+with log and journal. Without prices the models are the same too, to the bit.
 """
 
 from __future__ import annotations
 
 import secrets
-import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -16,19 +18,27 @@ import trio
 
 from node.chain.errors import ChainUnavailableError
 from node.chain.web3_escrow import open_escrow
+from node.config.table import SETTINGS, Config
 from node.devnet.arms import Arm
 from node.devnet.errors import DevnetError
-from node.devnet.launch import Market, Node, compose, running
+from node.devnet.launch import Market, Node, compose
 from node.devnet.ledger import Ledger, read_ledger
-from node.devnet.play import PATIENCE_SECONDS, TOLD, WINDOWS, Ended, Listener, agent_name
+from node.devnet.logs import Tail
+from node.devnet.meeting import Meeting, serve_meeting
+from node.devnet.play import (
+    SETTLE_SECONDS,
+    SILENCE_SECONDS,
+    TOLD,
+    Ended,
+    Listener,
+    agent_config,
+    agent_name,
+    broker_config,
+)
 from node.devnet.spec import RunSpec
 from node.journal import Journal, JournalError
 from node.protocol.eip712 import Domain
 
-GRACE_SECONDS: Final = 60.0
-"""After the last round, for the payments that are still in their dispute window."""
-ROUND_SECONDS: Final = 120.0
-"""How long a round may take before the run is given up."""
 POLL_SECONDS: Final = 0.2
 
 
@@ -42,114 +52,156 @@ class ProcessPlay:
     folder: Path
     listener: Listener
     stop: trio.Event
+    silence: float = SILENCE_SECONDS
+    """How many seconds nothing may happen at any agent, and the broker may take to start."""
+    _market: Market | None = None
+    _tails: dict[str, Tail] = field(default_factory=dict)
+    _up: set[str] = field(default_factory=set)
+    _played: set[str] = field(default_factory=set)
     _left: set[str] = field(default_factory=set)
+    _leaving: set[str] = field(default_factory=set)
+    _last_sign_of_life: float = 0.0
 
     async def run(self) -> Ended:
         """Play to the end, or until `stop`. Raises `DevnetError`."""
-        market = self._compose()
-        with running(market):
-            whole = await self._until_played(market)
-            for node in market.agents:
-                if node.gone:  # it comes back for what it is owed
-                    before = len(node.events("node_ready"))
-                    node.start()
-                    node.gone = False
-                    await self._until_back(node, before)
-                if not whole or node.name in self._left:
-                    node.rest()
-            await self._until_settled(market)
-            return Ended(complete=whole, ledger=await trio.to_thread.run_sync(_ledger, market))
+        names = [agent_name(number) for number in range(self.spec.agents)]
+        self._meeting = Meeting(names)
+        self._leaving = {agent_name(number) for number in self.spec.leaves}
+        async with trio.open_nursery() as nursery:
+            address: str = await nursery.start(serve_meeting, self._meeting, names)
+            market = self._market = self._compose(address)
+            with self._logs(market):
+                try:
+                    await trio.to_thread.run_sync(market.start, self.silence)
+                    ended = await self._play(market)
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await trio.to_thread.run_sync(market.stop)
+            nursery.cancel_scope.cancel()
+        return ended
 
-    def _compose(self) -> Market:
-        spec = self.spec
-        common = _flags(
-            dataset=spec.dataset,
-            task=spec.dataset,
-            seed=self.seed,
-            protocol=spec.protocol,
-            endowment=spec.endowment,
-            **({"data_folder": spec.data_folder} if spec.data_folder else {}),
-        )
-        windows = _flags(**WINDOWS)
-        return compose(
+    def abandon(self) -> None:
+        """Kill every process of the market, at once; for a signal handler."""
+        if self._market is not None:
+            self._market.abandon()
+
+    def _compose(self, meeting: str) -> Market:
+        market = compose(
             self.folder,
-            agents=spec.agents,
-            common=common,
-            broker=[
-                *windows,
-                *_flags(
-                    alignment=self.arm.alignment,
-                    alpha_search=spec.search_of(self.arm),
-                    fee_bps=spec.fee_basis_points,
-                ),
-            ],
-            agent=[
-                *windows,
-                *_flags(
-                    trainer=spec.trainer,
-                    rounds=spec.rounds,
-                    warmup_epochs=spec.warmup_epochs,
-                    epochs_per_round=spec.epochs_per_round,
-                    round_patience_seconds=PATIENCE_SECONDS,
-                    offers_per_round=spec.agents - 1,
-                    pricing="bargain" if spec.priced else "free",
-                    **({} if spec.budget is None else {"budget": spec.budget}),
-                ),
-            ],
+            agents=self.spec.agents,
+            common=(),
+            broker=flags_of(broker_config(self.spec, self.arm, self.seed)),
         )
+        for number, node in enumerate(market.agents):
+            config = replace(agent_config(self.spec, self.seed, number), meeting=meeting)
+            node.command = [*node.command, *flags_of(config)]
+        return market
+
+    async def _play(self, market: Market) -> Ended:
+        whole = await self._until_played(market)
+        self._leaving.clear()
+        for node in market.agents:
+            if node.name in self._left:  # it comes back for what it is owed
+                node.gone = False
+                await trio.to_thread.run_sync(node.start)
+                await self._until_up(market, node)
+            elif not whole:
+                await self._rest(market, node)
+        await self._until_settled(market)
+        return Ended(
+            complete=whole,
+            ledger=await trio.to_thread.run_sync(_ledger, market),
+        )
+
+    # ── what is heard of the agents ──
+
+    @contextmanager
+    def _logs(self, market: Market) -> Iterator[None]:
+        """Follow the agents' logs from where they end now."""
+        for node in market.agents:
+            self._tails[node.name] = Tail(node.home / "logs" / "agent.jsonl")
+        try:
+            yield
+        finally:
+            for tail in self._tails.values():
+                tail.close()
+
+    async def _listen(self, market: Market) -> None:
+        """Take in what the agents have logged since the last time."""
+        for node in market.agents:
+            for event in await trio.to_thread.run_sync(self._tails[node.name].read):
+                self._last_sign_of_life = trio.current_time()
+                if event["event"] in TOLD:
+                    self.listener(node.name, event)
+                if event["event"] == "node_ready":
+                    self._up.add(node.name)
+                if event["event"] == "rounds_played":
+                    await self._has_played(node)
+
+    async def _has_played(self, node: Node) -> None:
+        """Wait for an agent no longer, and kill it if it is to leave: it has no round left."""
+        self._played.add(node.name)
+        if node.name in self._leaving:
+            self._leaving.remove(node.name)
+            self._up.remove(node.name)
+            self._left.add(node.name)
+            node.gone = True
+            await trio.to_thread.run_sync(node.kill)
+        self._meeting.leave(node.name)
 
     async def _until_played(self, market: Market) -> bool:
-        told: dict[str, int] = {}
-        quiet_since = time.monotonic()
+        """Wait for every agent's last round; False if a stop was asked for before."""
+        self._last_sign_of_life = trio.current_time()
         while True:
-            for number, node in enumerate(market.agents):
-                events = await trio.to_thread.run_sync(node.log, TOLD)
-                for event in events[told.get(node.name, 0) :]:
-                    quiet_since = time.monotonic()
-                    self.listener(agent_name(number), event)
-                told[node.name] = len(events)
-                self._leave(number, node)
-            if all(node.gone or node.events("rounds_played") for node in market.agents):
+            await self._listen(market)
+            if len(self._played) == len(market.agents):
                 return True
             for node in market.nodes:
                 if not node.running and not node.gone:
                     raise DevnetError(f"{node.name} ended by itself:\n{node.output()}")
-            if time.monotonic() - quiet_since > ROUND_SECONDS:
-                raise DevnetError(f"no round ended for {ROUND_SECONDS:.0f} s; see {self.folder}")
+            if trio.current_time() - self._last_sign_of_life > self.silence:
+                raise DevnetError(f"nothing happened for {self.silence:.0f} s; see {self.folder}")
             with trio.move_on_after(POLL_SECONDS):
                 await self.stop.wait()
             if self.stop.is_set():
                 return False
 
-    def _leave(self, number: int, node: Node) -> None:
-        """Kill an agent that is to go away, once it has played its last round."""
-        last = self.spec.leaves.get(number)
-        if last is not None and not node.gone and len(node.events("round_played")) >= last:
-            node.gone = True
-            self._left.add(node.name)
-            node.kill()
+    # ── the end ──
 
-    async def _until_back(self, node: Node, before: int) -> None:
-        """Wait until a node is up once more than it was `before` it was started again."""
-        patience = time.monotonic() + GRACE_SECONDS
-        while time.monotonic() < patience and len(node.events("node_ready")) <= before:  # noqa: ASYNC110
-            await trio.sleep(POLL_SECONDS)
+    async def _until_up(self, market: Market, node: Node) -> None:
+        """Wait until an agent is ready; one that ends instead is not waited for."""
+        with trio.move_on_after(self.silence):
+            while node.name not in self._up and node.running:
+                await trio.sleep(POLL_SECONDS)
+                await self._listen(market)
+
+    async def _rest(self, market: Market, node: Node) -> None:
+        """Have an agent train and buy no more; one that is not up yet only matters if it owes."""
+        await self._listen(market)
+        if node.name not in self._up:
+            if not _open(node.home):
+                node.gone = True
+                await trio.to_thread.run_sync(node.stop)
+                return
+            await self._until_up(market, node)
+        if node.running:
+            node.rest()
 
     async def _until_settled(self, market: Market) -> None:
-        """Wait until no node has an open trade."""
+        """Wait until no node that is there has an open trade."""
         present = (*market.agents, market.broker)
-        patience = time.monotonic() + GRACE_SECONDS
-        while time.monotonic() < patience and any(  # noqa: ASYNC110 (their journals tell nobody)
-            _open(node.home) for node in present
-        ):
-            await trio.sleep(POLL_SECONDS)
+        with trio.move_on_after(SETTLE_SECONDS):
+            while any(node.running and _open(node.home) for node in present):  # noqa: ASYNC110 (their journals tell nobody)
+                await trio.sleep(POLL_SECONDS)
 
 
-def _flags(**values: object) -> list[str]:
+def flags_of(config: Config) -> list[str]:
+    """Return settings as words of a command line, less what is so by default."""
     return [
-        part
-        for name, value in values.items()
-        for part in ("--" + name.replace("_", "-"), str(value))
+        word
+        for name, row in SETTINGS.items()
+        if (value := getattr(config, name)) != row.default
+        for word in (row.flag, row.kind.show(value))
     ]
 
 

@@ -1,7 +1,8 @@
 """What one market of a run came to, read from what its nodes left: logs, journals, the chain.
 
 The record is made of the same files whether the nodes shared a process or not, and whether
-they ended or were killed.
+they ended or were killed. A round may be told of twice, if a restart cut it off: its later
+event counts. What was bought in a round that is not over is in the journal alone.
 """
 
 from __future__ import annotations
@@ -9,20 +10,21 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, TypedDict
 
 from node.chain.port import EscrowState
+from node.devnet.bought import Bought, read_bought
 from node.devnet.ledger import Ledger
 from node.devnet.logs import Told, read_events
-from node.devnet.report.document import AgentRow, Gas, Legs, Trade
+from node.devnet.report.document import CAUSES, AgentRow, Gas, Legs, Trade
 from node.journal import JournalError
 from node.protocol.types import ONE, Digest
 from node.settlement.history import TradeSummary, trade_rows
 
 RECORD: Final = "record.json"
-CAUSES: Final = ("gain", "bound", "ask", "fee", "cash")
-"""Why a possible trade did not come about; every other reason is counted as ``other``."""
 READ: Final = (
     *("node_ready", "epoch_trained", "round_played", "leg_ended", "network_used"),
     "statement_published",
@@ -36,6 +38,11 @@ class MarketRecord(TypedDict):
     seed: int
     complete: bool
     seconds: float
+    """All that was spent on it, by this process and by those it was interrupted in."""
+    earlier_seconds: float
+    """Which of them were not this process's."""
+    rounds_played: dict[str, int]
+    """By agent of a market."""
     curves: dict[str, list[tuple[int, float]]]
     """By agent: epoch index and figure, after whatever was adopted then."""
     agents: list[AgentRow]
@@ -76,22 +83,34 @@ def record_market(
     complete: bool,
     seconds: float,
     rounds: int,
+    leaves: Mapping[int, int] | None = None,
 ) -> MarketRecord:
-    """Read the market in `folder`, one data directory to a node."""
+    """Read the market in `folder`, one data directory to a node.
+
+    `seconds` are this process's alone; `leaves` says after which round an agent goes away, by
+    its place among `agents`.
+    """
     told = {name: read_events(folder / name, READ) for name in (*agents, *brokers)}
+    earlier = earlier_seconds(told, brokers)
+    bought = {name: _bought(folder / name / "journal.db") for name in agents}
+    ended = {name: _rounds_ended(told[name], bought[name]) for name in agents}
+    last = {name: (leaves or {}).get(place, rounds) for place, name in enumerate(agents)}
     rows = {name: _rows(folder / name / "journal.db") for name in (*agents, *brokers)}
     names = {str(e["peer_id"]): name for name in told for e in _of(told[name], "node_ready")}
     return MarketRecord(
         arm=arm,
         seed=seed,
         complete=complete,
-        seconds=round(seconds, 2),
+        seconds=round(seconds + earlier, 2),
+        earlier_seconds=round(earlier, 2),
+        rounds_played={
+            name: len({event["round"] for event in _of(told[name], "round_played")})
+            for name in agents
+        },
         curves={name: curve_of(told[name], metric) for name in agents},
         agents=[_agent(name, told[name], rows[name], arm, seed) for name in agents],
-        trades=_trades(agents, told, rows, names, ledger, arm, seed),
-        legs=_legs(
-            [leg for name in agents for leg in _of(told[name], "leg_ended")], agents, rounds
-        ),
+        trades=_trades(agents, told, bought, rows, names, ledger, arm, seed),
+        legs=_legs(ended, possible=sum(min(rounds, last[name]) for name in agents)),
         ledger=ledger.document(),
         gas=_gas([row for found in rows.values() for row in found]),
         network=_network(told),
@@ -103,6 +122,41 @@ def _rows(path: Path) -> list[TradeSummary]:
         return trade_rows(path)
     except JournalError:  # it was ended before it had one
         return []
+
+
+def _bought(path: Path) -> dict[Digest, Bought]:
+    try:
+        return read_bought(path)
+    except JournalError:  # it was ended before it had one
+        return {}
+
+
+def _rounds_ended(events: Sequence[Told], bought: Mapping[Digest, Bought]) -> dict[int, str]:
+    """Return round → why it ended as it did, of an agent."""
+    ended = {
+        one.open_round: "bought"
+        for one in bought.values()
+        if one.open_round is not None and one.delivered
+    }
+    told = {int(leg["round"]): str(leg["because"]) for leg in _of(events, "leg_ended")}
+    return {**told, **ended}
+
+
+def earlier_seconds(told: Mapping[str, Sequence[Told]], brokers: Sequence[str]) -> float:
+    """Return how long the processes lasted that this market was interrupted in, by their logs.
+
+    Each begins as its broker comes up, and ends with the last event of any node.
+    """
+    begun = sorted(_time(e) for name in brokers for e in _of(told[name], "node_ready"))
+    times = sorted(_time(event) for events in told.values() for event in events)
+    return sum(
+        (max(time for time in times if time < after) - start).total_seconds()
+        for start, after in pairwise(begun)
+    )
+
+
+def _time(event: Told) -> datetime:
+    return datetime.fromisoformat(str(event["time"]))
 
 
 def _of(events: Sequence[Told], name: str) -> list[Told]:
@@ -135,6 +189,7 @@ def _sum(rows: Sequence[TradeSummary], side: str, state: str) -> int:
 def _trades(
     agents: Sequence[str],
     told: Mapping[str, Sequence[Told]],
+    bought: Mapping[str, Mapping[Digest, Bought]],
     rows: Mapping[str, Sequence[TradeSummary]],
     names: Mapping[str, str],
     ledger: Ledger,
@@ -149,24 +204,25 @@ def _trades(
     }
     found: list[Trade] = []
     for buyer in agents:
-        legs = {leg["trade_id"]: leg for leg in _of(told[buyer], "leg_ended") if leg["trade_id"]}
+        rounds = {leg["trade_id"]: int(leg["round"]) for leg in _of(told[buyer], "leg_ended")}
         for row in (row for row in rows[buyer] if row["side"] == "buyer"):
-            leg = legs.get(row["trade_id"], {})
-            seller, other = sold.get(row["trade_id"], (names.get(str(leg.get("seller"))), None))
+            trade_id = Digest(bytes.fromhex(row["trade_id"][2:]))
+            one = bought[buyer][trade_id]
+            seller, other = sold.get(row["trade_id"], (names.get(one.seller, ""), None))
             both = [row] if other is None else [row, other]
-            state = ledger.states.get(Digest(bytes.fromhex(row["trade_id"][2:])), EscrowState.NONE)
+            state = ledger.states.get(trade_id, EscrowState.NONE)
             found.append(
                 Trade(
                     id=row["trade_id"],
                     arm=arm,
                     seed=seed,
-                    round=int(leg.get("round") or 0),
+                    round=rounds.get(row["trade_id"], one.open_round or 0),
                     buyer=buyer,
-                    seller=seller or "",
+                    seller=seller,
                     price=row["price"] or "0",
-                    alpha=_fraction(leg.get("alpha")),
-                    gain=_fraction(leg.get("gain")),
-                    bound=_fraction(leg.get("bound")),
+                    alpha=one.alpha / ONE,
+                    gain=one.gain / ONE,
+                    bound=one.bound / ONE,
                     state=row["state"],
                     on_chain=state.name.lower(),
                     transactions={k: v for part in both for k, v in part["transactions"].items()},
@@ -176,21 +232,13 @@ def _trades(
     return sorted(found, key=lambda trade: (trade["round"], trade["buyer"]))
 
 
-def _fraction(millionths: int | None) -> float | None:
-    return None if millionths is None else int(millionths) / ONE
-
-
-def _legs(ended: Sequence[Told], agents: Sequence[str], rounds: int) -> Legs:
-    lost = Counter(
-        leg["because"] if leg["because"] in CAUSES else "other"
-        for leg in ended
-        if leg["because"] != "bought"
-    )
-    return Legs(
-        possible=len(agents) * rounds,
-        traded=sum(leg["because"] == "bought" for leg in ended),
-        lost={cause: lost[cause] for cause in (*CAUSES, "other")},
-    )
+def _legs(ended: Mapping[str, Mapping[int, str]], *, possible: int) -> Legs:
+    why = Counter(because for rounds in ended.values() for because in rounds.values())
+    traded = why.pop("bought", 0)
+    lost = Counter[str]()
+    for because, count in why.items():
+        lost[because if because in CAUSES else "other"] += count
+    return Legs(possible=possible, traded=traded, lost={cause: lost[cause] for cause in CAUSES})
 
 
 def _gas(rows: Sequence[TradeSummary]) -> dict[str, Gas]:
@@ -234,7 +282,13 @@ def save_record(folder: Path, record: MarketRecord) -> None:
 def load_record(folder: Path) -> MarketRecord | None:
     """Return the record of a market that was played to its end before, if it was."""
     try:
-        found: MarketRecord = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found
+    if not isinstance(found, dict) or not MarketRecord.__required_keys__ <= found.keys():
+        return None  # of another version: what it was made of is still there
+    ledger = found["ledger"]
+    if not found["complete"] or (ledger is not None and not ledger["balances"]):
+        return None
+    record: MarketRecord = {**found, "earlier_seconds": found["seconds"]}  # type: ignore[typeddict-item]  # what `save_record` wrote
+    return record

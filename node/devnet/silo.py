@@ -52,6 +52,8 @@ async def play_silo(spec: RunSpec, seed: int, stop: trio.Event, told: Told) -> M
         seed=seed,
         complete=all(len(curve) == spec.epochs for curve in curves.values()),
         seconds=round(trio.current_time() - begun, 2),
+        earlier_seconds=0.0,
+        rounds_played={},
         curves={name: curves[name] for name in sorted(curves)},
         agents=[],
         trades=[],

@@ -11,21 +11,22 @@ from typing import Final
 from broker_node.evaluate.evaluation import QUADRATIC_SEARCH as EXACT_SEARCH
 from node.config.table import Config
 from node.data.datasets import load
+from node.data.files import is_folder
 from node.data.folder import default_data_folder
 from node.data.rows import Dataset
-from node.data.split import endowment
-from node.devnet.arms import ARMS, OUT_OF_MARKET, Arm
+from node.devnet import defaults
+from node.devnet.arms import ARMS, Arm
+from node.devnet.defaults import DRILL, STUDY
 from node.devnet.errors import DevnetError
 from node.devnet.report.document import Metric
+from node.params.architecture import layout
+from node.params.families.base import ArchitectureError
 from node.protocol.types import Millionths, Wei
-from node.roles.shells import endowment_of
+from node.roles.shells import endowment_of, protocol_of
+from node.training.registry import DIVISIONS, build_trainer
+from node.training.trainer import Task
 
-MAX_AGENTS: Final = 64
 RUNS: Final = Path("runs")
-FIRST_TRADE_EPOCH: Final = 5
-"""Index of the first epoch after which the market opens (Train 'n Trade's configuration)."""
-DRILL: Final = "random"
-"""The data set without rows: random tensors, for settlement alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,23 +37,27 @@ class RunSpec:
     """``runs/<name>``."""
     dataset: str = "mnist"
     protocol: str = "clean"
-    arms: tuple[str, ...] = (OUT_OF_MARKET, "aligned")
+    arms: tuple[str, ...] = defaults.USUAL_ARMS
     seeds: tuple[int, ...] = (0,)
-    agents: int = 2
-    rounds: int = 45
+    agents: int = defaults.USUAL_AGENTS
+    rounds: int = defaults.USUAL_ROUNDS
     """How often each agent may buy."""
-    epochs_per_round: int = 1
-    warmup_epochs: int = FIRST_TRADE_EPOCH
+    epochs_per_round: int = defaults.USUAL_EPOCHS_PER_ROUND
+    warmup_epochs: int = defaults.USUAL_WARMUP
     priced: bool = True
     endowment: str = "paper"
-    concentration: Millionths = Millionths(500_000)
-    fee_basis_points: int = 200
+    concentration: Millionths = Millionths(defaults.USUAL_CONCENTRATION)
+    fee_basis_points: int = defaults.USUAL_FEE_BASIS_POINTS
     budget: Wei | None = None
+    layers: tuple[int, ...] = ()
+    """Which layers of its model every agent offers (Table 2); empty means all."""
     leaves: Mapping[int, int] = field(default_factory=dict)
     """By agent: after which round it goes away."""
     data_folder: Path | None = None
     processes: bool = False
     """Each node a process of its own."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the report should know first of how this came to be asked for."""
 
     @property
     def epochs(self) -> int:
@@ -63,53 +68,100 @@ class RunSpec:
     def name(self) -> str:
         return self.folder.name
 
-    def check(self) -> Dataset | None:
-        """Return the rows of the first seed, if there are any.
+    def check(self) -> None:
+        """Raise `MarketError` for what could not be played, before any of it is."""
+        self._check_arms()
+        if not defaults.LEAST_AGENTS <= self.agents <= defaults.MAX_AGENTS:
+            raise DevnetError(
+                f"{self.agents} agents; a market has {defaults.LEAST_AGENTS} to "
+                f"{defaults.MAX_AGENTS}: name another number with --agents"
+            )
+        if self.dataset == STUDY and self.agents > 2:
+            raise DevnetError(f"the linear study has 2 agents, not {self.agents}: --agents 2")
+        if not self.seeds:
+            raise DevnetError("no seed: name at least one")
+        if min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise DevnetError(
+                f"seeds {', '.join(map(str, self.seeds))}: each is 0 or more, and stands there once"
+            )
+        if self.rounds < 1:
+            raise DevnetError(f"{self.rounds} rounds; name at least one with --rounds")
+        if self.warmup_epochs + self.epochs_per_round < 1:
+            raise DevnetError(
+                "no epoch before the first round: raise --warmup-epochs or --epochs-per-round to 1"
+            )
+        self._check_leaves()
+        self._check_data()
+        self._check_layers()
 
-        Raises `MarketError` for what could not be played, before any of it is.
-        """
+    def _check_arms(self) -> None:
         unknown = [arm for arm in self.arms if arm not in ARMS]
         if unknown or not self.arms:
             name = unknown[0] if unknown else ""
             raise DevnetError(f"no arm {name!r}; there are {', '.join(ARMS)}")
-        if not 2 <= self.agents <= MAX_AGENTS:
-            raise DevnetError(f"{self.agents} agents; a market has 2 to {MAX_AGENTS}")
-        if self.dataset == "linear" and self.agents > 2:
-            raise DevnetError(f"the linear study has 2 agents, not {self.agents}")
-        if not self.seeds:
-            raise DevnetError("no seed: name at least one")
-        strangers = [agent for agent in self.leaves if not 0 <= agent < self.agents]
-        if strangers:
+        if self.dataset == DRILL and self.arms != defaults.DRILL_ARMS:
             raise DevnetError(
-                f"agent {strangers[0]} cannot leave: there are 0 to {self.agents - 1}"
+                f"{DRILL} tensors are traded in the arm {defaults.DRILL_ARMS[0]} alone, not in "
+                f"{', '.join(self.arms)}: leave out --arms, or name another --dataset"
             )
-        if self.dataset == DRILL:
-            return None
-        dataset = load(self.dataset, self.data, seed=self.seeds[0])
-        for agent in range(self.agents):
-            endowment(
-                dataset,
-                agent,
-                self.agents,
-                seed=self.seeds[0],
-                rule=endowment_of(self.config(self.seeds[0], agent=agent)),
+
+    def _check_leaves(self) -> None:
+        for agent, after in self.leaves.items():
+            if not 0 <= agent < self.agents:
+                raise DevnetError(f"agent {agent} cannot leave: there are 0 to {self.agents - 1}")
+            if not 1 <= after <= self.rounds:
+                raise DevnetError(
+                    f"agent {agent} cannot leave after round {after}: there are 1 to {self.rounds}"
+                )
+
+    def _check_data(self) -> None:
+        """Raise `DataError` unless every agent has rows enough under every seed."""
+        if self.data_folder is not None and not is_folder(self.data_folder):
+            raise DevnetError(
+                f"there is no folder {self.data_folder}: name another with --data-folder, or none"
             )
-        return dataset
+        if self.endowment != "dirichlet" and self.concentration != defaults.USUAL_CONCENTRATION:
+            raise DevnetError(
+                f"a concentration of {self.concentration / 1e6:g} is of the Dirichlet endowment: "
+                "add --endowment dirichlet, or leave out --concentration"
+            )
+        dataset = self.rows(self.seeds[0])
+        if dataset is None:
+            return
+        for seed in self.seeds:  # another seed deals other rows, or draws as many for the same
+            DIVISIONS[self.trainer](self.task(seed), dataset).sizes()
+
+    def _check_layers(self) -> None:
+        if not self.layers:
+            return
+        trainer = build_trainer(self.trainer, self.task(self.seeds[0]))
+        try:
+            layout(trainer.architecture, self.layers)
+        except ArchitectureError as error:
+            raise DevnetError(f"--layers: {error.detail}") from error
+
+    def rows(self, seed: int) -> Dataset | None:
+        """Return the rows of a seed, if there are any; who holds them spares agents a copy each.
+
+        Raises `DataError` if they are not to be had.
+        """
+        return None if self.dataset == DRILL else load(self.dataset, self.data, seed=seed)
 
     def document(self) -> dict[str, object]:
         """Return the spec as JSON: two runs with the same one may go on with one another."""
         plain = dataclasses.asdict(self)
-        del plain["folder"]
+        for name in ("folder", "notes"):
+            del plain[name]
         return {name: _plain(value) for name, value in plain.items()}
 
     @property
     def metric(self) -> Metric:
         """What the report says of a model: accuracy, or the loss where there are no classes."""
-        return "loss" if self.dataset == "linear" else "accuracy"
+        return "loss" if self.dataset == STUDY else "accuracy"
 
     def search_of(self, arm: Arm) -> str:
         """Return how the α of this arm is chosen; in closed form where losses are squares."""
-        if self.dataset == "linear" and not arm.search:
+        if self.dataset == STUDY and not arm.search:
             return EXACT_SEARCH
         return arm.search_under(self.protocol)
 
@@ -121,7 +173,7 @@ class RunSpec:
     @property
     def trainer(self) -> str:
         """How agents train on this data set."""
-        return {DRILL: "random", "linear": "linear"}.get(self.dataset, "mlp")
+        return {DRILL: "random", STUDY: "linear"}.get(self.dataset, "mlp")
 
     def config(self, seed: int, *, agent: int = 0) -> Config:
         """Return the settings that all nodes of one seed share."""
@@ -139,6 +191,20 @@ class RunSpec:
             endowment=self.endowment,
             concentration=self.concentration,
             seed=seed,
+            layers=self.layers,
+        )
+
+    def task(self, seed: int, *, agent: int = 0) -> Task:
+        """Return what an agent of one seed is asked to train."""
+        config = self.config(seed, agent=agent)
+        return Task(
+            dataset=self.dataset,
+            data_folder=self.data,
+            agent=agent,
+            agents=self.agents,
+            seed=seed,
+            endowment=endowment_of(config),
+            protocol=protocol_of(config),
         )
 
 

@@ -8,8 +8,9 @@ same bytes, so the text itself is compared, and its SHA-256 names it.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -96,9 +97,35 @@ def architecture_hash(architecture: Architecture) -> Digest:
     return Digest(hashlib.sha256(architecture.text.encode("ascii")).digest())
 
 
-def layout(architecture: Architecture) -> Layout:
-    """Return name, dtype and shape of every tensor, sorted by name."""
-    return architecture.model.layout()
+def layout(architecture: Architecture, layers: Sequence[int] = ()) -> Layout:
+    """Return name, dtype and shape of every tensor, or of those of `layers`, sorted by name.
+
+    A parameter set has one name: all layers are written as none. Raises `ArchitectureError`
+    ``bad-layers`` for that, for layers that the model lacks or that do not rise, and for any
+    layers of a model that is sold whole.
+    """
+    whole = architecture.model.layout()
+    if not layers:
+        return whole
+    names = architecture.model.layer_names()
+    if not names:
+        raise ArchitectureError(f"`{architecture.name}` is sold whole", reason="bad-layers")
+    shown = f"{list(layers[:10])}, of 0 … {len(names) - 1}"
+    if any(left >= right for left, right in itertools.pairwise(layers)):
+        raise ArchitectureError(f"layers must rise: {shown}", reason="bad-layers")
+    if layers[0] < 0 or layers[-1] >= len(names):
+        raise ArchitectureError(f"there are no such layers: {shown}", reason="bad-layers")
+    if len(layers) == len(names):
+        raise ArchitectureError(f"all layers are written as none: {shown}", reason="bad-layers")
+    named = {name for layer in layers for name in names[layer]}
+    return tuple(spec for spec in whole if spec.name in named)
+
+
+def part_of(
+    architecture: Architecture, tensors: Tensors, layers: Sequence[int]
+) -> dict[str, torch.Tensor]:
+    """Return the tensors of `layers`, or of all if there are none; raises as `layout`."""
+    return {spec.name: tensors[spec.name] for spec in layout(architecture, layers)}
 
 
 def permutation_spec(architecture: Architecture) -> PermutationSpec:

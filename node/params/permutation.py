@@ -9,8 +9,8 @@ The solver that finds good permutations stands elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TypeAlias
 
@@ -53,6 +53,28 @@ class PermutationSpec:
     groups: Mapping[str, Group]
     axes: Mapping[str, tuple[Axis | None, ...]]
     """For every tensor, one entry an axis; None where the axis is no group's."""
+
+
+def restrict(spec: PermutationSpec, names: Collection[str]) -> PermutationSpec:
+    """Return what may be done to the tensors of these names while all others stay as they are.
+
+    Groups that none of them touches are left out. A group that others touch too is not
+    rescaled, for what would make up for it is not there; but it may be renumbered, so that the
+    units on this side of it meet those of another model on the other.
+    """
+    axes = {name: of_tensor for name, of_tensor in spec.axes.items() if name in names}
+    touched = _groups(axes.values())
+    shared = _groups(of_tensor for name, of_tensor in spec.axes.items() if name not in axes)
+    groups = {
+        name: replace(group, rescalable=group.rescalable and name not in shared)
+        for name, group in spec.groups.items()
+        if name in touched
+    }
+    return PermutationSpec(groups=groups, axes=axes)
+
+
+def _groups(axes: Iterable[tuple[Axis | None, ...]]) -> set[str]:
+    return {axis.group for of_tensor in axes for axis in of_tensor if axis is not None}
 
 
 def permute(

@@ -7,6 +7,10 @@ the buyer's gauge, and the merge weight α. Only the sold side is ever permuted 
 
 in float32, each product and each sum rounded by itself, so that every machine arrives at
 the same bytes and the merged root in a receipt can be checked by whoever holds both models.
+
+Where only some layers are sold, the sum is taken over their tensors alone. All others are the
+buyer's own, to the byte, and T is held to what may be done to the sold tensors by themselves
+(`node.params.permutation.restrict`).
 """
 
 from __future__ import annotations
@@ -20,7 +24,14 @@ import numpy as np
 import torch
 
 from node.params.architecture import Architecture, permutation_spec
-from node.params.permutation import PermutationSpec, Tensors, is_permutation, permute, rescale
+from node.params.permutation import (
+    PermutationSpec,
+    Tensors,
+    is_permutation,
+    permute,
+    rescale,
+    restrict,
+)
 from node.protocol import cbor
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
 from node.protocol.types import ONE, Digest, Millionths
@@ -149,25 +160,32 @@ def transform(spec: PermutationSpec, sold: Tensors, recipe: Recipe) -> dict[str,
 
 
 def interpolate(base: Tensors, other: Tensors, alpha: Millionths) -> dict[str, torch.Tensor]:
-    """Return base·(1 − α) + other·α in float32; exactly `base` at 0 and `other` at `ONE`."""
+    """Return base·(1 − α) + other·α in float32; exactly `base` at 0 and `other` at `ONE`.
+
+    What `other` lacks is `base` at every α.
+    """
     if alpha == 0:
         return {name: tensor.clone() for name, tensor in base.items()}
     if alpha == ONE:
-        return {name: other[name].clone() for name in base}
+        return {name: other.get(name, tensor).clone() for name, tensor in base.items()}
     # both weights are rounded to float32 first: left to itself, a GPU may multiply by the double
     keep = torch.tensor((ONE - alpha) / ONE, dtype=torch.float32)
     take = torch.tensor(alpha / ONE, dtype=torch.float32)
-    return {
-        name: tensor * keep.to(tensor.device) + other[name] * take.to(tensor.device)
-        for name, tensor in base.items()
-    }
+    merged = {}
+    for name, tensor in base.items():
+        if name in other:
+            merged[name] = tensor * keep.to(tensor.device) + other[name] * take.to(tensor.device)
+        else:
+            merged[name] = tensor.clone()
+    return merged
 
 
 def apply_recipe(
     architecture: Architecture, base: Tensors, sold: Tensors, recipe: Recipe
 ) -> dict[str, torch.Tensor]:
-    """Return the buyer's merged parameters.
+    """Return the buyer's merged parameters: a whole model, whether all or some layers are sold.
 
-    Raises `RemoteProtocolError("bad-recipe")` if the recipe does not fit the architecture.
+    Raises `RemoteProtocolError("bad-recipe")` if the recipe does not fit the sold tensors.
     """
-    return interpolate(base, transform(permutation_spec(architecture), sold, recipe), recipe.alpha)
+    spec = restrict(permutation_spec(architecture), sold)
+    return interpolate(base, transform(spec, sold, recipe), recipe.alpha)

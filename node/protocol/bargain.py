@@ -103,6 +103,7 @@ def accept_deal(
         seller_key=deal.seller_key,
         private_key=wanted.private_key,
         evaluation=deal.evaluation,
+        layers=offer.layers,
         recipe=deal.recipe,
         receipt=deal.receipt,
         secret=None,

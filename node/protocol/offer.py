@@ -6,19 +6,25 @@ speaks for that account, so that both keys vouch for each other however it is re
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Final
 
 from node.protocol.errors import LocalProtocolError
 from node.protocol.fees import MAX_FEE_BASIS_POINTS
 from node.protocol.schema import Message
-from node.protocol.types import Address, Digest, PeerId, UnixTime, Wei
+from node.protocol.types import UINT256_MAX, Address, Digest, PeerId, UnixTime, Wei
 
 MAX_LIFETIME: Final = 24 * 3600
 """The longest that anything said to the market may stay good, in seconds."""
 
 MAX_CLOCK_SKEW: Final = 60
 """How far ahead of ours a peer's clock may be, in seconds."""
+
+
+NOT_FOR_SALE: Final = Wei(UINT256_MAX)
+"""A reserve that nobody can pay. What its seller submits at that price is there for its own
+trials, and for nobody to buy: the whole model of one who sells some layers of it."""
 
 
 def _check_lifetime(issued_at: UnixTime, expires_at: UnixTime) -> None:
@@ -41,7 +47,7 @@ class Offer(Message):
     architecture: str
     """Canonical JSON of a registered architecture; code never travels."""
     layers: tuple[int, ...]
-    """Which layers are on offer; empty means all."""
+    """Which layers are on offer, rising; empty means all."""
     weights_root: Digest
     leaf_count: int
     byte_length: int
@@ -54,10 +60,17 @@ class Offer(Message):
     def __post_init__(self) -> None:
         Message.__post_init__(self)
         _check_lifetime(self.issued_at, self.expires_at)
+        if any(left >= right for left, right in itertools.pairwise(self.layers)):
+            raise LocalProtocolError(f"layers must rise, got {list(self.layers[:10])}")
 
     @property
     def issuer(self) -> Address:
         return self.seller
+
+    @property
+    def for_sale(self) -> bool:
+        """Whether there is a price at all; what is not for sale is tried upon, and not tried."""
+        return self.reserve < NOT_FOR_SALE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,6 +104,8 @@ class PurchaseRecord(Message):
     private_key: Digest = field(repr=False)
     """X25519, for this trade alone."""
     evaluation: Evaluation
+    layers: tuple[int, ...] = ()
+    """Which layers of the evaluation's architecture the goods are; empty means all."""
     recipe: bytes
     receipt: bytes
     secret: Digest | None = field(repr=False)

@@ -28,9 +28,13 @@ from node.data.folder import default_data_folder
 from node.data.split import Dirichlet, Endowment, SplitProtocol, split_test
 from node.home import BrokerAddress
 from node.net.host import Network, open_host
+from node.params.architecture import layout
+from node.params.families.base import ArchitectureError
 from node.params.store import BlobStore
 from node.protocol.bargain import Patience
+from node.protocol.errors import LocalProtocolError
 from node.protocol.types import ONE, Digest, PeerId, Wei
+from node.roles.meeting import meeting_at
 from node.roles.opening import Opened
 from node.roles.ports import port_of, remember, with_port
 from node.station.station import Station
@@ -99,15 +103,10 @@ def address_of_broker(opened: Opened, station: Station) -> BrokerAddress:
     )
 
 
-async def broker_of(
-    opened: Opened, station: Station, *, trial_seed: Digest | None = None
-) -> Broker:
-    """Return the broker that the settings describe; nothing of it runs yet.
-
-    `trial_seed` fixes which rows each trial draws, for experiments; without it the broker
-    draws one for the life of its journal.
-    """
+async def broker_of(opened: Opened, station: Station) -> Broker:
+    """Return the broker that the settings describe; nothing of it runs yet."""
     config = opened.config
+    seed = config.trial_seed
     return Broker(
         station=station,
         escrow=opened.escrow,
@@ -118,7 +117,7 @@ async def broker_of(
             reveal_seconds=config.reveal_seconds,
             grace_seconds=config.grace_seconds,
             dispute_window_seconds=config.dispute_window_seconds,
-            trial_seed=trial_seed,
+            trial_seed=None if seed is None else Digest(bytes.fromhex(seed[2:])),
         ),
         confirmations=opened.confirmations,
     )
@@ -178,10 +177,15 @@ async def trainer_of(config: Config) -> Trainer:
 
 
 def agent_of(
-    opened: Opened, station: Station, trainer: Trainer | None, *, meet: Meet = never_wait
+    opened: Opened, station: Station, trainer: Trainer | None, *, meet: Meet | None = None
 ) -> Agent:
-    """Return the agent that the settings describe; nothing of it runs yet."""
+    """Return the agent that the settings describe; nothing of it runs yet.
+
+    `meet`: how it waits for others in each round, where the settings name no meeting.
+    """
     config = opened.config
+    if meet is None:
+        meet = never_wait if config.meeting is None else meeting_at(config.meeting, config.agent)
     priced = config.pricing == "bargain"
     return Agent(
         station=station,
@@ -201,6 +205,7 @@ def agent_of(
             min_gain=config.min_gain,
             budget=config.budget,
             priced=priced,
+            layers=_layers(config, trainer),
             gate="gain" if config.protocol == "paper" else "bound",
             patience=_patience(opened),
             ask=market_ask if priced else _nothing,
@@ -209,6 +214,16 @@ def agent_of(
         confirmations=opened.confirmations,
         meet=meet,
     )
+
+
+def _layers(config: Config, trainer: Trainer | None) -> tuple[int, ...]:
+    """Return which layers are sold. Raises `LocalProtocolError` if our model cannot be sold so."""
+    if trainer is not None:
+        try:
+            layout(trainer.architecture, config.layers)
+        except ArchitectureError as error:
+            raise LocalProtocolError(f"--layers: {error.detail}") from error
+    return config.layers
 
 
 def _nothing(*_: object) -> Wei:

@@ -27,10 +27,11 @@ _SIDES: Final[dict[type[Machine], str]] = {
 }
 
 _SINCE: Final[dict[str, dict[str, cbor.Value]]] = {
+    "buyer": {"layers": []},
     "seller": {"told": False},
     "broker": {"revealed_at": 0},
 }
-"""Fields that records of journals of version 1 do not have yet."""
+"""Fields that older records do not have yet."""
 
 
 @dataclass

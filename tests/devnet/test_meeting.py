@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import pytest
 import trio
 import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.devnet.meeting import STAGES, Meeting
+from node.devnet.meeting import STAGES, Meeting, arrival, serve_meeting
+from node.roles.meeting import LONGEST_LINE, MeetingLostError, meeting_at
+from node.roles.ports import port_of
 
 NAMES = ("a", "b", "c")
 
@@ -65,3 +70,56 @@ def test_one_that_comes_back_in_an_earlier_round_is_waited_for(rounds: list[int]
         assert [r for r, _ in met if r < behind] == sorted(r for r, _ in met if r < behind)
 
     trio.run(play)
+
+
+async def test_agents_of_other_processes_come_to_the_meeting_over_loopback() -> None:
+    meeting = Meeting(NAMES)
+    met: list[tuple[int, int, str]] = []
+
+    async def play(address: str, number: int) -> None:
+        meet = meeting_at(address, number)
+        for round_ in (1, 2):
+            for stage in STAGES:
+                assert await meet(round_, stage) == 2
+                met.append((round_, STAGES.index(stage), NAMES[number]))
+        if number == 0:
+            meeting.leave(NAMES[number])
+        else:
+            assert await meet(3, "offered") == 1
+
+    async with trio.open_nursery() as nursery:
+        address = await nursery.start(serve_meeting, meeting, NAMES)
+        with trio.fail_after(30):
+            async with trio.open_nursery() as agents:
+                for number in range(len(NAMES)):
+                    agents.start_soon(play, address, number)
+        nursery.cancel_scope.cancel()
+    assert met == sorted(met, key=lambda one: one[:2])
+    assert len(met) == 2 * len(STAGES) * len(NAMES)
+
+
+async def test_an_agent_whose_meeting_is_gone_says_so() -> None:
+    listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+    port = listener.socket.getsockname()[1]
+    await listener.aclose()
+    with pytest.raises(MeetingLostError, match=f"/ip4/127.0.0.1/tcp/{port}"):
+        await meeting_at(f"/ip4/127.0.0.1/tcp/{port}", 0)(1, "offered")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"", b"0 1", b"0 1 traded more", b"3 1 offered", b"-1 1 offered", b"0 x offered",
+     b"0 1 bought", b"\xff 1 offered", b"0 1 offered" + b" " * LONGEST_LINE],
+)  # fmt: skip
+async def test_a_stranger_at_the_meeting_is_sent_away_and_holds_nobody_up(line: bytes) -> None:
+    assert arrival(line, NAMES) is None
+    meeting = Meeting(NAMES[:1])
+    async with trio.open_nursery() as nursery:
+        address = await nursery.start(serve_meeting, meeting, NAMES[:1])
+        with trio.fail_after(30):
+            async with await trio.open_tcp_stream("127.0.0.1", port_of(address)) as stream:
+                await stream.send_all(line + b"\n")
+                with contextlib.suppress(trio.BrokenResourceError):
+                    assert await stream.receive_some() == b""
+            assert await meeting_at(address, 0)(1, "offered") == 0
+        nursery.cancel_scope.cancel()

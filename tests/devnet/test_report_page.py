@@ -10,6 +10,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,35 @@ def test_hostile_text_stays_text() -> None:
         assert steering not in html
     assert max(len(word) for word in reader.words) < 2_000
     assert HOSTILE[3] not in html
+
+
+def test_a_time_keeps_its_name_whatever_is_in_it(small: Report) -> None:
+    small["timings"] = {"by_seed": {"0": 1.0}, "total_s": 2.0}
+    text = Reader(page_of(small)).text
+    assert "by_seed 0 1.0 s" in text
+    assert "total 2.0 s" in text
+
+
+def test_every_setting_and_the_cost_are_on_the_page(small: Report) -> None:
+    text = Reader(page_of(small)).text
+    assert "fee basis points 200" in text
+    assert "leaves 1: 3" in text
+    assert "code version 0.1.0+0123abc" in text
+    assert "memory an agent, MB 61.2" in text
+    small["cost"] = {}
+    assert "memory an agent" not in Reader(page_of(small)).text
+
+
+def test_what_is_said_of_a_report_needs_no_plotting_library() -> None:
+    ask = (
+        "import sys; from node.devnet.report import captions, rows, table; "
+        "print('matplotlib' in sys.modules)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", ask],
+        capture_output=True, text=True, timeout=60, check=True,
+    ).stdout  # fmt: skip
+    assert said == "False\n"
 
 
 def test_more_trades_than_a_page_holds_are_left_to_the_json(small: Report) -> None:

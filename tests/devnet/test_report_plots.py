@@ -193,10 +193,10 @@ def test_a_figure_that_was_not_finite_is_a_gap() -> None:
 @pytest.mark.parametrize(
     ("sample", "drawing", "words"),
     [
-        ("no-trade", draw_matrix, "no trade"),
-        ("no-trade", draw_alpha, "no trade"),
-        ("no-trade", draw_gain, "no trade"),
-        ("no-trade", draw_price, "no trade"),
+        ("no-trade", draw_matrix, "no trade was paid"),
+        ("no-trade", draw_alpha, "no trade was paid"),
+        ("no-trade", draw_gain, "no trade was paid"),
+        ("no-trade", draw_price, "no trade was paid"),
         ("no-trade", draw_gas, "no transaction"),
         ("empty", draw_learning, "no epoch was finished"),
         ("empty", draw_differences, "no two arms to compare"),

@@ -12,9 +12,9 @@ from typing import Any, get_type_hints
 import numpy as np
 import pytest
 
+from node.devnet.arms import ARMS
 from node.devnet.report.differences import differences
 from node.devnet.report.document import (
-    ARMS,
     CAUSES,
     STEPS,
     AgentRow,
@@ -45,7 +45,7 @@ def make_report(
     *,
     agents: int = 2,
     seeds: int = 3,
-    arms: tuple[str, ...] = ARMS,
+    arms: tuple[str, ...] = tuple(ARMS),
     epochs: int = 50,
     metric: Metric = "accuracy",
     names: tuple[str, ...] | None = None,
@@ -95,7 +95,7 @@ def make_report(
             lost[trade["arm"]]["gain"] += 1
         trades = trades[:trades_kept]
     made = Counter(trade["arm"] for trade in trades)
-    documents = {arm: arm_document(by_seed) for arm, by_seed in curves.items()}
+    documents = {arm: arm_document(by_seed, epochs) for arm, by_seed in curves.items()}
     paid = sum(int(trade["price"]) for trade in trades)
     fees = sum(int(trade["price"]) * 2 // 100 for trade in trades)
     return Report(
@@ -159,7 +159,20 @@ def make_report(
             "cores": 2,
             "python": "3.11.2",
             "torch": "2.13.0",
-            "memory_per_agent_mb": 61.2,
+        },
+        settings={
+            "dataset": "mnist",
+            "fee_basis_points": 200,
+            "leaves": {"1": 3},
+            "arms": list(arms),
+            "budget": None,
+            "code_version": "0.1.0+0123abc",
+        },
+        cost={
+            "seconds_a_round": 1.46,
+            "seconds_a_round_and_agent": 0.73,
+            "memory_an_agent_mb": 61.2,
+            "peak_memory_mb": 380,
         },
         first_trade_epoch=first_trade,
     )
@@ -211,9 +224,12 @@ def one_trade(
     )
 
 
-def arm_document(by_seed: dict[str, dict[str, list[tuple[int, float | None]]]]) -> Arm:
+def arm_document(by_seed: dict[str, dict[str, list[tuple[int, float | None]]]], epochs: int) -> Arm:
     last = {
-        seed: {name: curve[-1][1] if curve else None for name, curve in agents.items()}
+        seed: {
+            name: curve[-1][1] if curve and curve[-1][0] == epochs - 1 else None
+            for name, curve in agents.items()
+        }
         for seed, agents in by_seed.items()
     }
     return Arm(
@@ -270,6 +286,8 @@ def hostile_report(agents: int = 4) -> Report:
     report["dataset"] = bad
     report["notes"] = [HOSTILE[3], HOSTILE[2]]
     report["machine"] = {HOSTILE[1]: HOSTILE[2], "cpu": bad}
+    report["settings"] = {HOSTILE[2]: bad, bad: [HOSTILE[1]], "leaves": {HOSTILE[3]: HOSTILE[1]}}
+    report["cost"] = {bad: 1.0}
     report["timings"] = {bad: 1.0, HOSTILE[1]: {bad: 2.0}}
     report["gas"] = {**report["gas"], HOSTILE[2]: {"count": 1, "total": 9, "mean": 9.0}}
     report["network"]["transport"] = bad

@@ -11,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from node.devnet.report import captions
 from node.devnet.report.document import Report
+from node.devnet.report.findings import trading_by_arm
 from node.devnet.report.progress import Progress
+from node.devnet.report.rows import learnt
 from node.devnet.report.table import print_report
 from node.devnet.report.words import (
     duration,
@@ -25,6 +28,8 @@ from node.devnet.report.words import (
     unit_for,
 )
 from tests.devnet.test_report_samples import SAMPLES, hostile_report, make_report
+
+TWO_OF = ["aligned", "2", "of"]
 
 
 def printed(report: Report, width: int = 120) -> str:
@@ -70,6 +75,41 @@ def test_few_trades_are_listed_and_many_are_added_up() -> None:
     assert "Every trade" not in printed(many)
     made = sum(trade["arm"] == "aligned" for trade in many["trades"])
     assert f"{made} of 90" in printed(many)
+
+
+def test_a_purchase_that_came_to_nothing_is_neither_paid_nor_counted_in_the_sums() -> None:
+    report = make_report(seeds=1, trades_kept=3, arms=("out-of-market", "aligned"))
+    lost, *paid = report["trades"]
+    lost["state"], lost["on_chain"] = "abandoned", "none"
+    lost["price"], lost["alpha"] = str(10**21), 0.99
+    (row,) = trading_by_arm(report)
+    assert (row.begun, row.paid) == (3, 2)
+    assert row.total == sum(int(trade["price"]) for trade in paid)
+    assert row.median_price in [int(trade["price"]) for trade in paid]
+    assert row.alpha == pytest.approx(sum(trade["alpha"] or 0 for trade in paid) / 2)
+    line = next(line for line in printed(report).splitlines() if line.split()[:3] == TWO_OF)
+    assert line.split()[3:5] == ["90", "3"]
+    assert "1000." not in captions.matrix_alt(report)
+
+
+def test_the_mean_is_over_those_who_got_to_the_end_in_every_arm() -> None:
+    report = make_report(seeds=1, agents=3, epochs=8, arms=("out-of-market", "aligned"))
+    alone, market = (report["arms"][arm]["accuracy"] for arm in ("out-of-market", "aligned"))
+    report["arms"]["aligned"]["accuracy"] = {**market, "agent-2": None}
+    found = learnt(report)
+    assert found.mean[0] == "mean of 2"
+    there = [alone[name] or 0 for name in ("agent-0", "agent-1")]
+    assert found.mean[1][0] == f"{sum(there) / 2:.2f}"
+    assert found.agents[2][1][1] == "–"
+
+
+def test_what_an_agent_costs_is_told_if_it_is_known() -> None:
+    report = make_report(seeds=1, epochs=8)
+    assert "2 agents: 1.46 s a round, 0.73 s an agent; 61.2 MB an agent" in printed(report)
+    report["cost"] = {"seconds_a_round": 2.5, "seconds_a_round_and_agent": 1.25}
+    assert "2.5 s a round, 1.25 s an agent.\n" in printed(report)
+    report["cost"] = {}
+    assert "s a round" not in printed(report)
 
 
 def test_many_agents_have_one_line_together() -> None:

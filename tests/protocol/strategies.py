@@ -14,7 +14,7 @@ from node.protocol.eip712 import Domain
 from node.protocol.evaluation import Evaluation
 from node.protocol.fees import MAX_FEE_BASIS_POINTS
 from node.protocol.messages import StreamMessage
-from node.protocol.offer import MAX_LIFETIME, STATEMENTS
+from node.protocol.offer import MAX_LIFETIME, STATEMENTS, Offer
 from node.protocol.purchase import PurchaseRecord
 from node.protocol.quote import Quote
 from node.protocol.sale import SaleRecord
@@ -83,6 +83,8 @@ def messages(cls: type[M]) -> st.SearchStrategy[M]:
     if "expires_at" in fields:
         fields["issued_at"] = st.integers(0, UINT64_MAX - MAX_LIFETIME)
         fields["expires_at"] = st.integers(1, MAX_LIFETIME)
+    if cls is Offer:
+        fields["layers"] = st.sets(uint64, max_size=4).map(sorted).map(tuple)
     if "fee_basis_points" in fields:
         fields["fee_basis_points"] = st.integers(0, MAX_FEE_BASIS_POINTS)
 

@@ -426,7 +426,7 @@ async def test_rows_of_an_older_journal_are_read_with_what_they_could_not_say(
     memory: Path,
 ) -> None:
     world = World(memory)
-    for side, field in (("seller", "told"), ("broker", "revealed_at")):
+    for side, field in (("buyer", "layers"), ("seller", "told"), ("broker", "revealed_at")):
         journal = world.nodes[side].journal
         row = journal.trade(world.quotes[0].trade_id, side)
         assert row is not None

@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final
 
+from node.devnet.arms import OUT_OF_MARKET
 from node.devnet.report.document import (
     ALL_AGENTS,
-    REFERENCE,
     Report,
     agent_names,
     arms_of,
 )
-from node.devnet.report.findings import mean_of, not_made, trading_by_arm
-from node.devnet.report.learning import PANELS, band_words
+from node.devnet.report.findings import mean_of, not_made, paid_trades, trading_by_arm
 from node.devnet.report.words import (
     cause_words,
     counted,
@@ -28,7 +27,20 @@ from node.devnet.report.words import (
     signed,
 )
 
-NO_TRADE: Final = "No trade was made."
+NO_TRADE: Final = "No trade was paid."
+PANELS: Final = 4
+"""Up to so many agents have a panel each in the learning plot."""
+
+
+def band_words(report: Report) -> str:
+    """Return what the shaded band of the learning plot is."""
+    if len(report["seeds"]) > 1:
+        what = "least to greatest of the seeds"
+    elif len(agent_names(report)) > PANELS:
+        what = "least to greatest of the agents"
+    else:
+        return "one seed, so no band"
+    return f"line: mean; band: {what}"
 
 
 def learning(report: Report) -> str:
@@ -37,7 +49,7 @@ def learning(report: Report) -> str:
     whose = "the mean over all agents" if len(agent_names(report)) > PANELS else "each agent"
     what = metric_words(report["metric"]).capitalize()
     said = [f"{what} by epoch of {whose}; {band_words(report)}."]
-    if REFERENCE in report["arms"]:
+    if OUT_OF_MARKET in report["arms"]:
         said.append("Dashed: training alone.")
     if not report["complete"]:
         said.append("Dotted, to a cross: a seed that was cut short.")
@@ -49,9 +61,11 @@ def learning_alt(report: Report) -> str:
     for arm in arms_of(report):
         if arm in report["arms"]:
             mean = mean_of(report["arms"][arm]["accuracy"].values())
+            if mean is None:
+                continue
             ends.append(f"{legible(arm, 40)} {figure(mean, report['metric'])}")
     if not ends:
-        return "No epoch was finished."
+        return "No agent reached the last epoch."
     return f"Lines of {metric_words(report['metric'])} by epoch. At the end: {', '.join(ends)}."
 
 
@@ -89,21 +103,24 @@ def lost_alt(report: Report) -> str:
     for row in trading_by_arm(report):
         causes = [f"{n:,} {cause_words(c)}" for c, n in not_made(report, row.arm).items()]
         lost_to = f"; lost: {', '.join(causes)}" if causes else ""
-        said.append(f"{legible(row.arm, 40)}: {row.made:,} of {row.possible:,} traded{lost_to}")
+        traded = report["legs"][row.arm]["traded"] if row.arm in report["legs"] else row.paid
+        said.append(f"{legible(row.arm, 40)}: {traded:,} of {row.possible:,} traded{lost_to}")
     return legible(". ".join(said) + ".", 900) if said else "No trade was possible."
 
 
 def matrix(report: Report) -> str:
-    if not report["trades"]:
+    if not paid_trades(report):
         return ""
-    what = "total price" if any(int(t["price"]) for t in report["trades"]) else "number of trades"
+    what = (
+        "total price" if any(int(t["price"]) for t in paid_trades(report)) else "number of trades"
+    )
     return f"Rows buy from columns; the colour is the {what} over all rounds and seeds."
 
 
 def matrix_alt(report: Report) -> str:
-    pairs = Counter((trade["buyer"], trade["seller"]) for trade in report["trades"])
+    pairs = Counter((trade["buyer"], trade["seller"]) for trade in paid_trades(report))
     paid: Counter[tuple[str, str]] = Counter()
-    for trade in report["trades"]:
+    for trade in paid_trades(report):
         paid[trade["buyer"], trade["seller"]] += int(trade["price"])
     rows = [
         f"{legible(buyer, 40)} from {legible(seller, 40)} {counted(pairs[buyer, seller], 'trade')}"
@@ -114,7 +131,7 @@ def matrix_alt(report: Report) -> str:
 
 
 def price(report: Report) -> str:
-    if not any(int(trade["price"]) for trade in report["trades"]):
+    if not any(int(trade["price"]) for trade in paid_trades(report)):
         return ""
     return "One dot a trade, fee included; the line is the median of each round."
 
@@ -129,7 +146,7 @@ def price_alt(report: Report) -> str:
 
 
 def gain(report: Report) -> str:
-    if not report["trades"]:
+    if not paid_trades(report):
         return ""
     if report["protocol"] == "paper":
         return (
@@ -152,7 +169,7 @@ def gain_alt(report: Report) -> str:
 
 
 def alpha(report: Report) -> str:
-    if not report["trades"]:
+    if not paid_trades(report):
         return ""
     return (
         "The weight of the seller's parameters in what the buyer takes. One dot a trade; the line "
@@ -173,8 +190,8 @@ def gas(report: Report) -> str:
     if not report["gas"]:
         return ""
     total = sum(row["total"] for row in report["gas"].values())
-    paid = len(report["trades"])
-    each = f", {total // paid:,} a trade" if paid else ""
+    begun = len(report["trades"])
+    each = f", {total // begun:,} a trade" if begun else ""
     return f"{total:,} gas in all{each}. Strokes: least to greatest seen, where they differ."
 
 

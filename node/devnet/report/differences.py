@@ -14,7 +14,8 @@ from typing import Final
 
 from scipy.special import stdtrit
 
-from node.devnet.report.document import ALL_AGENTS, ARMS, Arm, Difference, Metric, in_order
+from node.devnet.arms import ARMS
+from node.devnet.report.document import ALL_AGENTS, Arm, Difference, Metric, in_order
 
 CONFIDENCE: Final = 0.95
 

@@ -7,8 +7,10 @@ squared errors, times seconds. A figure that is not finite is null.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NotRequired, TypedDict, cast
+
+from node.devnet.arms import ARMS, OUT_OF_MARKET
 
 DOCUMENT: Final = "report.json"
 PAGE: Final = "report.html"
@@ -16,13 +18,12 @@ PLOTS_FOLDER: Final = "plots"
 
 Metric = Literal["accuracy", "loss"]
 
-REFERENCE: Final = "out-of-market"
-"""The arm in which everybody trains alone; what the market is measured against."""
-ARMS: Final = (REFERENCE, "fedavg", "unaligned", "aligned")
-"""In the order in which they are shown; the last one played is the market's headline."""
 ALL_AGENTS: Final = "all"
 CAUSES: Final = ("gain", "bound", "ask", "fee", "cash", "other")
-"""Why a possible trade was not made, in the order in which the market asks."""
+"""Why a possible trade was not made, in the order in which the market asks.
+
+Whatever is none of the others is counted as ``other``.
+"""
 STEPS: Final = ("fund", "reveal", "finalize", "refund", "withdraw")
 
 
@@ -30,9 +31,9 @@ class Arm(TypedDict):
     """What the agents learnt under one trade rule: percent, or mean squared test losses."""
 
     accuracy: Mapping[str, float | None]
-    """By agent: after the last epoch, mean over seeds."""
+    """By agent: after the last epoch, mean over the seeds in which it got so far; or null."""
     by_seed: Mapping[str, Mapping[str, float | None]]
-    """By seed and agent: after the last epoch."""
+    """By seed and agent: after the last epoch; null for one that did not get so far."""
     curves: Mapping[str, Mapping[str, Sequence[tuple[int, float | None]]]]
     """By seed and agent: (epoch, figure), epochs rising."""
 
@@ -145,6 +146,11 @@ class Report(TypedDict):
     timings: Mapping[str, float | Mapping[str, float | None] | None]
     """Seconds; `total_s` is the whole run."""
     machine: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    """What was asked for, and `code_version`, which played it."""
+    cost: Mapping[str, float]
+    """Of agents that share one process: `seconds_a_round`, `seconds_a_round_and_agent`,
+    `memory_an_agent_mb`, `peak_memory_mb`; whatever of it this process could tell."""
     first_trade_epoch: NotRequired[int]
     """The epoch index at which the market opens; marked in the plots where it is told."""
     notes: NotRequired[Sequence[str]]
@@ -169,7 +175,7 @@ def _plain(value: object) -> object:
     return value
 
 
-def in_order(names: Iterable[str], known: Sequence[str]) -> list[str]:
+def in_order(names: Iterable[str], known: Collection[str]) -> list[str]:
     """Return the names, those of `known` first and in its order, the others as they came."""
     given = list(dict.fromkeys(names))
     return [name for name in known if name in given] + [n for n in given if n not in known]
@@ -182,7 +188,7 @@ def arms_of(report: Report) -> list[str]:
 
 def market_arms(report: Report) -> list[str]:
     """Return the arms in which agents may trade."""
-    return [arm for arm in arms_of(report) if arm != REFERENCE]
+    return [arm for arm in arms_of(report) if arm != OUT_OF_MARKET]
 
 
 def agent_names(report: Report) -> list[str]:

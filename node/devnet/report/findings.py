@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from node.devnet.arms import OUT_OF_MARKET
 from node.devnet.report.document import (
     ALL_AGENTS,
-    REFERENCE,
     Arm,
     Difference,
     Report,
@@ -35,14 +35,16 @@ class ArmTrading:
 
     arm: str
     possible: int
-    made: int
+    begun: int
+    """Purchases that were opened, whatever became of them."""
     paid: int
+    """Of these the amounts and means below are."""
     total: int
     median_price: int | None
     alpha: float | None
-    """Mean over its trades."""
+    """Mean."""
     gain: float | None
-    """Mean over its trades; a fraction."""
+    """Mean; a fraction."""
 
 
 def headline(report: Report) -> str:
@@ -58,7 +60,7 @@ def headline_difference(report: Report) -> Difference | None:
         for difference in report["differences"]:
             if (difference["of"], difference["against"], difference["agent"]) == (
                 arm,
-                REFERENCE,
+                OUT_OF_MARKET,
                 ALL_AGENTS,
             ):
                 return difference
@@ -92,7 +94,7 @@ def _certainty(found: Difference) -> str:
 def trades_paid(report: Report) -> Verdict:
     """Return whether every trade of the run was paid on chain."""
     trades = report["trades"]
-    paid = sum(trade["on_chain"] == PAID for trade in trades)
+    paid = len(paid_trades(report))
     if not trades:
         return Verdict(good=True, sentence="No trade was made.")
     if paid == len(trades):
@@ -147,7 +149,8 @@ def _how_far(report: Report) -> str:
         return f"{begun}: nothing was played."
     return (
         f"{begun}: {finished_runs(report)} of {counted(runs, 'run')} (seed × arm) reached the last "
-        "epoch. Every figure below covers only what was played."
+        "epoch. Every figure below covers only what was played; figures after the last epoch are "
+        "of those alone."
     )
 
 
@@ -157,19 +160,25 @@ def trading_by_arm(report: Report) -> list[ArmTrading]:
 
 
 def _arm_trading(report: Report, arm: str) -> ArmTrading:
-    trades: Sequence[Trade] = [trade for trade in report["trades"] if trade["arm"] == arm]
+    begun = sum(trade["arm"] == arm for trade in report["trades"])
+    trades = [trade for trade in paid_trades(report) if trade["arm"] == arm]
     prices = [int(trade["price"]) for trade in trades]
     legs = report["legs"].get(arm)
     return ArmTrading(
         arm=arm,
-        possible=legs["possible"] if legs else len(trades),
-        made=len(trades),
-        paid=sum(trade["on_chain"] == PAID for trade in trades),
+        possible=legs["possible"] if legs else begun,
+        begun=begun,
+        paid=len(trades),
         total=sum(prices),
         median_price=statistics.median_high(prices) if prices else None,
         alpha=mean_of(trade["alpha"] for trade in trades),
         gain=mean_of(trade["gain"] for trade in trades),
     )
+
+
+def paid_trades(report: Report) -> list[Trade]:
+    """Return the trades for which the seller was paid on chain."""
+    return [trade for trade in report["trades"] if trade["on_chain"] == PAID]
 
 
 def mean_of(values: Iterable[float | None]) -> float | None:

@@ -10,9 +10,10 @@ from typing import Final, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from node.devnet.arms import OUT_OF_MARKET
+from node.devnet.report.captions import PANELS
 from node.devnet.report.document import (
     ALL_AGENTS,
-    REFERENCE,
     Difference,
     Report,
     agent_names,
@@ -34,8 +35,6 @@ from node.devnet.report.style import (
 from node.devnet.report.words import figure as figure_words
 from node.devnet.report.words import metric_words
 
-PANELS: Final = 4
-"""Up to so many agents have a panel each."""
 PANEL_HEIGHT: Final = 3.3
 
 Curve = Mapping[int, float]
@@ -49,17 +48,6 @@ class Band(NamedTuple):
     mean: list[float]
     low: list[float]
     high: list[float]
-
-
-def band_words(report: Report) -> str:
-    """Return what the shaded band of the learning plot is."""
-    if len(report["seeds"]) > 1:
-        what = "least to greatest of the seeds"
-    elif len(agent_names(report)) > PANELS:
-        what = "least to greatest of the agents"
-    else:
-        return "one seed, so no band"
-    return f"line: mean; band: {what}"
 
 
 def draw_learning(report: Report) -> Figure:
@@ -107,7 +95,7 @@ def _panel(report: Report, agent: str | None, axes: Axes) -> list[End]:
             continue
         whole, short = _curves(report, arm, agent)
         colour = arm_colour(arm)
-        dashes = "--" if arm == REFERENCE else "-"
+        dashes = "--" if arm == OUT_OF_MARKET else "-"
         for curve in short:
             axes.plot([*curve], [*curve.values()], color=colour, linewidth=1.4, linestyle=":")
             axes.plot([*curve][-1:], [*curve.values()][-1:], color=colour, marker="X", ms=6)

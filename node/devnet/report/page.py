@@ -14,10 +14,10 @@ from typing import Final
 from node.devnet.report import page_tables as tables
 from node.devnet.report.document import Report
 from node.devnet.report.findings import (
-    PAID,
     headline,
     headline_difference,
     ledger_verdict,
+    paid_trades,
     warnings,
 )
 from node.devnet.report.markup import EMPTY, Html, element, escaped, joined, section, text
@@ -66,7 +66,9 @@ def page(report: Report, pictures: Mapping[str, Picture]) -> str:
             _settings(report),
             tables.network(report),
             tables.timings(report),
+            tables.cost(report),
             tables.machine(report),
+            tables.settings(report),
         ),
     }
     title = f"Devnet: {legible(report['name'], 80)}"
@@ -120,7 +122,7 @@ def _facts(report: Report) -> Html:
     accuracy = report["metric"] == "accuracy"
     what, unit = ("gain by trading", "points") if accuracy else ("loss spared by trading", "%")
     total = report["timings"].get("total_s")
-    made, paid = len(report["trades"]), sum(t["on_chain"] == PAID for t in report["trades"])
+    made, paid = len(report["trades"]), len(paid_trades(report))
     balance = ledger_verdict(report)
     facts: list[tuple[str, str, str]] = [
         (

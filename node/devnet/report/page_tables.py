@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from node.devnet.report.document import (
-    ALL_AGENTS,
-    STEPS,
-    AgentRow,
-    Report,
-    Trade,
-    agent_names,
-    arms_of,
-    in_order,
-)
-from node.devnet.report.findings import (
-    mean_of,
-    not_made,
-    spread_over_seeds,
-    trading_by_arm,
-)
+from node.devnet.report import rows
+from node.devnet.report.document import STEPS, AgentRow, Report, Trade, in_order
 from node.devnet.report.markup import (
     EMPTY,
     Html,
@@ -40,14 +26,10 @@ from node.devnet.report.words import (
     NONE,
     alpha_text,
     arm_words,
-    cause_words,
     duration,
-    figure,
     legible,
-    metric_words,
     percent,
     play_ether,
-    signed,
     size,
 )
 
@@ -59,30 +41,18 @@ MOST_TRADES: Final = 2_000
 
 def arms(report: Report) -> Html:
     """Return agents by arms: the mean over seeds, and its spread."""
-    played = [arm for arm in arms_of(report) if arm in report["arms"]]
-    if not played:
+    found = rows.learnt(report)
+    if not found.arms:
         return text("p", "No arm was played.")
-    metric = report["metric"]
-    rows: list[list[Html]] = []
-    for name in agent_names(report):
-        row = [escaped(name, 60)]
-        for arm in played:
-            spread = spread_over_seeds(report["arms"][arm], name)
-            words = figure(report["arms"][arm]["accuracy"].get(name), metric)
-            row.append(number(words if spread is None else f"{words} ± {figure(spread, metric)}"))
-        rows.append(row)
-    means = [figure(mean_of(report["arms"][arm]["accuracy"].values()), metric) for arm in played]
-    rows.append([escaped("mean over agents"), *map(number, means)])
-    spread_words = "; ± standard deviation over seeds" if len(report["seeds"]) > 1 else ""
     whole = table(
-        f"{metric_words(metric).capitalize()} after the last epoch, mean over seeds{spread_words}",
-        ["agent", *(legible(arm, 40) for arm in played)],
-        rows,
-        numeric="-" + "n" * len(played),
+        found.title,
+        ["agent", *(legible(arm, 40) for arm in found.arms)],
+        [[escaped(name, 60), *map(number, cells)] for name, cells in (*found.agents, found.mean)],
+        numeric="-" + "n" * len(found.arms),
     )
     rules = joined(
         Html(f"<li><strong>{escaped(arm, 60)}</strong>: {escaped(arm_words(arm))}</li>")
-        for arm in played
+        for arm in found.arms
         if arm_words(arm)
     )
     return joined([whole, Html(f'<ul class="soft">{rules}</ul>') if rules else EMPTY])
@@ -90,34 +60,24 @@ def arms(report: Report) -> Html:
 
 def differences(report: Report) -> Html:
     """Return the paired differences: over all agents openly, of each agent folded."""
-    everyone = [row for row in report["differences"] if row["agent"] == ALL_AGENTS]
-    single = [row for row in report["differences"] if row["agent"] != ALL_AGENTS]
+    everyone, single = rows.compared(report), rows.compared(report, by_agent=True)
     if not everyone and not single:
         return text("p", "There are no two arms to compare.")
 
-    def rows(of_agents: bool) -> list[list[Html]]:
-        return [
-            [
-                word(f"{legible(row['of'], 40)} against {legible(row['against'], 40)}", 90),
-                escaped(row["agent"] if of_agents else "all", 60),
-                number(signed(row["mean"])),
-                number(f"{signed(row['low'])} to {signed(row['high'])}")
-                if row["low"] is not None
-                else number(NONE),
-                number(row["n"]),
-            ]
-            for row in (single if of_agents else everyone)
+    def shown(caption: str, found: Sequence[rows.Compared]) -> Html:
+        headings = ["arms", "agent", f"mean ({rows.difference_unit(report)})"]
+        cells = [
+            [word(row.arms, 90), escaped(row.agent, 60), *map(number, row[2:])] for row in found
         ]
+        return table(caption, [*headings, "95 % interval", "seeds"], cells, numeric="--nnn")
 
-    unit = "points" if report["metric"] == "accuracy" else "% of loss spared"
-    headings = ["arms", "agent", f"mean ({unit})", "95 % interval", "seeds"]
     caption = "Paired differences over seeds; above 0, the first arm is better"
     return joined(
         [
-            table(caption, headings, rows(False), numeric="--nnn"),
+            shown(caption, everyone),
             folded(
                 "The same for each agent",
-                table(f"{caption}; by agent", headings, rows(True), numeric="--nnn"),
+                shown(f"{caption}; by agent", single),
                 opened=len(single) <= 12,
             ),
         ]
@@ -126,28 +86,15 @@ def differences(report: Report) -> Html:
 
 def trading(report: Report) -> Html:
     """Return each market arm's trades, added up."""
-    rows = [
-        [
-            word(row.arm),
-            number(f"{row.possible:,}"),
-            number(f"{row.made:,}"),
-            number(f"{row.paid:,}"),
-            number(NONE if row.median_price is None else play_ether(row.median_price)),
-            number(play_ether(row.total)),
-            number(alpha_text(row.alpha)),
-            number(percent(row.gain)),
-            escaped(
-                ", ".join(f"{cause_words(c)} {n:,}" for c, n in not_made(report, row.arm).items())
-                or "none"
-            ),
-        ]
-        for row in trading_by_arm(report)
-    ]
-    if not rows:
+    found = rows.traded(report)
+    if not found:
         return text("p", "No market arm was played.")
-    headings = ["arm", "possible", "made", "paid", "median price", "total", "mean α", "mean gain"]
-    caption = "Trades by arm, over all seeds; prices in play-ether"
-    return table(caption, [*headings, "not made for"], rows, numeric="-nnnnnnn-")
+    headings = ["arm", "possible", "begun", "paid", "median price", "total", "mean α", "mean gain"]
+    caption = "Trades by arm, over all seeds; prices, in play-ether, and means are of what was paid"
+    cells = [
+        [word(row.arm), *map(number, row[1:-1]), escaped(row.lost or "none", 400)] for row in found
+    ]
+    return table(caption, [*headings, "not made for"], cells, numeric="-nnnnnnn-")
 
 
 def trades(report: Report) -> Html:
@@ -237,19 +184,19 @@ def ledger(report: Report) -> Html:
         ("credited, not yet withdrawn", book["credited"]),
         ("stuck: unaccounted for", book["stuck"]),
     )
-    rows = [[escaped(words), number(int(wei)), number(play_ether(wei))] for words, wei in amounts]
-    rows.append([escaped("open trades"), number(book["open_trades"]), EMPTY])
+    cells = [[escaped(words), number(int(wei)), number(play_ether(wei))] for words, wei in amounts]
+    cells.append([escaped("open trades"), number(book["open_trades"]), EMPTY])
     return table(
         "The escrow's ledger, added up from the chain's own events",
         ["what", "wei", "play-ether"],
-        rows,
+        cells,
         numeric="-nn",
     )
 
 
 def gas(report: Report) -> Html:
     """Return gas by step."""
-    rows = [
+    cells = [
         [
             escaped(step, 40),
             number(f"{report['gas'][step]['count']:,}"),
@@ -258,17 +205,17 @@ def gas(report: Report) -> Html:
         ]
         for step in in_order(report["gas"], STEPS)
     ]
-    if not rows:
+    if not cells:
         return EMPTY
     return table(
-        "Gas by step", ["step", "transactions", "mean gas", "total gas"], rows, numeric="-nnn"
+        "Gas by step", ["step", "transactions", "mean gas", "total gas"], cells, numeric="-nnn"
     )
 
 
 def network(report: Report) -> Html:
     """Return what went over the wire, and what was refused and why."""
     net = report["network"]
-    rows = [
+    cells = [
         [escaped("transport"), escaped(net["transport"])],
         [escaped("offers sent"), number(f"{net['offers_sent']:,}")],
         [escaped("gossip accepted"), number(f"{net['accepted']:,}")],
@@ -278,7 +225,7 @@ def network(report: Report) -> Html:
         *_counts("bytes in", net["bytes_in"]),
         *_counts("bytes out", net["bytes_out"]),
     ]
-    return table("Network, all nodes together", ["", ""], rows, numeric="-n")
+    return table("Network, all nodes together", ["", ""], cells, numeric="-n")
 
 
 def _counts(what: str, counts: Mapping[str, int]) -> list[list[Html]]:
@@ -292,17 +239,32 @@ def _counts(what: str, counts: Mapping[str, int]) -> list[list[Html]]:
 
 def timings(report: Report) -> Html:
     """Return how long what took."""
-    rows: list[list[Html]] = []
+    cells: list[list[Html]] = []
     for name, value in report["timings"].items():
         parts = value if isinstance(value, Mapping) else {"": value}
         for part, seconds in parts.items():
-            words = legible(f"{name} {part}".removesuffix(" "), 60).replace("_s", "")
+            words = legible(f"{name.removesuffix('_s')} {part}", 60)
             spent = NONE if seconds is None else duration(float(seconds))
-            rows.append([escaped(words), number(spent)])
-    return table("Time", ["", ""], rows, numeric="-n")
+            cells.append([escaped(words), number(spent)])
+    return table("Time", ["", ""], cells, numeric="-n")
 
 
 def machine(report: Report) -> Html:
     """Return what it ran on."""
-    rows = [[escaped(key, 60), escaped(value)] for key, value in report["machine"].items()]
-    return table("Machine", ["", ""], rows)
+    return _named("Machine", report["machine"].items())
+
+
+def cost(report: Report) -> Html:
+    """Return what an agent costs, where that is known."""
+    names = rows.COST_WORDS
+    found = [(names.get(name, name), value) for name, value in report["cost"].items()]
+    return _named("Cost, all agents in one process", found) if found else EMPTY
+
+
+def settings(report: Report) -> Html:
+    """Return all that was asked for."""
+    return folded("Every setting", _named("Settings", rows.settings(report)), opened=False)
+
+
+def _named(caption: str, values: Iterable[tuple[str, object]]) -> Html:
+    return table(caption, ["", ""], [[escaped(n, 60), escaped(value)] for n, value in values])

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from node.devnet.report.document import REFERENCE
+from node.devnet.arms import OUT_OF_MARKET
 from node.devnet.report.words import legible
 
 FONT: Final = "DejaVu Sans"
@@ -39,7 +39,7 @@ ABSENT: Final = "#e9ebee"
 HEAT: Final = ("#cfe3f5", "#00427a")
 """From little to much."""
 ARM_COLOURS: Final = {
-    REFERENCE: "#404040",
+    OUT_OF_MARKET: "#404040",
     "fedavg": "#1b865b",
     "unaligned": "#c24e00",
     "aligned": "#005ea8",

@@ -10,38 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from node.devnet.report.document import (
-    ALL_AGENTS,
-    DOCUMENT,
-    PAGE,
-    PLOTS_FOLDER,
-    Report,
-    agent_names,
-    arms_of,
-    as_written,
-)
-from node.devnet.report.findings import (
-    headline,
-    ledger_verdict,
-    mean_of,
-    not_made,
-    spread_over_seeds,
-    trading_by_arm,
-    warnings,
-)
-from node.devnet.report.words import (
-    NONE,
-    alpha_text,
-    cause_words,
-    duration,
-    figure,
-    legible,
-    metric_words,
-    percent,
-    play_ether,
-    signed,
-    size,
-)
+from node.devnet.report import rows
+from node.devnet.report.document import DOCUMENT, PAGE, PLOTS_FOLDER, Report, as_written
+from node.devnet.report.findings import headline, ledger_verdict, warnings
+from node.devnet.report.words import alpha_text, duration, legible, percent, play_ether, size
 
 FEW_AGENTS: Final = 8
 """More have one line together: mean, least, greatest."""
@@ -80,67 +52,45 @@ def _table(title: str, *headings: str, left: int = 1) -> Table:
 
 
 def _arms(report: Report, out: Console) -> None:
-    played = [arm for arm in arms_of(report) if arm in report["arms"]]
-    if not played:
+    found = rows.learnt(report)
+    if not found.arms:
         return
-    metric, names = report["metric"], agent_names(report)
-    what, dataset = metric_words(metric).capitalize(), legible(report["dataset"], 40)
-    title = f"{what} after the last epoch, {dataset}"
-    if len(report["seeds"]) > 1:
-        title += f", mean over {len(report['seeds'])} seeds"
-    table = _table(title, "agent", *played)
-    figures = {arm: report["arms"][arm]["accuracy"] for arm in played}
-    for name in names if len(names) <= FEW_AGENTS else ():
-        cells = []
-        for arm in played:
-            spread = spread_over_seeds(report["arms"][arm], name)
-            words = figure(figures[arm].get(name), metric)
-            cells.append(words if spread is None else f"{words} ± {figure(spread, metric)}")
+    table = _table(found.title, "agent", *found.arms)
+    many = len(found.agents) > FEW_AGENTS
+    for name, cells in () if many else found.agents:
         table.add_row(Text(legible(name, 24)), *cells)
-    means = [figure(mean_of(figures[arm].values()), metric) for arm in played]
-    if len(names) > 1:
-        table.add_row(f"mean of {len(names)}", *means, style="bold")
-    if len(names) > FEW_AGENTS:
-        there = {arm: [v for v in figures[arm].values() if v is not None] for arm in played}
-        table.add_row("least", *(figure(min(v, default=None), metric) for v in there.values()))
-        table.add_row("greatest", *(figure(max(v, default=None), metric) for v in there.values()))
+    if len(found.agents) > 1:
+        table.add_row(found.mean[0], *found.mean[1], style="bold")
+    for name, cells in (found.least, found.greatest) if many else ():
+        table.add_row(name, *cells)
     out.print(table)
 
 
 def _differences(report: Report, out: Console) -> None:
-    rows = [row for row in report["differences"] if row["agent"] == ALL_AGENTS]
-    if not rows:
+    found = rows.compared(report)
+    if not found:
         return
-    unit = "points" if report["metric"] == "accuracy" else "% of loss spared"
-    table = _table(
-        "Paired differences over seeds, all agents", "arms", unit, "95 % interval", "seeds"
-    )
-    for row in rows:
-        arms = f"{legible(row['of'], 24)} against {legible(row['against'], 24)}"
-        low, high = row["low"], row["high"]
-        span = NONE if low is None else f"{signed(low)} to {signed(high)}"
-        table.add_row(Text(arms), signed(row["mean"]), span, str(row["n"]))
+    headings = ("arms", rows.difference_unit(report), "95 % interval", "seeds")
+    table = _table("Paired differences over seeds, all agents", *headings)
+    for row in found:
+        table.add_row(Text(row.arms), row.mean, row.interval, row.seeds)
     out.print(table)
 
 
 def _trading(report: Report, out: Console) -> None:
-    headings = ("made of possible", "paid", "median price", "total", "mean α", "mean gain")
+    headings = ("paid of possible", "begun", "median price", "total", "mean α", "mean gain")
     table = _table("Trades by arm, prices in play-ether", "arm", *headings)
-    for row in trading_by_arm(report):
+    found = rows.traded(report)
+    for row in found:
         table.add_row(
             Text(legible(row.arm, 24)),
-            f"{row.made:,} of {row.possible:,}",
-            f"{row.paid:,}",
-            NONE if row.median_price is None else play_ether(row.median_price),
-            play_ether(row.total),
-            alpha_text(row.alpha),
-            percent(row.gain),
+            f"{row.paid} of {row.possible}",
+            *(row.begun, row.median_price, row.total, row.alpha, row.gain),
         )
     out.print(table)
-    for row in trading_by_arm(report):
-        causes = [f"{cause_words(c)} {n:,}" for c, n in not_made(report, row.arm).items()]
-        if causes:
-            out.print(Text(f"  {legible(row.arm, 24)}, not made: {legible(', '.join(causes))}"))
+    for row in found:
+        if row.lost:
+            out.print(Text(f"  {legible(row.arm, 24)}, not made: {legible(row.lost)}"))
 
 
 def _trades(report: Report, out: Console) -> None:
@@ -174,6 +124,9 @@ def _closing(report: Report, folder: Path, out: Console) -> None:
     took = f" Took {duration(total)}." if isinstance(total, (int, float)) else ""
     wire = f"{size(net['bytes'])} over {legible(net['transport'], 40)}"
     out.print(Text(f"Network: {wire}, {net['accepted']:,} gossip messages accepted.{took}"))
+    cost = rows.cost_sentence(report)
+    if cost:
+        out.print(Text(cost))
     out.print(Text(headline(report), style="bold"))
     for name in (PAGE, DOCUMENT, PLOTS_FOLDER):
         out.print(Text(f"  {folder / name}"), soft_wrap=True)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from node.devnet.report.document import Report, Trade, agent_names, market_arms
+from node.devnet.report.findings import paid_trades
 from node.devnet.report.style import (
     ABSENT,
     HEAT,
@@ -34,7 +35,7 @@ from node.devnet.report.style import (
 )
 from node.devnet.report.words import counted, three_digits, unit_for
 
-NO_TRADE: Final = "no trade"
+NO_TRADE: Final = "no trade was paid"
 PLOT_HEIGHT: Final = 3.7
 FEW: Final = 6
 """Up to so many agents, each cell of the matrix says its figures."""
@@ -43,9 +44,9 @@ BESIDE: Final = 8
 
 
 def _traded(report: Report) -> dict[str, list[Trade]]:
-    """Return market arm → its trades, for the arms that have any."""
+    """Return market arm → its trades that were paid, for the arms that have any."""
     by_arm = {
-        arm: [trade for trade in report["trades"] if trade["arm"] == arm]
+        arm: [trade for trade in paid_trades(report) if trade["arm"] == arm]
         for arm in market_arms(report)
     }
     return {arm: trades for arm, trades in by_arm.items() if trades}
@@ -187,7 +188,7 @@ def draw_alpha(report: Report) -> Figure:
 
 def draw_price(report: Report) -> Figure:
     """Draw the price of every trade by round, and each arm's median."""
-    unit = unit_for(int(trade["price"]) for trade in report["trades"])
+    unit = unit_for(int(trade["price"]) for trade in paid_trades(report))
     traded = _measured(report, lambda trade: int(trade["price"]) / unit.wei)
     prices = [price for points in traded.values() for _, price in points]
     if not any(prices):

@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from decimal import Decimal
 from typing import Final, NamedTuple
 
-from node.devnet.report.document import REFERENCE, Metric
+from node.devnet.arms import OUT_OF_MARKET
+from node.devnet.report.document import Metric
 
 ETHER: Final = 10**18
 NONE: Final = "–"
 
 ARM_WORDS: Final = {
-    REFERENCE: "everybody trains alone",
+    OUT_OF_MARKET: "everybody trains alone",
     "fedavg": "half of each weight is bought (α = ½), if it gains",
     "unaligned": "α chosen, units left in their order",
     "aligned": "α chosen, units matched to the buyer's first",

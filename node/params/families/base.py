@@ -36,6 +36,9 @@ class Model(Protocol):
     def layout(self) -> Layout:
         """Return name, dtype and shape of every tensor, sorted by name."""
 
+    def layer_names(self) -> tuple[tuple[str, ...], ...]:
+        """Return the names of each layer's tensors; nothing for a model that is sold whole."""
+
     def permutation_spec(self) -> PermutationSpec:
         """Return the symmetries of the tensors."""
 

@@ -37,6 +37,9 @@ class Linear:
             TensorSpec("weight", "F32", (self.outputs, self.inputs)),
         )
 
+    def layer_names(self) -> tuple[tuple[str, ...], ...]:
+        return ()
+
     def permutation_spec(self) -> PermutationSpec:
         return PermutationSpec(groups={}, axes={"bias": (None,), "weight": (None, None)})
 

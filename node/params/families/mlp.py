@@ -56,6 +56,11 @@ class Mlp:
             specs.append(TensorSpec(f"layers.{i}.bias", "F32", (outputs,)))
         return make_layout(specs)
 
+    def layer_names(self) -> tuple[tuple[str, ...], ...]:
+        return tuple(
+            (f"layers.{i}.bias", f"layers.{i}.weight") for i in range(len(self.widths) - 1)
+        )
+
     def permutation_spec(self) -> PermutationSpec:
         last = len(self.widths) - 2
         axes: dict[str, tuple[Axis | None, ...]] = {}

@@ -57,6 +57,9 @@ class Shapes:
     def layout(self) -> Layout:
         return tuple(TensorSpec(name, "F32", shape) for name, shape in self.shapes)
 
+    def layer_names(self) -> tuple[tuple[str, ...], ...]:
+        return ()
+
     def permutation_spec(self) -> PermutationSpec:
         axes = {name: (None,) * len(shape) for name, shape in self.shapes}
         return PermutationSpec(groups={}, axes=axes)

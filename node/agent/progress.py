@@ -1,0 +1,134 @@
+"""Where an agent's rounds stand, and what its purchases of a round came to, by its journal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from node.chronicle import LegEnded
+from node.journal import Journal
+from node.protocol.purchase import Purchase, PurchaseState
+from node.protocol.types import Digest, Millionths, PeerId, Wei
+from node.settlement.trade import machine_of
+
+CAME_TO_NOTHING: Final = frozenset({PurchaseState.ABANDONED, PurchaseState.REFUNDED})
+GAVE_WEIGHTS: Final = frozenset({PurchaseState.DELIVERED, PurchaseState.COMPLETE})
+FACT: Final = "progress"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where an agent stands."""
+
+    round: int
+    """Rounds that are over."""
+    epoch: int
+    """Epochs of training that are in `root`."""
+    root: Digest
+    offered: bool
+    """Whether `root` is what this round offers; its trade may be under way."""
+    purchase: Digest | None = None
+    """The trade that this round opened."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What one round of trading came to. Amounts are wei, fractions millionths."""
+
+    round: int
+    """1 for the first."""
+    bought: bool
+    because: str
+    """``bought``, or why not: ``no-offer``, ``gain``, ``bound``, ``ask``, ``fee``, ``cash``, or
+    the reason of whatever went wrong."""
+    trade_id: Digest | None = None
+    seller: PeerId | None = None
+    price: Wei | None = None
+    alpha: Millionths | None = None
+    gain: Millionths | None = None
+    bound: Millionths | None = None
+
+
+def recall(journal: Journal) -> Progress | None:
+    """Return where the agent of this journal stands; None before its first offer."""
+    match journal.recall(FACT):
+        case [int(played), int(epoch), bytes(root), bool(offered), *purchase]:
+            opened = bytes(purchase[0]) if purchase and isinstance(purchase[0], bytes) else b""
+            return Progress(
+                played, epoch, Digest(root), offered, Digest(opened) if opened else None
+            )
+        case _:
+            return None
+
+
+def remember(journal: Journal, progress: Progress) -> None:
+    """Journal where the agent stands."""
+    journal.remember(
+        FACT,
+        [
+            *(progress.round, progress.epoch, progress.root, progress.offered),
+            progress.purchase or b"",
+        ],
+    )
+
+
+def purchases(journal: Journal) -> list[Purchase]:
+    """Return every purchase, in the order in which they were opened."""
+    machines = (machine_of(row) for row in journal.trades(role="buyer"))
+    return [machine for machine in machines if isinstance(machine, Purchase)]
+
+
+def under_way(journal: Journal, progress: Progress) -> list[Purchase]:
+    """Return what the round that is not over has opened, ended or not.
+
+    Between a deal and the note of it a process may be killed; then the weights that were
+    offered, which the trial was on, tell whose round it is.
+    """
+    if not progress.offered:
+        return []
+    return [
+        purchase
+        for purchase in purchases(journal)
+        if purchase.record.trade_id == progress.purchase
+        or (progress.purchase is None and purchase.record.evaluation.base_root == progress.root)
+    ]
+
+
+def offers_bought(journal: Journal) -> set[Digest]:
+    """Return the offers that were bought or are being bought: none is paid for twice."""
+    return {
+        purchase.record.offer_digest
+        for purchase in purchases(journal)
+        if purchase.state not in CAME_TO_NOTHING
+    }
+
+
+def step_of(purchase: Purchase, number: int, *, bought: bool) -> Step:
+    """Return what round `number` came to by a purchase that is settled."""
+    record = purchase.record
+    measured = record.evaluation
+    return Step(
+        round=number,
+        bought=bought,
+        because="bought" if bought else purchase.state.value,
+        trade_id=record.trade_id,
+        seller=record.seller_peer,
+        price=record.quote.price,
+        alpha=measured.alpha,
+        gain=measured.gain,
+        bound=measured.bound,
+    )
+
+
+def told(step: Step) -> LegEnded:
+    """Return what the log says of a step."""
+    return LegEnded(
+        round=step.round,
+        because=step.because,
+        trade_id=step.trade_id,
+        seller=step.seller,
+        price=step.price,
+        alpha=step.alpha,
+        gain=step.gain,
+        bound=step.bound,
+    )

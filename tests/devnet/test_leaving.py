@@ -1,0 +1,121 @@
+"""The same experiment, in one process and in many, from which an agent goes away early."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node.devnet.logs import read_events
+from node.devnet.play import PATIENCE_SECONDS
+
+CHECKOUT = Path(__file__).parents[2]
+MODES = {"tasks": (), "processes": ("--processes",)}
+WARMUP = 2
+ROUNDS = 3
+LAST = 1
+"""The round after which agent 2 goes away."""
+WORDS = (
+    *("--dataset", "digits", "--agents", "3", "--arms", "aligned", "--free"),
+    *("--endowment", "dirichlet", "--concentration", "0.3"),
+    *("--warmup-epochs", str(WARMUP), "--rounds", str(ROUNDS), "--leave", f"2@{LAST}"),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("leaving")
+
+
+@pytest.fixture(scope="module")
+def reports(folder: Path) -> dict[str, dict[str, Any]]:
+    """The reports of both, which are played at the same time."""
+    started = {
+        mode: subprocess.Popen(
+            [
+                *(sys.executable, "-m", "node.cli.main", "devnet", *WORDS, *words),
+                *("--name", str(folder / mode), "--json"),
+            ],
+            cwd=CHECKOUT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for mode, words in MODES.items()
+    }
+    found = {}
+    try:
+        for mode, process in started.items():
+            out, err = process.communicate(timeout=300)
+            assert process.returncode == 0, (mode, err[-2_000:])
+            found[mode] = json.loads(out)
+    finally:
+        for process in started.values():
+            process.terminate()
+            process.communicate(timeout=120)
+    return found
+
+
+def test_processes_learn_the_same_as_tasks_to_the_bit(reports: dict[str, dict[str, Any]]) -> None:
+    tasks, processes = reports["tasks"], reports["processes"]
+    assert tasks["arms"]["aligned"]["curves"] == processes["arms"]["aligned"]["curves"]
+    assert bought(tasks) == bought(processes)
+    assert bought(tasks)
+    assert tasks["legs"] == processes["legs"]
+
+
+def bought(report: dict[str, Any]) -> list[list[Any]]:
+    names = ("round", "buyer", "seller", "alpha", "gain", "bound")
+    return [[trade[name] for name in names] for trade in report["trades"]]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_agent_that_leaves_plays_its_last_round_to_the_end_and_begins_no_other(
+    reports: dict[str, dict[str, Any]], folder: Path, mode: str
+) -> None:
+    report = reports[mode]
+    curves = report["arms"]["aligned"]["curves"]["0"]
+    assert [epoch for epoch, _ in curves["agent-2"]] == list(range(WARMUP + LAST))
+    assert all(len(curves[name]) == WARMUP + ROUNDS for name in ("agent-0", "agent-1"))
+    said = events(folder, mode, "agent-2", "statement_published")
+    assert [event["kind"] for event in said].count("offer") == LAST
+    assert report["legs"]["aligned"]["possible"] == 2 * ROUNDS + LAST
+    assert f"agent-2 went away after round {LAST}." in report["notes"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nobody_loses_a_trade_to_an_agent_that_left_or_waits_for_it(
+    reports: dict[str, dict[str, Any]], folder: Path, mode: str
+) -> None:
+    assert reports[mode]["legs"]["aligned"]["lost"]["other"] == 0
+    for name in ("agent-0", "agent-1"):
+        ends = [time_of(event) for event in events(folder, mode, name, "round_played")]
+        assert len(ends) == ROUNDS
+        longest = max((later - end).total_seconds() for end, later in pairwise(ends))
+        assert longest < PATIENCE_SECONDS
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_agent_that_left_comes_back_for_what_it_is_owed(
+    reports: dict[str, dict[str, Any]], folder: Path, mode: str
+) -> None:
+    report = reports[mode]
+    assert len(events(folder, mode, "agent-2", "node_ready")) == 2
+    assert report["complete"]
+    assert report["ledger"]["balances"]
+    assert {trade["on_chain"] for trade in report["trades"]} == {"paid"}
+
+
+def events(folder: Path, mode: str, name: str, kind: str) -> list[dict[str, Any]]:
+    return read_events(folder / mode / "markets" / "aligned-seed-0" / name, (kind,))
+
+
+def time_of(event: dict[str, Any]) -> datetime:
+    return datetime.fromisoformat(event["time"])
