@@ -49,7 +49,9 @@ INTERRUPTED: Final = 130
 """The exit status of a program that Ctrl-C ended."""
 PLAYED_BY: Final = (
     *("broker_node", "node/data", "node/params", "node/training", "node/roles/opening.py"),
-    *("node/devnet/arms.py", "node/devnet/floor.py", "node/devnet/spec.py"),
+    *("node/config", "node/roles/shells.py", "node/protocol/evaluation.py"),
+    *("node/devnet/arms.py", "node/devnet/floor.py", "node/devnet/record.py"),
+    "node/devnet/spec.py",
     "scripts/reproduce_studies.py",
 )
 """The code on which the figures depend."""
@@ -230,6 +232,15 @@ def reproduce(record: Record, cases: Sequence[Case], jobs: int) -> bool:
     return True
 
 
+def saved_seeds(path: Path) -> set[int]:
+    """Return the seeds of which anything is saved, whatever code played them."""
+    try:
+        cases = json.loads(path.read_bytes())["cases"].values()
+        return {int(seed) for case in cases for seed in case["by_seed"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
+
+
 # ── the command ──
 
 
@@ -302,7 +313,9 @@ def _main(options: argparse.Namespace, study: Study, setting: Setting, seeds: Se
     )
     record.path.parent.mkdir(parents=True, exist_ok=True)
     with _alone(record.path):
-        if not options.again:
+        if options.again:
+            record.seeds |= saved_seeds(record.path)
+        else:
             record.resume()
         ended = reproduce(record, study.cases(setting, sorted(record.seeds)), options.jobs)
         found = record.document()

@@ -43,6 +43,7 @@ def spec_in(folder: Path) -> RunSpec:
         fee_basis_points=35,
         budget=Wei(10**18),
         leaves={2: 4},
+        layers=(0, 1),
         data_folder=folder,
     )
 
@@ -59,11 +60,13 @@ def test_every_setting_of_a_task_reaches_the_process(tmp_path: Path) -> None:
     spec = spec_in(tmp_path)
     configs = [agent_config(spec, 3, number) for number in range(3)]
     configs += [broker_config(spec, ARMS[arm], 3) for arm in ("fedavg", "aligned")]
+    configs.append(dataclasses.replace(configs[0], meeting="/ip4/127.0.0.1/tcp/1"))
     for config in configs:
         assert read_back(config) == config
     assert [config.rounds for config in configs[:3]] == [7, 7, 4]
     assert {config.concentration for config in configs} == {300_000}
-    assert {config.trial_seed for config in configs[3:]} == {"0x" + run_seed(3).hex()}
+    assert {config.layers for config in configs[:3]} == {(0, 1)}
+    assert {config.trial_seed for config in configs[3:5]} == {"0x" + run_seed(3).hex()}
 
 
 @pytest.mark.parametrize("seed", ["", "0x12", "12" * 32, "0x" + "g" * 64])

@@ -300,7 +300,7 @@ def _gains(axes: Axes, trades: Sequence[Trade], colour: str) -> list[float]:
         linewidths=0,
         label="gain",
     )
-    axes.legend(loc="upper right", handlelength=1.0, handletextpad=0.5)
+    axes.legend(loc="lower right", handlelength=1.0, handletextpad=0.5)
     return [gain for _, gain in dots] + [low for (_, low), _ in strokes]
 
 
