@@ -219,8 +219,8 @@ class Escrow(Protocol):
         """Return what `Withdraw` would pay to `account`."""
         ...
 
-    def balance(self, account: Address) -> Wei:
-        """Return the account's ether on the chain."""
+    def balance(self, account: Address, *, block: int | None = None) -> Wei:
+        """Return the account's ether on the chain: now, or after that block, if it is recent."""
         ...
 
     def next_nonce(self) -> int:

@@ -117,8 +117,9 @@ class Web3Escrow:
     def credit(self, account: Address) -> Wei:
         return self._codec.decode_wei(self._view(self._codec.credits(account)))
 
-    def balance(self, account: Address) -> Wei:
-        return answers.wei(self._client.ask("eth_getBalance", account, "latest"), "eth_getBalance")
+    def balance(self, account: Address, *, block: int | None = None) -> Wei:
+        at = "latest" if block is None else hex(block)
+        return answers.wei(self._client.ask("eth_getBalance", account, at), "eth_getBalance")
 
     def next_nonce(self) -> int:
         return self._client.nonce(self.account)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, assert_never
 
 from node.chain.port import (
     Escrow,
@@ -12,6 +12,7 @@ from node.chain.port import (
     FundedEvent,
     PaidEvent,
     RefundedEvent,
+    RevealedEvent,
     WithdrawnEvent,
 )
 from node.protocol.types import Digest, Wei
@@ -56,8 +57,12 @@ class Ledger:
 
 
 def read_ledger(escrow: Escrow) -> Ledger:
-    """Add up every event of the escrow. Raises `ChainUnavailableError`."""
+    """Add up every event of the escrow, and hold it against what it held at that very block.
+
+    A market that goes on meanwhile changes nothing. Raises `ChainUnavailableError`.
+    """
     deposits: dict[Digest, Wei] = {}
+    states: dict[Digest, EscrowState] = {}
     owed: Counter[str] = Counter()
     withdrawn = 0
     last = escrow.head().number
@@ -66,20 +71,24 @@ def read_ledger(escrow: Escrow) -> Ledger:
             match event:
                 case FundedEvent():
                     deposits[event.trade_id] = event.price
+                    states[event.trade_id] = EscrowState.FUNDED
+                case RevealedEvent():
+                    states[event.trade_id] = EscrowState.REVEALED
                 case PaidEvent():
+                    states[event.trade_id] = EscrowState.PAID
                     owed["paid_out"] += event.to_seller
                     owed["fees"] += event.fee
                 case RefundedEvent():
+                    states[event.trade_id] = EscrowState.REFUNDED
                     owed["refunded"] += event.amount
                 case WithdrawnEvent():
                     withdrawn += event.amount
                 case _:
-                    pass
-    states = {trade_id: escrow.trade_state(trade_id).state for trade_id in deposits}
+                    assert_never(event)
     held = sum(deposits[i] for i, state in states.items() if state in OPEN_STATES)
     deposited, settled = sum(deposits.values()), sum(owed.values())
     credited = settled - withdrawn
-    unexplained = escrow.balance(escrow.domain.escrow) - held - credited
+    unexplained = escrow.balance(escrow.domain.escrow, block=last) - held - credited
     unaccounted = deposited - held - settled
     return Ledger(
         deposited=Wei(deposited),

@@ -197,7 +197,6 @@ class Drill:
             rows = {name: self._rows(name) for name in ("buyer", "seller", "broker")}
             for case in cases:
                 case.outcome = self._outcome(case.trade_id, ledger, rows)
-            # the market goes on: a deposit between two questions to the chain looks stuck once
             if not ledger.stuck and not any(case.outcome.startswith("open") for case in cases):
                 return ledger
             if time.monotonic() > patience:

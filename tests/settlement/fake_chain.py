@@ -311,7 +311,7 @@ class FakeEscrow:
         self._begin("credit")
         return self._end("credit", Wei(self.chain.credits.get(account, 0)))
 
-    def balance(self, account: Address) -> Wei:
+    def balance(self, account: Address, *, block: int | None = None) -> Wei:
         self._begin("balance")
         return self._end("balance", Wei(self.chain.balances.get(account, 0)))
 
