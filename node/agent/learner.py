@@ -1,7 +1,8 @@
 """The rounds of an agent that trains by itself: train, offer, step, adopt, report.
 
 After a crash it goes on where the journal says: a round that was offered is offered again,
-and trained no second time; one that had bought is ended with what it bought.
+and trained no second time; one that had bought is ended with what it bought, once all who are
+still in it have met.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Learner:
             await session.begin(await trio.to_thread.run_sync(self._trainer.initial))
         unfinished = await session.take_up()
         if unfinished is not None:
+            await session.rejoin()
             await self._end(unfinished, await self._score(self._load(self._progress())))
         while (progress := self._progress()).round < self._settings.rounds:
             await self._play(progress)
@@ -63,7 +65,7 @@ class Learner:
     async def _end(self, step: Step, before: Score) -> None:
         """Tell of a round, then end it: killed in between, it is told of once more."""
         session, epoch = self._session, self._progress().epoch
-        after = await self._score(session.outcome()) if step.bought else before
+        after = await self._score((await session.outcome())[0]) if step.bought else before
         self._observer.emit(
             RoundPlayed(
                 round=step.round,

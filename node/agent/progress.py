@@ -7,6 +7,7 @@ from typing import Final
 
 from node.chronicle import LegEnded
 from node.journal import Journal
+from node.protocol import cbor
 from node.protocol.purchase import Purchase, PurchaseState
 from node.protocol.types import Digest, Millionths, PeerId, Wei
 from node.settlement.trade import machine_of
@@ -27,8 +28,9 @@ class Progress:
     root: Digest
     offered: bool
     """Whether `root` is what this round offers; its trade may be under way."""
-    purchase: Digest | None = None
-    """The trade that this round opened."""
+    earlier: tuple[Digest, ...] = ()
+    """Purchases that rounds before have made on the same weights; any other on them is of this
+    round, noted or not: a process may be killed as soon as the trade is in the journal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,24 +54,25 @@ class Step:
 def recall(journal: Journal) -> Progress | None:
     """Return where the agent of this journal stands; None before its first offer."""
     match journal.recall(FACT):
-        case [int(played), int(epoch), bytes(root), bool(offered), *purchase]:
-            opened = bytes(purchase[0]) if purchase and isinstance(purchase[0], bytes) else b""
-            return Progress(
-                played, epoch, Digest(root), offered, Digest(opened) if opened else None
-            )
+        case [int(played), int(epoch), bytes(root), bool(offered), *more]:
+            earlier: tuple[Digest, ...] = ()
+            match more:
+                case [list(names)]:
+                    earlier = tuple(Digest(name) for name in names if isinstance(name, bytes))
+                case [bytes(opened)] if opened:  # the round's own, as older journals have it
+                    made = made_on(journal, Digest(root))
+                    earlier = tuple(name for name in made if name != opened)
+            return Progress(played, epoch, Digest(root), offered, earlier)
         case _:
             return None
 
 
 def remember(journal: Journal, progress: Progress) -> None:
     """Journal where the agent stands."""
-    journal.remember(
-        FACT,
-        [
-            *(progress.round, progress.epoch, progress.root, progress.offered),
-            progress.purchase or b"",
-        ],
-    )
+    fact: list[cbor.Value] = [progress.round, progress.epoch, progress.root, progress.offered]
+    if progress.earlier:
+        fact.append(list(progress.earlier))
+    journal.remember(FACT, fact)
 
 
 def purchases(journal: Journal) -> list[Purchase]:
@@ -78,20 +81,36 @@ def purchases(journal: Journal) -> list[Purchase]:
     return [machine for machine in machines if isinstance(machine, Purchase)]
 
 
-def under_way(journal: Journal, progress: Progress) -> list[Purchase]:
-    """Return what the round that is not over has opened, ended or not.
+def made_on(journal: Journal, root: Digest) -> tuple[Digest, ...]:
+    """Return the purchases that were tried on these weights of ours."""
+    return tuple(
+        purchase.record.trade_id
+        for purchase in purchases(journal)
+        if purchase.record.evaluation.base_root == root
+    )
 
-    Between a deal and the note of it a process may be killed; then the weights that were
-    offered, which the trial was on, tell whose round it is.
-    """
-    if not progress.offered:
+
+def under_way(journal: Journal, progress: Progress | None) -> list[Purchase]:
+    """Return what the round that is not over has opened, ended or not."""
+    if progress is None or not progress.offered:
         return []
     return [
         purchase
         for purchase in purchases(journal)
-        if purchase.record.trade_id == progress.purchase
-        or (progress.purchase is None and purchase.record.evaluation.base_root == progress.root)
+        if purchase.record.evaluation.base_root == progress.root
+        and purchase.record.trade_id not in progress.earlier
     ]
+
+
+def roots_kept(journal: Journal, progress: Progress | None) -> set[Digest]:
+    """Return the blobs that stay for good, or while the agent stands where it does."""
+    kept = set() if progress is None else {progress.root}
+    for purchase in purchases(journal):
+        record = purchase.record
+        kept |= {record.quote.offer_root, record.evaluation.merged_root}
+        if purchase.state is PurchaseState.CHEATED:
+            kept.add(record.quote.goods_root)  # the proof
+    return kept
 
 
 def offers_bought(journal: Journal) -> set[Digest]:

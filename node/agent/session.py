@@ -6,12 +6,11 @@
 `Learner` drives a session with a `Trainer`, `node.market.Market` with a loop of the user's
 own. What a session must know after a crash is a small fact in the journal (`Progress`); the
 weights are a blob. A round that a crash cut off after it had bought is taken up where `step`
-would have left it.
+would have left it, and nothing else is offered before it is.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
@@ -32,18 +31,19 @@ from node.params.disk import BlobRef
 from node.params.encoding import decode_file, encode_tensors
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
 from node.protocol.offer import Offer
-from node.protocol.purchase import Purchase, PurchaseState
+from node.protocol.purchase import Purchase
 from node.protocol.types import Digest, PeerId, UnixTime, Wei
 from node.settlement.desk import TradeDesk
 from node.settlement.purse import Purse
 from node.settlement.trade import Trade, roots_of
 from node.station.station import Station
 
+STAGES: Final = ("offered", "tried", "traded")
 FORGOTTEN: Final = frozenset({"unknown-offer", "unreachable", "timeout"})
 Tensors = Mapping[str, torch.Tensor]
 Meet = Callable[[int, str], Awaitable[int | None]]
-"""Called at a stage of a round, ``offered``, ``tried`` or ``traded``; returns when the others are
-there too, with how many of them offer. None: nobody knows."""
+"""Called at a stage of a round (`STAGES`); returns when the others are there too, with how many
+of them offer. None: nobody knows."""
 
 
 async def never_wait(_round: int, _stage: str) -> None:
@@ -82,8 +82,8 @@ class Session:
         """Live offers whose trial failed for a reason that was not their own."""
         self._base: tuple[Digest, Offer] | None = None
         """What this round offers; None once its trials are under way."""
-        self._architecture: str | None = None
-        """Of what this round offers; None before it does."""
+        self.architecture: str | None = None
+        """Of what this round offers; None before it does, and after it ended."""
         self._trade: Trade | None = None
         """What this round has opened, unless it came to nothing."""
         self.progress = journalled.recall(station.journal)
@@ -93,7 +93,7 @@ class Session:
 
     async def begin(self, parameters: Tensors) -> Progress:
         """Remember the weights that training starts from."""
-        return self._remember(Progress(0, 0, self._keep(parameters), False))
+        return self._remember(Progress(0, 0, self._keep(parameters).root, False))
 
     async def offer(
         self, architecture: Architecture, parameters: Tensors | None = None, *, epoch: int = 0
@@ -102,18 +102,28 @@ class Session:
 
         Without `parameters`: once more what this round has offered already, after a restart.
         An agent that sells some layers offers those, and shows the broker alone the rest.
-        Returns the digest of the signed offer. Raises `LocalProtocolError` while the last step
-        has bought something that was not adopted.
+        Returns the digest of the signed offer. Raises `LocalProtocolError` while the last step,
+        also one that a restart cut off, has bought something that was not adopted.
         """
-        if self._trade is not None:
+        if self._trade is not None or self._has_bought():
             raise LocalProtocolError("adopt first: what the last step bought would be lost")
         progress = self.progress
         if parameters is not None:
             played = 0 if progress is None else progress.round
-            progress = self._remember(Progress(played, epoch, self._keep(parameters), True))
+            root = self._keep(parameters).root
+            earlier = journalled.made_on(self._station.journal, root)
+            progress = self._remember(Progress(played, epoch, root, True, earlier))
         if progress is None or not progress.offered:
             raise LocalProtocolError("there is nothing to offer yet: give parameters")
-        whole = self._station.blobs.ref(progress.root)
+        name, self._base = await self._put_on_offer(architecture, progress.root)
+        self.architecture = architecture.text
+        return name
+
+    async def _put_on_offer(
+        self, architecture: Architecture, root: Digest
+    ) -> tuple[Digest, tuple[Digest, Offer]]:
+        """Return the digest of our offer, and what others are to be tried on."""
+        whole = self._station.blobs.ref(root)
         held = self._part_of(architecture, whole)
         now = self._station.clock()
         offer = Offer(
@@ -135,18 +145,15 @@ class Session:
         name, data = self._station.sign(offer)
         await self._station.publish(data)
         await self._submission.of_ours(data)
-        self._base, self._architecture = (name, offer), offer.architecture
-        if offer.layers:
-            self._base = await self._submission.of_base(offer, whole)
-        return name
+        base = await self._submission.of_base(offer, whole) if offer.layers else (name, offer)
+        return name, base
 
     def _part_of(self, architecture: Architecture, whole: BlobRef) -> BlobRef:
         """Return what is sold of a model of ours: all of it, or some layers as their own blob."""
         if not self._settings.layers:
             return whole
         tensors = self.load(architecture.text, whole.root)
-        part = part_of(architecture, tensors, self._settings.layers)
-        return self._station.blobs.put_bytes(encode_tensors(part))
+        return self._keep(part_of(architecture, tensors, self._settings.layers))
 
     async def step(self) -> Step:
         """Try what others offer on what we offered, buy what helps most, see it settled.
@@ -171,28 +178,30 @@ class Session:
         self._station.observer.emit(journalled.told(step))
         return step
 
-    def outcome(self) -> dict[str, torch.Tensor]:
-        """Return what `adopt` would: the merged weights if the round bought any."""
-        if self._architecture is None:
+    async def outcome(self) -> tuple[dict[str, torch.Tensor], bool]:
+        """Return what `adopt` would, and whether it is merged, once that is settled.
+
+        A round that a restart cut off while it bought is taken up for that.
+        """
+        if self.architecture is None:
+            await self.take_up()
+        if self.architecture is None or self.progress is None:
             raise LocalProtocolError("there is no round to end: offer and step first")
-        return self.load(self._architecture, self._outcome_root())
+        if self._trade is not None and not self._trade.machine.settled:  # its step was cut off
+            await self._trade.settled.wait()
+        root = self._merged()
+        return self.load(self.architecture, root or self.progress.root), root is not None
 
     async def adopt(self) -> dict[str, torch.Tensor]:
         """End the round; returns the weights to go on from: the merged ones if it bought any."""
-        if self._trade is not None and not self._trade.machine.settled:  # its step was cut off
-            await self._trade.settled.wait()
-        adopted, root = self.outcome(), self._outcome_root()
+        adopted, _ = await self.outcome()
         progress = self.progress
         assert progress is not None
-        self._base, self._architecture, self._trade = None, None, None
+        root = self._merged() or progress.root
+        self._base, self.architecture, self._trade = None, None, None
         self._remember(Progress(progress.round + 1, progress.epoch, root, False))
         self.forget_blobs()
         return adopted
-
-    def _outcome_root(self) -> Digest:
-        assert self.progress is not None
-        bought = self._adopted(self._trade)
-        return self.progress.root if bought is None else bought
 
     # ── after a restart ──
 
@@ -200,28 +209,38 @@ class Session:
         """See the purchases that a crash interrupted to their end.
 
         Returns what the round that was under way has bought: it is as after its `step`. None
-        if that round has bought nothing, and is still to be offered and played.
+        if that round has bought nothing, and may still be offered and played.
         """
         for trade in self._desk.open_trades():
             if isinstance(trade.machine, Purchase):
                 await trade.settled.wait()
-        progress, journal = self.progress, self._station.journal
-        if progress is None:
-            return None
-        for purchase in journalled.under_way(journal, progress):
-            found = self._desk.find(purchase.record.trade_id, "buyer")
-            bought = self._adopted(found) is not None
+        progress = self.progress
+        for purchase in journalled.under_way(self._station.journal, progress):
+            assert progress is not None
+            bought = self._given(purchase) is not None
             step = journalled.step_of(purchase, progress.round + 1, bought=bought)
             self._station.observer.emit(journalled.told(step))
+            self.architecture = purchase.record.evaluation.architecture
             if bought:
-                self._trade, self._architecture = found, purchase.record.evaluation.architecture
+                self._trade = self._desk.find(purchase.record.trade_id, "buyer")
                 return step
         return None
 
-    async def adopt_unfinished(self) -> None:
-        """See the purchases that a crash interrupted to their end, and adopt what they gave."""
-        if await self.take_up() is not None:
-            await self.adopt()
+    async def rejoin(self) -> None:
+        """Be in the round that was taken up until all others are through with it.
+
+        They may have been cut off before they had tried what it offers: it is on offer again.
+        """
+        if self.architecture is None or self.progress is None:
+            raise LocalProtocolError("there is no round to be in: take it up first")
+        await self._put_on_offer(parse_architecture(self.architecture), self.progress.root)
+        for stage in STAGES:
+            await self._meet(self.progress.round + 1, stage)
+
+    def _has_bought(self) -> bool:
+        """Whether the round that is not over has bought weights, or may still get them."""
+        opened = journalled.under_way(self._station.journal, self.progress)
+        return any(not purchase.settled or self._given(purchase) for purchase in opened)
 
     # ── trading ──
 
@@ -282,11 +301,9 @@ class Session:
 
     async def _settled(self, trade: Trade) -> tuple[str, Wei | None]:
         self._trade = trade
-        assert self.progress is not None
-        self._remember(dataclasses.replace(self.progress, purchase=trade.machine.record.trade_id))
         await trade.settled.wait()
         price = trade.quote.price if trade.quote else None
-        if self._adopted(trade) is not None:
+        if self._merged() is not None:
             return "bought", price
         self._trade = None
         return trade.machine.state.value, price
@@ -316,6 +333,7 @@ class Session:
         """Wait for offers of others that were not tried yet, as long as a round's patience."""
         station, settings = self._station, self._settings
         patience = trio.current_time() + settings.round_patience
+        most = max(settings.trials_per_round, expected)
         while True:
             self._forget_offers()
             found = [
@@ -329,12 +347,9 @@ class Session:
             heard = station.heard
             new = sum(name not in self._missed for name, _ in found)
             if new >= expected or trio.current_time() >= patience:
+                receipts = station.book.receipts(station.task)
                 return in_turn(
-                    found,
-                    receipts=station.book.receipts(station.task),
-                    broker=self._broker,
-                    missed=self._missed,
-                    most=max(settings.trials_per_round, expected),
+                    found, receipts=receipts, broker=self._broker, missed=self._missed, most=most
                 )
             with trio.move_on_at(patience):
                 await heard.wait()
@@ -347,14 +362,16 @@ class Session:
 
     # ── what was bought ──
 
-    def _adopted(self, trade: Trade | None) -> Digest | None:
-        """Return the root of the merged weights, if the trade delivered them as measured."""
-        if trade is None or not isinstance(trade.machine, Purchase):
-            return None
-        if trade.machine.state not in GAVE_WEIGHTS:
-            return None
-        root = trade.machine.record.evaluation.merged_root
-        return root if self._station.blobs.has(root) else None
+    def _merged(self) -> Digest | None:
+        """Return the root of the weights that this round's trade gave, if it gave any."""
+        machine = self._trade and self._trade.machine
+        return self._given(machine) if isinstance(machine, Purchase) else None
+
+    def _given(self, purchase: Purchase) -> Digest | None:
+        """Return the root of the merged weights, if they were delivered as measured."""
+        root = purchase.record.evaluation.merged_root
+        gave = purchase.state in GAVE_WEIGHTS
+        return root if gave and self._station.blobs.has(root) else None
 
     # ── the journal, and the blobs ──
 
@@ -367,27 +384,16 @@ class Session:
         self.progress = progress
         return progress
 
-    def _keep(self, parameters: Tensors) -> Digest:
-        return self._station.blobs.put_bytes(encode_tensors(parameters)).root
+    def _keep(self, parameters: Tensors) -> BlobRef:
+        return self._station.blobs.put_bytes(encode_tensors(parameters))
 
     def forget_blobs(self) -> None:
         """Delete what nobody can ask for any more; what was bought stays."""
-        kept = set() if self.progress is None else {self.progress.root}
-        for trade in self._desk.open_trades():
-            kept |= roots_of(trade)
-        for purchase in journalled.purchases(self._station.journal):
-            record = purchase.record
-            kept |= {record.quote.offer_root, record.evaluation.merged_root}
-            if purchase.state is PurchaseState.CHEATED:
-                kept.add(record.quote.goods_root)  # the proof
+        kept = journalled.roots_kept(self._station.journal, self.progress)
+        kept = kept.union(*map(roots_of, self._desk.open_trades()))
         self._station.forget_blobs(kept)
 
     def _fault(self, during: str, error: RemoteProtocolError) -> None:
-        self._station.observer.emit(
-            PeerFault(
-                peer=error.peer or self._broker,
-                during=during,
-                reason=error.reason,
-                detail=error.detail,
-            )
-        )
+        peer = error.peer or self._broker
+        fault = PeerFault(peer=peer, during=during, reason=error.reason, detail=error.detail)
+        self._station.observer.emit(fault)

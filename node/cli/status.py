@@ -156,7 +156,7 @@ def _journal(home: Home, loaded: Loaded) -> Mapping[str, Any]:
     }
     said = loaded.origins["rounds"].kind != "default"  # else the node may know better
     match progress:
-        case [int(played), int(epoch), bytes(), bool(trained)]:
+        case [int(played), int(epoch), bytes(), bool(trained), *_]:
             told["progress"] = {
                 "round": played,
                 "rounds": loaded.config.rounds if said else None,

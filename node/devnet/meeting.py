@@ -3,7 +3,8 @@
 Agents of a real market keep no common clock. An experiment wants one: in each round every
 agent has offered before any has trials, all know what their trials came to before any bids
 (a seller's ask is made of its own), and all have bought before any trains on, as in the
-papers' loops. Whoever goes away is waited for no longer.
+papers' loops. Whoever goes away is waited for no longer. Whoever was cut off in a round comes to
+its stages again, also if it has bought already: others may not have.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Any, Final
 
 import trio
 
+from node.agent.session import STAGES
 from node.roles.meeting import read_line
 
-STAGES: Final = ("offered", "tried", "traded")
 LOOPBACK: Final = "127.0.0.1"
 
 

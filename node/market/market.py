@@ -24,8 +24,9 @@ from node.agent.progress import Step
 from node.config.table import Config, load
 from node.home import Home, default_data_dir
 from node.market.joining import Wait, chain_called, open_within
-from node.market.modules import checked_tensors, read
+from node.market.modules import Reading, checked_tensors, read
 from node.params.architecture import Architecture
+from node.params.errors import ProfileError
 from node.params.families.base import ArchitectureError
 from node.protocol.errors import LocalProtocolError
 from node.roles.opening import Opened, open_observer
@@ -41,8 +42,9 @@ class Market:
     """One agent of one market. A context manager; not for use from two threads at once.
 
     Ctrl-C is safe at any moment. A call that it interrupts goes on in the node, and the next one
-    waits for it: what an interrupted `step` bought is there for `adopt`. Closing ends it; a
-    purchase under way then is seen to its end when the data directory is opened again.
+    waits for it: what an interrupted `step` bought is there for `adopt`, and an interrupted
+    `adopt` may be called again. Closing ends the call; a purchase under way then is seen to its
+    end when the data directory is opened again, and `resume` or `adopt` gives what it bought.
     """
 
     def __init__(
@@ -73,7 +75,8 @@ class Market:
         self._calls: set[trio.CancelScope] = set()
         self._leaving = trio.lowlevel.ParkingLot()
         """Where the node's end waits for the calls' ends."""
-        self._architecture: Architecture | None = None
+        self._last: tuple[str, bool] | None = None
+        """Of the last outcome that was asked for: the architecture, and whether it is merged."""
 
     # ── the node's life ──
 
@@ -158,7 +161,8 @@ class Market:
 
         `parameters` is a module (`node.market.modules` says which), or tensors with their
         `architecture`. Raises `ArchitectureError`, `ProfileError` for weights that are not
-        finite, and `LocalProtocolError` while a `step` that bought is not adopted.
+        finite, and `LocalProtocolError` while a `step` that bought is not adopted, be it one
+        before a restart: `adopt`, or `resume`, gives what was paid for.
         """
         if isinstance(parameters, nn.Module):
             reading = read(parameters)
@@ -175,7 +179,6 @@ class Market:
             progress = agent.session.progress
             epoch = 1 if progress is None else progress.epoch + 1
             await agent.session.offer(chosen, copies, epoch=epoch)
-            self._architecture = chosen
 
         self._call(offer)
 
@@ -189,40 +192,69 @@ class Market:
     def adopt(self, module: nn.Module | None = None) -> dict[str, torch.Tensor]:
         """End the round; returns its weights: the merged ones if any were bought, else the offered.
 
-        Merged ones are written into `module`; if none were bought, it is left as it is. Raises
-        `ArchitectureError`, before the round is ended, for a module of another architecture.
+        Merged ones are written into `module` before the round ends; if none were bought, it is
+        left as it is. Called again before the next `offer`, it does and returns the same. Raises
+        `ArchitectureError`, and ends no round, for a module of another architecture than what
+        was offered.
         """
         reading = None if module is None else read(module)
-
-        async def adopt(agent: Agent) -> tuple[dict[str, torch.Tensor], bool]:
-            if reading is not None and self._architecture not in (None, reading.architecture):
-                raise ArchitectureError(
-                    f"the module is not what was offered: {reading.architecture.text}"
-                )
-            before = agent.session.progress
-            tensors = await agent.session.adopt()
-            after = agent.session.progress
-            return tensors, before is None or after is None or before.root != after.root
-
-        tensors, merged = self._call(adopt)
+        tensors, merged = self._call(
+            lambda agent: self._outcome(agent, reading and reading.architecture)
+        )
         if merged and reading is not None:
             reading.write(tensors)
+        self._call(_end_round)
         return tensors
 
-    def resume(self, architecture: Architecture) -> dict[str, torch.Tensor] | None:
+    async def _outcome(
+        self, agent: Agent, wanted: Architecture | None
+    ) -> tuple[dict[str, torch.Tensor], bool]:
+        """Return what the round came to; once more that of the last one, if it is over."""
+        session = agent.session
+        progress = session.progress
+        over = session.architecture is None and progress is not None and not progress.offered
+        if over and progress is not None and self._last is not None:
+            text, merged = self._last
+            tensors = session.load(text, progress.root)
+        else:
+            tensors, merged = await session.outcome()
+            text = session.architecture or ""
+            self._last = text, merged
+        if wanted is not None and wanted.text != text:
+            raise ArchitectureError(f"the module is not what was offered: {wanted.text}")
+        return tensors, merged
+
+    def resume(self, model: nn.Module | Architecture) -> dict[str, torch.Tensor] | None:
         """Return where this data directory's agent stood when it was last closed, if anywhere.
 
-        Purchases that were under way then are seen to their end first.
+        Purchases that were under way then are seen to their end, and what they gave is adopted.
+        Given a module, it is written there; None leaves it as it is. Raises `ArchitectureError`
+        if the agent stood at weights of another architecture, and ends no round then.
         """
+        reading: Reading | None = None
+        if isinstance(model, Architecture):
+            architecture = model
+        else:
+            reading = read(model)
+            architecture = reading.architecture
 
-        async def recall(agent: Agent) -> dict[str, torch.Tensor] | None:
-            await agent.session.adopt_unfinished()
-            progress = agent.session.progress
-            return (
-                None if progress is None else agent.session.load(architecture.text, progress.root)
-            )
+        async def recall(agent: Agent) -> tuple[dict[str, torch.Tensor] | None, bool]:
+            session = agent.session
+            if await session.take_up() is not None:
+                return await self._outcome(agent, architecture)
+            if session.progress is None:
+                return None, False
+            try:
+                return session.load(architecture.text, session.progress.root), False
+            except ProfileError as error:
+                raise ArchitectureError(f"it stood at another architecture: {error}") from error
 
-        return self._call(recall)
+        tensors, bought = self._call(recall)
+        if tensors is not None and reading is not None:
+            reading.write(tensors)
+        if bought:
+            self._call(_end_round)
+        return tensors
 
     @property
     def account(self) -> str:
@@ -313,6 +345,12 @@ class Market:
     async def _until_settled(self, agent: Agent) -> None:
         while agent.desk.open_trades():  # noqa: ASYNC110 (machines tell whoever made them alone)
             await trio.sleep(0.1)
+
+
+async def _end_round(agent: Agent) -> None:
+    """End the round, unless a call that was interrupted has ended it."""
+    if agent.session.architecture is not None:
+        await agent.session.adopt()
 
 
 class _EndedError(Exception):

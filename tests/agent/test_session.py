@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,15 +13,19 @@ import pytest
 import torch
 import trio
 
+from node.agent import progress as journalled
 from node.agent.agent import Agent
 from node.agent.progress import Progress
 from node.agent.session import Session
 from node.chronicle import LegEnded, RoundPlayed, RoundsPlayed, TradeChanged
+from node.devnet.meeting import Meeting
 from node.journal import Journal, TradeRow
 from node.observe import Observer
+from node.params.encoding import encode_tensors
+from node.params.store import BlobStore
 from node.protocol import cbor
 from node.protocol.errors import LocalProtocolError
-from node.protocol.purchase import Purchase, PurchaseState
+from node.protocol.purchase import Purchase, PurchaseRecord, PurchaseState
 from node.protocol.schema import to_map
 from node.protocol.types import Digest, Millionths, UnixTime
 from node.settlement.desk import TradeDesk
@@ -53,7 +59,13 @@ def session_on(journal: Journal) -> Session:
     """Make a session anew from a journal."""
     escrow, observer = FakeEscrow(FakeChain(clock), BUYER), Observer()
     nobody: Any = None
-    station: Any = SimpleNamespace(journal=journal, observer=observer)
+    (_, _, path), *_ = journal._db.execute("PRAGMA database_list")
+    station: Any = SimpleNamespace(
+        journal=journal,
+        observer=observer,
+        blobs=BlobStore(Path(path).with_name("blobs")),
+        forget_blobs=lambda _: None,
+    )
     desk = TradeDesk(
         treasury=Treasury(escrow, journal, observer),
         watch=ChainWatch(escrow, journal, observer, confirmations=0),
@@ -66,21 +78,37 @@ def session_on(journal: Journal) -> Session:
     return Session(station=station, desk=desk, broker=nobody, **others)
 
 
+def save(journal: Journal, record: PurchaseRecord) -> None:
+    journal.save_trade(
+        TradeRow(
+            trade_id=record.trade_id,
+            role="buyer",
+            state=record.state,
+            over=Purchase(record).over,
+            record=cbor.encode(to_map(record)),
+        )
+    )
+
+
+def purchase_on(root: Digest, state: PurchaseState, number: int) -> PurchaseRecord:
+    """A purchase that was tried on these weights of the market's one architecture."""
+    record = purchase_record(state)
+    return dataclasses.replace(
+        record,
+        quote=dataclasses.replace(record.quote, trade_id=Digest(bytes([number]) * 32)),
+        evaluation=dataclasses.replace(
+            record.evaluation, base_root=root, architecture=architecture().text
+        ),
+    )
+
+
 @pytest.mark.parametrize("state", list(PurchaseState))
 async def test_an_offer_that_was_bought_before_a_restart_is_not_tried_again(
     journal: Journal, state: PurchaseState
 ) -> None:
     record = purchase_record(state)
     assert session_on(journal)._tried == set()
-    journal.save_trade(
-        TradeRow(
-            trade_id=record.trade_id,
-            role="buyer",
-            state=state.value,
-            over=Purchase(record).over,
-            record=cbor.encode(to_map(record)),
-        )
-    )
+    save(journal, record)
     nothing = state in {PurchaseState.ABANDONED, PurchaseState.REFUNDED}
     assert session_on(journal)._tried == (set() if nothing else {OFFER_DIGEST})
 
@@ -179,16 +207,11 @@ async def test_a_round_whose_purchase_came_to_nothing_before_a_restart_is_played
     journal: Journal,
 ) -> None:
     record = purchase_record(PurchaseState.ABANDONED)
-    journal.save_trade(
-        TradeRow(
-            trade_id=record.trade_id, role="buyer", state="abandoned", over=True,
-            record=cbor.encode(to_map(record)),
-        )
-    )  # fmt: skip
+    save(journal, record)
     session = session_on(journal)
     events: list[Any] = []
     session._station.observer.subscribe(lambda told: events.append(told.event))
-    session._remember(Progress(2, 7, record.evaluation.base_root, True, record.trade_id))
+    session._remember(Progress(2, 7, record.evaluation.base_root, True))
     assert session_on(journal).progress == session.progress
     assert await session.take_up() is None
     (leg,) = events
@@ -197,6 +220,147 @@ async def test_a_round_whose_purchase_came_to_nothing_before_a_restart_is_played
     assert session.progress.offered
 
 
-def test_a_journal_of_before_purchases_were_noted_is_read(journal: Journal) -> None:
-    journal.remember("progress", [3, 8, bytes(32), True])
-    assert session_on(journal).progress == Progress(3, 8, Digest(bytes(32)), True)
+async def test_of_a_round_that_was_cut_off_twice_the_later_purchase_is_found(
+    journal: Journal,
+) -> None:
+    """One came to nothing; the process was killed as soon as the other was in the journal."""
+    session = session_on(journal)
+    root = session._station.blobs.put_bytes(encode_tensors(weights("offered"))).root
+    merged = session._station.blobs.put_bytes(encode_tensors(weights("merged"))).root
+    session._remember(Progress(2, 7, root, True))
+    save(journal, purchase_on(root, PurchaseState.ABANDONED, 1))
+    assert await session.take_up() is None
+    delivered = purchase_on(root, PurchaseState.DELIVERED, 2)
+    measured = dataclasses.replace(delivered.evaluation, merged_root=merged)
+    save(journal, dataclasses.replace(delivered, evaluation=measured))
+    step = await session_on(journal).take_up()
+    assert step is not None
+    assert (step.round, step.trade_id) == (3, delivered.trade_id)
+    adopted = await session_on(journal).adopt()
+    assert all(torch.equal(adopted[n], tensor) for n, tensor in weights("merged").items())
+
+
+async def test_a_round_whose_purchase_came_to_nothing_ends_with_what_it_offered(
+    journal: Journal,
+) -> None:
+    session = session_on(journal)
+    root = session._station.blobs.put_bytes(encode_tensors(weights("offered"))).root
+    session._remember(Progress(2, 7, root, True))
+    save(journal, purchase_on(root, PurchaseState.REFUNDED, 1))
+    kept = await session.adopt()
+    assert all(torch.equal(kept[n], tensor) for n, tensor in weights("offered").items())
+    assert session.progress == Progress(3, 7, root, False)
+
+
+@pytest.mark.parametrize(
+    ("more", "earlier"),
+    [([], ()), ([b""], ()), ([bytes([2]) * 32], (Digest(bytes([1]) * 32),))],
+    ids=["before purchases were noted", "no purchase", "a purchase"],
+)
+def test_what_older_journals_say_of_a_round_is_read(
+    more: list[bytes], earlier: tuple[Digest, ...], journal: Journal
+) -> None:
+    root = Digest(bytes(32))
+    for number in (1, 2):
+        save(journal, purchase_on(root, PurchaseState.COMPLETE, number))
+    journal.remember("progress", [3, 8, root, True, *more])
+    assert session_on(journal).progress == Progress(3, 8, root, True, earlier)
+
+
+# ── a loop of one's own, after a restart ──
+
+
+class Driven(Agent):
+    """An agent whose rounds are those of whoever holds its session."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{**settings, "trainer": None})
+
+
+async def test_nothing_is_offered_over_what_a_step_bought_that_a_restart_cut_off(
+    tmp_path: Path,
+) -> None:
+    async with open_market(tmp_path) as market:
+        await rival(market)
+        buyer = await market.join("buyer", Driven)
+        await buyer.shell.session.offer(architecture(), weights("buyer"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(buyer.shell.session.step)
+            await eventually(lambda: buyer.heard(TradeChanged), "the purchase")
+            nursery.cancel_scope.cancel()
+        await buyer.stop()
+        await buyer.start()
+        session: Session = buyer.shell.session
+        for _ in range(2):
+            with pytest.raises(LocalProtocolError, match="adopt first"):
+                await session.offer(architecture(), weights("trained anew"))
+        merged = await session.adopt()
+        (trade,) = session._desk.open_trades()
+        assert isinstance(trade.machine, Purchase)
+        assert session.progress is not None
+        assert session.progress.root == trade.machine.record.evaluation.merged_root
+        assert session.progress.round == 1
+        assert not all(torch.equal(merged[n], own) for n, own in weights("buyer").items())
+        await session.offer(architecture(), merged)
+
+
+async def test_what_an_earlier_round_bought_on_the_same_weights_is_not_this_rounds(
+    tmp_path: Path,
+) -> None:
+    async with open_market(tmp_path) as market:
+        await rival(market)
+        buyer = await market.join("buyer", Driven, round_patience=1)
+        session: Session = buyer.shell.session
+        for bought in (True, False):  # the loop refuses the merge, and offers what it had
+            await session.offer(architecture(), weights("buyer"))
+            assert (await session.step()).bought is bought
+            if bought:
+                await session.adopt()
+        told = len(buyer.heard(LegEnded))
+        await buyer.stop()
+        await buyer.start()
+        session = buyer.shell.session
+        assert await session.take_up() is None
+        assert len(buyer.heard(LegEnded)) == told
+        await session.offer(architecture(), weights("trained on"))
+
+
+# ── rounds that agents meet in ──
+
+
+async def test_who_had_bought_when_a_round_was_cut_off_is_there_for_whoever_had_not(
+    tmp_path: Path,
+) -> None:
+    names = ("early", "late")
+    room = [Meeting(names)]
+    cut_off = [True]
+
+    async def never(*_: Any, **__: Any) -> Any:
+        await trio.sleep_forever()
+
+    class Meets(Agent):
+        def __init__(self, name: str, **settings: Any) -> None:
+            super().__init__(**settings, meet=functools.partial(room[0].arrive, name))
+            if name == "late" and cut_off:
+                self.buyer.buy = never  # type: ignore[method-assign]
+
+    async with open_market(tmp_path) as market:
+        for name in names:
+            init = functools.partialmethod(Meets.__init__, name)
+            await market.join(name, type(name, (Meets,), {"__init__": init}), rounds=2)
+        early, late = (market[name] for name in names)
+        await eventually(
+            lambda: any(e.state == "delivered" for e in early.heard(TradeChanged)), "a delivery"
+        )
+        offered = early.shell.session.progress.root
+        for party in (early, late):
+            await party.stop()
+        assert not early.heard(RoundPlayed)
+        cut_off.clear()
+        room[0] = Meeting(names)
+        for party in (early, late):
+            await party.start()
+        await eventually(lambda: late.heard(RoundsPlayed), "the last round", seconds=60)
+        purchases = journalled.purchases(late.journal)
+        assert [p.record.evaluation.sold_root == offered for p in purchases] == [True, False]
+        assert [played.round for played in early.heard(RoundPlayed)][:1] == [1]

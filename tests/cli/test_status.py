@@ -70,7 +70,7 @@ def journal(node_home: Home) -> Journal:
         )
     )
     journal.mark_mined(word("fund"), gas=77_000, block=5, succeeded=True)
-    journal.remember("progress", [3, 15, word("weights"), True])
+    journal.remember("progress", [3, 15, word("weights"), True, [word("earlier")]])
     journal.close()
     return journal
 

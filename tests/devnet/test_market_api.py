@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,9 +94,9 @@ class Net(nn.Module):
 class Learner:
     """A loop as a user would write it."""
 
-    def __init__(self, number: int, folder: Path) -> None:
+    def __init__(self, number: int, folder: Path, units: int = 32) -> None:
         torch.manual_seed(number)
-        self.model = Net()
+        self.model = Net(units)
         self.optimiser = torch.optim.SGD(self.model.parameters(), lr=0.1)
         data = load("digits", folder)
         rows = endowment(data, number, 2, seed=0)
@@ -160,6 +162,56 @@ def test_a_loop_of_ones_own_trades_and_comes_back(tmp_path: Path) -> None:
         assert kept is not None
         for name, tensor in tensors_of(learners[0].model).items():
             assert torch.equal(kept[name], tensor)
+
+
+@pytest.mark.usefixtures("broker")
+def test_what_was_bought_while_the_market_was_closed_is_there_when_it_is_opened_again(
+    tmp_path: Path,
+) -> None:
+    mine, others = (Learner(number, tmp_path, units=28) for number in range(2))
+    with market_of(1, tmp_path) as seller:
+        market = market_of(0, tmp_path).open()
+        bought = False
+        for _ in range(6):
+            for learner, side in ((mine, market), (others, seller)):
+                learner.train()
+                side.offer(learner.model)
+            bought = cut_off_while_it_buys(market)
+            if bought:
+                break
+            market.adopt(mine.model)
+        assert bought
+        offered = tensors_of(mine.model)
+        with market_of(0, tmp_path) as again:
+            with pytest.raises(LocalProtocolError, match="adopt first"):
+                again.offer(mine.model)
+            with pytest.raises(ArchitectureError):
+                again.resume(nn.Linear(64, 10))  # and the round is not over
+            merged = again.resume(mine.model)
+            assert merged is not None
+            for name, tensor in tensors_of(mine.model).items():
+                assert torch.equal(merged[name], tensor)
+            assert not all(torch.equal(merged[name], offered[name]) for name in merged)
+            again.offer(mine.model)
+
+
+def cut_off_while_it_buys(market: Market) -> bool:
+    """Close a market in its step as soon as that has opened a trade; False if it opens none."""
+
+    def step() -> None:
+        with contextlib.suppress(LocalProtocolError):  # the node has ended
+            market.step()
+
+    loop = threading.Thread(target=step)
+    loop.start()
+    agent = market._running()
+    while loop.is_alive():
+        if any(trade.side == "buyer" for trade in agent.desk.open_trades()):
+            market.close()
+            loop.join(20)
+            return True
+        time.sleep(0.005)
+    return False
 
 
 def test_without_a_broker_the_market_says_how_to_name_one(

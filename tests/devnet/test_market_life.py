@@ -14,10 +14,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import trio
+from torch import nn
 
 from node.market import Architecture, JoinTimeoutError, Market
 from node.market import market as market_module
+from node.market.modules import Reading
+from node.params.families.base import ArchitectureError
 from node.protocol.errors import LocalProtocolError, MarketError
 from node.protocol.types import PeerId
 
@@ -62,7 +66,7 @@ class Agent:
             raise
         self.steps.append("ended")
 
-    async def adopt_unfinished(self) -> None:
+    async def take_up(self) -> None:
         self.steps.append("breaks")
         self.breaks.set()
         await trio.sleep_forever()
@@ -338,6 +342,85 @@ def test_a_call_that_was_interrupted_goes_on_and_the_next_one_waits_for_it(
         waiter.join(5)
         next_one.join(5)
         assert agent.steps == ["begun", "ended"] * 2
+
+
+class Bought:
+    """The session of a round that has bought, of which some call may be held up."""
+
+    architecture: str | None = '{"config":{"inputs":2,"outputs":1},"name":"linear"}'
+    merged: Mapping[str, torch.Tensor] = {
+        "weight": torch.full((1, 2), 7.0), "bias": torch.zeros(1)
+    }  # fmt: skip
+
+    def __init__(self) -> None:
+        self.progress = SimpleNamespace(root=b"offered", offered=True)
+        self.ended = 0
+        self.ends = trio.Event()
+
+    async def outcome(self) -> tuple[dict[str, torch.Tensor], bool]:
+        if self.architecture is None:
+            raise LocalProtocolError("there is no round to end")
+        return dict(self.merged), True
+
+    async def adopt(self) -> None:
+        await self.ends.wait()
+        self.ended += 1
+        self.architecture = None
+        self.progress = SimpleNamespace(root=b"merged", offered=False)
+
+    def load(self, _: str, root: bytes) -> dict[str, torch.Tensor]:
+        assert root == b"merged"
+        return dict(self.merged)
+
+
+@pytest.fixture
+def round_(agent: Agent) -> Bought:
+    """The round of `agent`, which has bought and is not over."""
+    bought = Bought()
+    agent.session = bought  # type: ignore[assignment]
+    return bought
+
+
+def holds_merged(model: nn.Linear) -> bool:
+    return torch.equal(model.weight, Bought.merged["weight"])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
+def test_a_round_is_not_over_before_the_module_has_what_it_bought(
+    round_: Bought, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise error
+
+    model = nn.Linear(2, 1)
+    round_.ends.set()
+    with Market(data_dir=str(tmp_path)) as market:
+        with monkeypatch.context() as patched:
+            patched.setattr(Reading, "write", interrupted)
+            with pytest.raises(error):
+                market.adopt(model)
+        assert round_.ended == 0
+        market.adopt(model)
+        assert holds_merged(model)
+        assert round_.ended == 1
+
+
+def test_adopting_that_was_interrupted_while_the_round_ended_may_be_repeated(
+    round_: Bought, tmp_path: Path
+) -> None:
+    first, second = nn.Linear(2, 1), nn.Linear(2, 1)
+    with Market(data_dir=str(tmp_path)) as market:
+        waiter = threading.Thread(target=market.adopt, args=(first,))
+        waiter.start()  # stands for the loop that was interrupted in it
+        eventually(lambda: holds_merged(first) and market._turn.locked())
+        from_the_node(market, round_.ends.set)
+        waiter.join(5)
+        adopted = market.adopt(second)
+        assert round_.ended == 1
+        assert holds_merged(second)
+        assert torch.equal(adopted["weight"], Bought.merged["weight"])
+        with pytest.raises(ArchitectureError, match="not what was offered"):
+            market.adopt(nn.Linear(3, 1))
 
 
 def test_closing_ends_a_call_while_there_is_a_network_still(agent: Agent, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_what_was_bought_in_a_round_that_is_not_over_is_counted_and_measured(
 ) -> None:
     bought = purchase_record(PurchaseState.DELIVERED)
     measured = bought.evaluation
-    purchase(tmp_path, bought, Progress(2, 8, measured.base_root, True, bought.trade_id))
+    purchase(tmp_path, bought, Progress(2, 8, measured.base_root, True))
     record = recorded(
         tmp_path,
         complete=False,
