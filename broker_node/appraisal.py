@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from broker_node.align.matching import MAX_WORK, work_of
 from broker_node.align.registry import ALIGNERS
 from broker_node.evaluate.evaluation import DEFAULT_SEARCH, evaluate, require_search
 from broker_node.evaluate.validation import ValidationSet
@@ -26,6 +27,7 @@ from node.params.architecture import (
 )
 from node.params.encoding import decode_file, weights_root
 from node.params.families.shapes import Shapes
+from node.params.permutation import PermutationSpec, restrict
 from node.params.recipe import Recipe, apply_recipe
 from node.protocol import merkle
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
@@ -36,15 +38,6 @@ from node.protocol.types import ONE, Digest, Millionths
 
 CODE_VERSION: Final = "pm-node/1"
 """Of what a replay must agree with; changes with any change of the figures."""
-
-MAX_GROUP_UNITS: Final = 4_096
-"""Units that may be interchangeable with one another. Matching n of them takes a matrix of
-n^2 float64 (128 MiB here, with a product and the solver's copy of the same size beside it)
-and an assignment of O(n^3), in a thread that nothing can stop: 1.4 s to 4 s here for trained
-or random weights, and about a minute for weights that were chosen to be slow, as those of
-rank 1 are (7.3 s at n = 2,048). Eight times that for twice the units."""
-MAX_SIMILARITIES: Final = 2**27
-"""The sum of n^2 over the groups: what one sweep of the matching computes, a GiB of float64."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -80,25 +73,27 @@ class Appraiser(Protocol):
 
 def _screen(offer: Offer) -> Architecture:
     architecture = parse_architecture(offer.architecture)
-    _require_matchable(architecture)
-    expected = encoded_length(layout(architecture, offer.layers))
+    tensors = layout(architecture, offer.layers)
+    _require_matchable(restrict(permutation_spec(architecture), {spec.name for spec in tensors}))
+    expected = encoded_length(tensors)
     if offer.byte_length != expected or offer.leaf_count != merkle.leaf_count(expected):
         raise RemoteProtocolError("wrong-size", f"{offer.byte_length} bytes, not {expected}")
     return architecture
 
 
-def _require_matchable(architecture: Architecture) -> None:
-    """Raise `RemoteProtocolError("too-wide")` for what would take too long to align."""
-    sizes = {name: group.size for name, group in permutation_spec(architecture).groups.items()}
-    for name, size in sizes.items():
-        if size > MAX_GROUP_UNITS:
-            raise RemoteProtocolError(
-                "too-wide", f"{name[:100]} has {size} units, of at most {MAX_GROUP_UNITS}"
-            )
-    similarities = sum(size**2 for size in sizes.values())
-    if similarities > MAX_SIMILARITIES:
+def _require_matchable(spec: PermutationSpec) -> None:
+    """Raise `RemoteProtocolError("too-wide")` for what would take too long to align.
+
+    Besides time that bounds memory: of one group at most 2,596 units are taken, of which a
+    matrix is 51 MiB of float64, and a few of them are in use at once.
+    """
+    work = work_of(spec, sweeps=1)
+    if work > MAX_WORK:
+        widest = max(group.size for group in spec.groups.values())
         raise RemoteProtocolError(
-            "too-wide", f"{similarities} pairs of units, of at most {MAX_SIMILARITIES}"
+            "too-wide",
+            f"groups of up to {widest} units: {work:.3g} steps of matching, "
+            f"of at most {MAX_WORK:.3g}",
         )
 
 

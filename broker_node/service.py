@@ -18,6 +18,7 @@ from typing import Final
 import trio
 
 from broker_node.appraisal import Appraiser, ModelShelf
+from broker_node.bases import Bases
 from broker_node.negotiation import Negotiator, Tried
 from broker_node.settings import BrokerSettings
 from broker_node.verify.stages import Verified
@@ -25,7 +26,6 @@ from node.chain.port import Escrow
 from node.chronicle import NodeReady, NodeStopped, TrialDone
 from node.net.errors import PASSING
 from node.net.transfer import Source, fetch_blob
-from node.protocol.book import OfferBook
 from node.protocol.brokerage import BrokerageRecord, BrokerageState
 from node.protocol.errors import LocalProtocolError, MarketError, RemoteProtocolError
 from node.protocol.events import PurchaseEvent
@@ -78,8 +78,7 @@ class Broker:
         self._turns = Turns()
         self._unfinished: OrderedDict[Digest, None] = OrderedDict()
         """Roots of which something is on the disk and no model on the shelf, oldest first."""
-        self._bases = OfferBook(station.domain)
-        """What is submitted to be tried upon and is not for sale: listed to nobody."""
+        self._bases = Bases(station.book, station.task)
         self._trials: OrderedDict[Digest, Tried] = OrderedDict()
         self._compute = trio.CapacityLimiter(1)
         self.desk = TradeDesk(
@@ -296,7 +295,7 @@ class Broker:
 
     async def _try(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
         assert isinstance(question, TrialRequest)
-        base = self._offer(question.base_digest, self._bases)
+        base = self._base(question.base_digest)
         offer = self._offer(question.offer_digest)
         if base.peer_id != peer:
             raise RemoteProtocolError("not-your-submission", base.peer_id, peer=peer)
@@ -346,13 +345,16 @@ class Broker:
         found = tried.trial.evaluation
         return TrialResult(trial_id=trial_id, gain=found.gain, bound=found.bound, alpha=found.alpha)
 
-    def _offer(self, name: Digest, *besides: OfferBook) -> Offer:
-        """Return a live offer of the market's book, or of one of those `besides` it."""
-        for book in (self.station.book, *besides):
-            offer = book.offer(name, self.station.clock())
-            if offer is not None:
-                return offer
-        raise RemoteProtocolError("unknown-offer", name.hex())
+    def _offer(self, name: Digest) -> Offer:
+        """Return a live offer of the market's book."""
+        offer = self.station.book.offer(name, self.station.clock())
+        if offer is None:
+            raise RemoteProtocolError("unknown-offer", name.hex())
+        return offer
+
+    def _base(self, name: Digest) -> Offer:
+        """Return what is to be tried upon: a base that was submitted, or an offer."""
+        return self._bases.offer(name, self.station.clock()) or self._offer(name)
 
     # ── quotes ──
 

@@ -6,14 +6,14 @@ Algorithm 1). The objective is Σ ⟨ours, permuted theirs⟩ over all tensors.
 
 Algorithm 1 starts from the units as they are numbered, so that a seller who renumbers its
 units gets another local optimum. Here a first pass in the direction of the data matches
-every group by what enters it alone, and the descent starts there: the outcome does not
-depend on how either model numbers its units, and a permuted copy is found exactly, since
+every group by what enters it alone, and the descent starts there: of a whole model the outcome
+does not depend on how either side numbers its units, and a permuted copy is found exactly, since
 once what stands before is matched, the right assignment attains Cauchy-Schwarz.
 
-Where the tensors begin in the middle of a model, nothing of them enters their first group.
-The descent is then had twice, and the better end kept: from its units matched by their weights
-in order of size, which finds a permuted copy too, and from its units as they are numbered,
-which is right between models that have been merged before.
+Where the first layer is not among the tensors, nothing of them enters their first group. The
+descent is then had twice, and the better end kept: from its units in order of the sum of their
+weights, which finds a permuted copy too, and from its units as they are numbered, which is right
+between models that have been merged before. There the numbering has its say in the outcome.
 """
 
 from __future__ import annotations
@@ -29,17 +29,40 @@ from scipy.optimize import linear_sum_assignment
 from node.params.permutation import PermutationSpec, Role, Tensors
 
 MAX_SWEEPS: Final = 200
-MAX_WORK: Final = 4e11
-"""Cubes of group sizes over all sweeps: one assignment of n units takes of the order of n³ steps,
-and a seller chooses its weights. Ample for 200 sweeps of three groups of 512, five of 4,096."""
+MAX_WORK: Final = 3.5e10
+"""Cubes of group sizes over all assignments of a trial, every sweep and forward pass: one of n
+units takes of the order of n³ steps, in a thread that nothing can stop, and a seller chooses its
+weights. The slowest found take 1.25 ns a cube in one thread, so 44 s in all (42 s were seen, at
+784-2596-10 by its last layer, the widest that is taken); random ones of that width take 4 s.
+Ample for 85 sweeps of three groups of 512."""
 RELATIVE_GAIN: Final = 1e-12
 """A reassignment must raise a group's objective by this share of its magnitude to count."""
 
 
+def unentered(spec: PermutationSpec) -> tuple[str, ...]:
+    """Return the groups that no tensor of `spec` writes."""
+    written = {
+        axis.group
+        for of_tensor in spec.axes.values()
+        for axis in of_tensor
+        if axis is not None and axis.role is Role.WRITES
+    }
+    return tuple(name for name in spec.groups if name not in written)
+
+
+def work_of(spec: PermutationSpec, sweeps: int) -> float:
+    """Return the cubes of group sizes over all that is assigned in so many sweeps a descent."""
+    skipped = unentered(spec)
+    cubes = {name: float(group.size) ** 3 for name, group in spec.groups.items()}
+    forward = sum(cube for name, cube in cubes.items() if name not in skipped)
+    return (2 if skipped else 1) * (forward + sweeps * sum(cubes.values()))
+
+
 def sweeps_of(spec: PermutationSpec) -> int:
-    """Return how many sweeps units of these numbers are given, 1 … `MAX_SWEEPS`."""
-    work = sum(float(group.size) ** 3 for group in spec.groups.values())
-    return int(min(MAX_SWEEPS, max(1, MAX_WORK // max(work, 1.0))))
+    """Return how many sweeps a descent over units of these numbers is given, 1 … `MAX_SWEEPS`."""
+    forward = work_of(spec, 0)
+    each = max(work_of(spec, 1) - forward, 1.0)
+    return int(min(MAX_SWEEPS, max(1, (MAX_WORK - forward) // each)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +77,15 @@ def assign(similarity_UV: torch.Tensor) -> torch.Tensor:
     """Return `perm_U` that maximises Σ_u similarity[u, perm[u]]: a linear assignment.
 
     Where the largest entries of the rows already stand in different columns they are the
-    optimum, and no assignment problem is solved.
+    optimum, and no assignment problem is solved. What all entries of a row or of a column share
+    is in every assignment alike, and only costs the solver steps: it is taken off before.
     """
     best_U = similarity_UV.argmax(1)
     if len(torch.unique(best_U)) == len(best_U):
         return best_U.cpu()
-    _, columns = linear_sum_assignment(similarity_UV.cpu().numpy(), maximize=True)
+    centred_UV = similarity_UV - similarity_UV.mean(0)
+    centred_UV -= centred_UV.mean(1, keepdim=True)
+    _, columns = linear_sum_assignment(centred_UV.cpu().numpy(), maximize=True)
     return torch.from_numpy(np.asarray(columns, dtype=np.int64))
 
 
@@ -101,31 +127,31 @@ class _Problem:
             total_UV += ours_UF @ theirs_VF.T
         return total_UV
 
-    def likeness(self, group: str) -> torch.Tensor:
-        """Return similarity_UV of weights in order of size, whatever is permuted beside them."""
+    def by_weight(self, group: str) -> torch.Tensor:
+        """Return `perm_U` that gives units the same rank by the sum of all their weights.
+
+        Whatever is permuted beside them: what is summed is sorted first, so that rounding, too,
+        is the same. No assignment is solved, and what a few ranks are out the descent mends.
+        """
         size = self.spec.groups[group].size
-        total_UV = torch.zeros(size, size, dtype=torch.float64)
-        for name, dimension, _ in self.uses[group]:
-            ours_UF, theirs_VF = (
-                tensors[name].movedim(dimension, 0).reshape(size, -1).sort(1).values
-                for tensors in (self.ours, self.theirs)
-            )
-            total_UV += ours_UF @ theirs_VF.T
-        return total_UV
+        ours_U, theirs_U = (
+            torch.stack(
+                [
+                    tensors[name].movedim(dimension, 0).reshape(size, -1).sort(1).values.sum(1)
+                    for name, dimension, _ in self.uses[group]
+                ]
+            ).sum(0)
+            for tensors in (self.ours, self.theirs)
+        )
+        perm_U = torch.empty(size, dtype=torch.long)
+        perm_U[ours_U.argsort(stable=True)] = theirs_U.argsort(stable=True)
+        return perm_U
 
     def objective(self, permutations: Mapping[str, torch.Tensor]) -> float:
         return sum(
             float((tensor * self._theirs(name, -1, permutations)).sum())
             for name, tensor in self.ours.items()
         )
-
-    def unentered(self) -> dict[str, torch.Tensor]:
-        """Return a permutation by `likeness` for every group that no tensor here writes."""
-        return {
-            group: assign(self.likeness(group))
-            for group, uses in self.uses.items()
-            if all(role is Role.READS for _, _, role in uses)
-        }
 
     def forward_pass(self, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Match every group but those `given` by what enters it, given the groups before it."""
@@ -171,11 +197,12 @@ def match_units(spec: PermutationSpec, ours: Tensors, theirs: Tensors, *, seed: 
     """Return the permutations of `theirs` that best line up with `ours`."""
     problem = _Problem(spec, ours, theirs)
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
-    like = problem.unentered()
-    starts = [problem.forward_pass(like)]
-    if like:
-        starts.append(problem.forward_pass({g: torch.arange(len(p)) for g, p in like.items()}))
-    sweeps = max(1, sweeps_of(spec) // len(starts))
+    by_weight = {group: problem.by_weight(group) for group in unentered(spec)}
+    starts = [problem.forward_pass(by_weight)]
+    if by_weight:
+        numbered = {group: torch.arange(len(perm_U)) for group, perm_U in by_weight.items()}
+        starts.append(problem.forward_pass(numbered))
+    sweeps = sweeps_of(spec)
     ends = [problem.descend(start, generator, sweeps=sweeps) for start in starts]
     found = max(ends, key=problem.objective)
     return Matching(

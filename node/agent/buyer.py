@@ -37,6 +37,7 @@ from node.protocol.messages import (
     TrialResult,
 )
 from node.protocol.offer import BrokerNotice, Offer
+from node.protocol.parameters import encoded_length
 from node.protocol.purchase import FUND_MARGIN, Purchase, PurchaseRecord
 from node.protocol.types import ONE, Digest, PeerId, Wei
 from node.settlement.desk import TradeDesk
@@ -168,6 +169,7 @@ class Buyer:
             self._station.domain, wanted, answer, self._settings.patience, self._station.clock()
         )
         _check_recipe(record)
+        _check_length(record)
         measured, result = record.evaluation, tried.result
         if (measured.gain, measured.bound, measured.alpha) != (
             result.gain,
@@ -302,3 +304,16 @@ def _check_recipe(record: PurchaseRecord) -> None:
         raise RemoteProtocolError("wrong-recipe", "not the one that was measured")
     if record.quote.leaf_count != merkle.leaf_count(record.quote.byte_length):
         raise RemoteProtocolError("wrong-size", f"{record.quote.leaf_count} leaves")
+
+
+def _check_length(record: PurchaseRecord) -> None:
+    """Raise `RemoteProtocolError` unless the goods are as long as the layers that they are to be.
+
+    Other layers of that length show themselves only when they are decrypted.
+    """
+    architecture = parse_architecture(record.evaluation.architecture)
+    expected = encoded_length(layout(architecture, record.layers))
+    if record.quote.byte_length != expected:
+        raise RemoteProtocolError(
+            "wrong-layout", f"{record.quote.byte_length} bytes, its layers have {expected}"
+        )

@@ -10,7 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
 
+from broker_node.align import matching
 from broker_node.align import weight_matching as module
 from broker_node.align.preservation import require_same_function
 from broker_node.align.registry import ALIGNERS
@@ -120,11 +122,11 @@ def test_what_was_measured_is_what_the_buyer_gets_and_can_be_replayed(
 
 
 def disguised(
-    model: Tensors, layers: tuple[int, ...], seed: int
+    model: Tensors, layers: tuple[int, ...], seed: int, architecture: Architecture = FOUR
 ) -> tuple[Verified, dict[str, list[int]]]:
     """Return layers of a permuted copy, rescaled where no buyer could tell, and the order."""
-    spec = permutation_spec(FOUR)
-    inside = restrict(spec, names_of(FOUR, layers))
+    spec = permutation_spec(architecture)
+    inside = restrict(spec, names_of(architecture, layers))
     generator = torch.Generator().manual_seed(seed)
     permutations = {
         name: torch.randperm(group.size, generator=generator).tolist()
@@ -136,7 +138,7 @@ def disguised(
         if group.rescalable
     }
     copy = rescale(spec, permute(spec, model, permutations), scales)
-    return verified(FOUR, copy, layers), permutations
+    return verified(architecture, copy, layers), permutations
 
 
 @given(seed=st.integers(0, 2**31), layers=st.sampled_from(SUBSETS))
@@ -156,6 +158,67 @@ def test_the_order_of_a_permuted_copy_is_found_from_the_layers_that_are_sold(
         assert [order[unit] for unit in found] == list(range(len(order))), group
     for name, tensor in aligned.transformed.items():
         torch.testing.assert_close(tensor, ours.tensors[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("layers", [(1,), (2,), (3,), (1, 2), (1, 3)], ids=str)
+def test_a_permuted_copy_of_an_ordinary_width_is_found_where_nothing_enters_its_first_units(
+    layers: tuple[int, ...],
+) -> None:
+    wide = Architecture("mlp", {"widths": [64, 512, 512, 128, 10]})
+    ours = verified(wide, random_init(wide, 1))
+    theirs, permutations = disguised(ours.tensors, layers, 2, wide)
+    aligned = ALIGNERS["weight-matching"](ours, theirs, seed=0)
+    for group, found in aligned.recipe.permutations.items():
+        order = permutations[group]
+        assert [order[unit] for unit in found] == list(range(len(order))), group
+
+
+@pytest.mark.parametrize("layers", [(), *SUBSETS], ids=str)
+def test_all_that_is_assigned_in_a_trial_is_counted_whatever_the_weights(
+    layers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No start is had by an assignment that nobody counts: that of hostile weights takes long."""
+    spec = restrict(permutation_spec(FOUR), names_of(FOUR, layers))
+    steps = 0.0
+    assign = matching.assign
+
+    def count(similarity_UV: torch.Tensor) -> torch.Tensor:
+        nonlocal steps
+        steps += float(len(similarity_UV)) ** 3
+        return assign(similarity_UV)
+
+    monkeypatch.setattr(matching, "assign", count)
+    monkeypatch.setattr(matching, "RELATIVE_GAIN", -3.0)  # every sweep is said to gain
+    monkeypatch.setattr(matching, "MAX_WORK", 3_000.0)
+    sides = [part_of(FOUR, random_init(FOUR, seed), layers) for seed in (0, 1)]
+    matching.match_units(spec, *sides, seed=0)
+    assert steps == matching.work_of(spec, matching.sweeps_of(spec)) <= 3_000
+
+
+def test_what_is_common_to_a_row_or_a_column_costs_the_solver_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    solve, given_to_it = linear_sum_assignment, []
+
+    def watch(matrix: object, **how: object) -> object:
+        given_to_it.append(torch.as_tensor(matrix))
+        return solve(matrix, **how)
+
+    monkeypatch.setattr(matching, "linear_sum_assignment", watch)
+    for _ in range(20):
+        units_UF = torch.rand(2, 40, 3, generator=generator, dtype=torch.float64)
+        similarity_UV = units_UF[0] @ units_UF[1].T
+        found_U = matching.assign(similarity_UV)
+        _, best_U = solve(similarity_UV.numpy(), maximize=True)
+        rows_U = torch.arange(40)
+        torch.testing.assert_close(
+            similarity_UV[rows_U, found_U].sum(), similarity_UV[rows_U, torch.tensor(best_U)].sum()
+        )
+        (centred_UV,) = given_to_it
+        given_to_it.clear()
+        assert centred_UV.mean(0).abs().max() < 1e-12
+        assert centred_UV.mean(1).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("layers", SUBSETS, ids=str)
