@@ -10,7 +10,8 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.devnet.meeting import STAGES, Meeting, arrival, serve_meeting
+from node.agent.session import STAGES
+from node.devnet.meeting import Meeting, arrival, serve_meeting
 from node.roles.meeting import LONGEST_LINE, MeetingLostError, meeting_at
 from node.roles.ports import port_of
 
