@@ -262,11 +262,21 @@ class Party:
     async def buy_or_not(
         self, seller: Party, base: tuple[Digest, Offer] | None = None
     ) -> Trade | None:
-        ours = base or await self.offer()
+        ours = base or await self._base()
         await eventually(lambda: self.sees(seller), f"{seller.name}'s offer")
         tried = await self.shell.session._try(ours, self.sees(seller))
         trade: Trade | NoPrice = await self.shell.buyer.buy(tried, self.shell.desk, most=ETHER)
         return None if isinstance(trade, NoPrice) else trade
+
+    async def _base(self) -> tuple[Digest, Offer]:
+        """What this agent has on offer: the same for several purchases at one time."""
+        progress = self.shell.session.progress
+        if progress is not None and progress.offered:
+            own = self.station.book.latest_of_each_seller(TASK, self.market.clock())
+            for name, offer in own:
+                if offer.seller == self.account and offer.weights_root == progress.root:
+                    return name, offer
+        return await self.offer()
 
     def sees(self, seller: Party) -> tuple[Digest, Offer] | None:
         """The newest offer of `seller` in our book."""
