@@ -23,10 +23,12 @@ setup:
 	@$(if $(PYTHON),,$(error Python 3.11 or later is needed: apt-get install -y python3.11 python3.11-dev python3.11-venv))
 	@$(PYTHON) scripts/bootstrap.py
 
-# A process for each core: most tests wait for a network or a chain. Files stay together, for
-# some set a market up once. Memory, at 0.7 GB a process, is why there are no more than four.
+# A process more than there are cores: most tests wait for a network or a chain. Files stay
+# together, for some set a market up once. Memory, at 0.7 GB a process, is why there are no more
+# than four.
+WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 3 ? cores + 1 : 4)))
 test: setup
-	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: setup
 	@$(BIN)/python -m pytest -m slow $(ARGS)

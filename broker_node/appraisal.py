@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from broker_node.align import identity
 from broker_node.align.matching import MAX_WORK, work_of
 from broker_node.align.registry import ALIGNERS
 from broker_node.evaluate.evaluation import DEFAULT_SEARCH, evaluate, require_search
@@ -36,7 +37,7 @@ from node.protocol.offer import BrokerNotice, Offer
 from node.protocol.parameters import encoded_length
 from node.protocol.types import ONE, Digest, Millionths
 
-CODE_VERSION: Final = "pm-node/1"
+CODE_VERSION: Final = "pm-node/2"
 """Of what a replay must agree with; changes with any change of the figures."""
 
 
@@ -71,10 +72,13 @@ class Appraiser(Protocol):
         """Align the sold model with the base, choose α, score the gain."""
 
 
-def _screen(offer: Offer) -> Architecture:
+def _screen(offer: Offer, *, matches: bool) -> Architecture:
+    """Return what an offer is of; only what is sold is matched, and nothing if not `matches`."""
     architecture = parse_architecture(offer.architecture)
     tensors = layout(architecture, offer.layers)
-    _require_matchable(restrict(permutation_spec(architecture), {spec.name for spec in tensors}))
+    if matches and offer.for_sale:
+        sold = {spec.name for spec in tensors}
+        _require_matchable(restrict(permutation_spec(architecture), sold))
     expected = encoded_length(tensors)
     if offer.byte_length != expected or offer.leaf_count != merkle.leaf_count(expected):
         raise RemoteProtocolError("wrong-size", f"{offer.byte_length} bytes, not {expected}")
@@ -135,7 +139,7 @@ class MarketAppraiser:
         self._ends = (int(validation.inputs_RF.shape[1]), classes)
 
     def screen(self, offer: Offer) -> None:
-        architecture = _screen(offer)
+        architecture = _screen(offer, matches=self._method != identity.NAME)
         if _ends(architecture) != self._ends:
             raise RemoteProtocolError("wrong-architecture", architecture.text[:200])
 
@@ -203,7 +207,7 @@ class DrillAppraiser:
     validation_rows: int = 0
 
     def screen(self, offer: Offer) -> None:
-        architecture = _screen(offer)
+        architecture = _screen(offer, matches=False)
         if not isinstance(architecture.model, Shapes):
             raise RemoteProtocolError("drill-only", architecture.text[:200])
 

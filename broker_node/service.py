@@ -21,9 +21,10 @@ from broker_node.appraisal import Appraiser, ModelShelf
 from broker_node.bases import Bases
 from broker_node.negotiation import Negotiator, Tried
 from broker_node.settings import BrokerSettings
+from broker_node.trials import Trials
 from broker_node.verify.stages import Verified
 from node.chain.port import Escrow
-from node.chronicle import NodeReady, NodeStopped, TrialDone
+from node.chronicle import NodeReady, NodeStopped
 from node.net.errors import PASSING
 from node.net.transfer import Source, fetch_blob
 from node.protocol.brokerage import BrokerageRecord, BrokerageState
@@ -79,8 +80,10 @@ class Broker:
         self._unfinished: OrderedDict[Digest, None] = OrderedDict()
         """Roots of which something is on the disk and no model on the shelf, oldest first."""
         self._bases = Bases(station.book, station.task)
-        self._trials: OrderedDict[Digest, Tried] = OrderedDict()
         self._compute = trio.CapacityLimiter(1)
+        self._trials = Trials(
+            appraiser, self._compute, station.observer, settings.max_trials_remembered
+        )
         self.desk = TradeDesk(
             treasury=Treasury(escrow, station.journal, station.observer),
             watch=ChainWatch(
@@ -201,6 +204,7 @@ class Broker:
     async def _submit(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
         assert isinstance(question, Submit)
         name, offer = self.station.offer_in(question.statement)
+        self._screen(offer)
         book = self.station.book if offer.for_sale else self._bases
         verdict = book.receive(question.statement, self.station.clock())
         if not verdict.accepted and verdict.reason != "duplicate":
@@ -213,11 +217,15 @@ class Broker:
         held = self._held(offer)
         if held is not None:
             return held
+        self._screen(offer)
+        async with self._turns.of(offer.weights_root):
+            return self._held(offer) or await self._fetch(offer)
+
+    def _screen(self, offer: Offer) -> None:
+        """Raise `RemoteProtocolError` for what is not worth fetching, or a place."""
         if offer.byte_length > self._settings.max_model_bytes:
             raise RemoteProtocolError("too-large", f"{offer.byte_length} bytes", peer=offer.peer_id)
         self._appraiser.screen(offer)
-        async with self._turns.of(offer.weights_root):
-            return self._held(offer) or await self._fetch(offer)
 
     def _held(self, offer: Offer) -> Verified | None:
         model = self._shelf.get(offer.weights_root)
@@ -313,14 +321,11 @@ class Broker:
         trial_id = Digest(
             hashlib.sha256(question.base_digest + question.offer_digest + notice[0]).digest()
         )
-        tried = self._trials.get(trial_id)
+        tried = self._trials.find(trial_id)
         if tried is None:
-            ours, theirs = await self._model(base), await self._model(offer)
-            begun = trio.current_time()
-            trial = await trio.to_thread.run_sync(
-                lambda: self._appraiser.measure(ours, theirs, task=offer.task, notice=notice),
-                limiter=self._compute,
-            )
+            async with self._turns.of(peer):  # whoever asks for many has one place in the queue
+                ours, theirs = await self._model(base), await self._model(offer)
+                trial = await self._trials.measure(trial_id, ours, theirs, offer.task, notice)
             tried = Tried(
                 trial=trial,
                 buyer=base,
@@ -328,20 +333,7 @@ class Broker:
                 offer=offer,
                 notice_digest=notice[0],
             )
-            self._trials[trial_id] = tried
-            if len(self._trials) > self._settings.max_trials_remembered:
-                self._trials.popitem(last=False)
-            found = trial.evaluation
-            self.station.observer.emit(
-                TrialDone(
-                    trial_id=trial_id,
-                    task=offer.task,
-                    gain=found.gain,
-                    bound=found.bound,
-                    alpha=found.alpha,
-                    seconds=round(trio.current_time() - begun, 3),
-                )
-            )
+            self._trials.keep(trial_id, tried)
         found = tried.trial.evaluation
         return TrialResult(trial_id=trial_id, gain=found.gain, bound=found.bound, alpha=found.alpha)
 
@@ -360,7 +352,7 @@ class Broker:
 
     async def _quote(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
         assert isinstance(question, QuoteRequest)
-        tried = self._trials.get(question.trial_id)
+        tried = self._trials.find(question.trial_id)
         if tried is None or tried.buyer.peer_id != peer:
             raise RemoteProtocolError("unknown-trial", question.trial_id.hex(), peer=peer)
         trade_id = trade_id_of(

@@ -27,74 +27,87 @@ from numpy.typing import NDArray
 from node.params.permutation import Axis, PermutationSpec, Role, Tensors
 
 MAX_SWEEPS: Final = 1000
+MAX_WORK: Final = 2e9
+"""Squares that all sweeps over a model may read, those of `OVERHEAD` among them: a deep chain of
+layers would have every sweep that there is, in a thread that nothing can stop. The slowest that
+is taken has 3 s (784, 255 times 1, 10)."""
+OVERHEAD: Final = 1e4
+"""Squares that could be read in the time that it takes to read none."""
 TOLERANCE: Final = 1e-7
 """Largest relative step of a sweep that ends the balancing: float32's own precision."""
 
 
 @dataclass(frozen=True, slots=True)
-class _UnitSquares:
-    """A tensor's squares, summed over every axis but those of rescalable units."""
+class _Use:
+    """A tensor's squares, summed over every axis but those of rescalable units, as a group has it.
 
-    values: NDArray[np.float64]
-    axes: tuple[Axis, ...]
+    The group's own axis comes first; `others` are those of the other axes, in order.
+    """
+
+    squares: NDArray[np.float64]
+    role: Role
+    others: tuple[Axis, ...]
 
 
-def _unit_squares(spec: PermutationSpec, tensors: Tensors) -> list[_UnitSquares]:
-    reduced = []
+def _uses(spec: PermutationSpec, tensors: Tensors) -> dict[str, list[_Use]]:
+    """Return every use of each rescalable group."""
+    found: dict[str, list[_Use]] = {name: [] for name, g in spec.groups.items() if g.rescalable}
     for name, axes in spec.axes.items():
-        kept = [
-            (dimension, axis)
-            for dimension, axis in enumerate(axes)
-            if axis is not None and spec.groups[axis.group].rescalable
-        ]
-        if kept:
-            summed = tuple(set(range(len(axes))) - {dimension for dimension, _ in kept})
-            squares = np.square(tensors[name].detach().cpu().double().numpy())
-            reduced.append(_UnitSquares(squares.sum(axis=summed), tuple(axis for _, axis in kept)))
-    return reduced
+        kept = [(at, axis) for at, axis in enumerate(axes) if axis and axis.group in found]
+        if not kept:
+            continue
+        summed = tuple(set(range(len(axes))) - {at for at, _ in kept})
+        squares = np.square(tensors[name].detach().cpu().double().numpy()).sum(axis=summed)
+        for place, (_, own) in enumerate(kept):
+            found[own.group].append(
+                _Use(
+                    squares=np.moveaxis(squares, place, 0),
+                    role=own.role,
+                    others=tuple(axis for at, (_, axis) in enumerate(kept) if at != place),
+                )
+            )
+    return found
 
 
 def _sums(
-    squares: list[_UnitSquares],
-    factors: Mapping[str, NDArray[np.float64]],
-    group: str,
-    role: Role,
+    uses: list[_Use], factors: Mapping[str, NDArray[np.float64]], group: str, role: Role
 ) -> NDArray[np.float64]:
     """Return each unit's sum of squared weights in `role`, at squared scales `factors`."""
     total_U = np.zeros_like(factors[group])
-    for reduced in squares:
-        for dimension, axis in enumerate(reduced.axes):
-            if axis.group != group or axis.role is not role:
-                continue
-            rest = reduced.values
-            # from the last axis down, so that the numbers of those before it stay right
-            for other in reversed(range(len(reduced.axes))):
-                if other != dimension:
-                    factor = factors[reduced.axes[other].group]
-                    writes = reduced.axes[other].role is Role.WRITES
-                    rest = np.tensordot(rest, factor if writes else 1 / factor, axes=(other, 0))
+    for use in uses:
+        if use.role is role:
+            rest = use.squares
+            for other in reversed(use.others):
+                factor = factors[other.group]
+                rest = rest @ (factor if other.role is Role.WRITES else 1 / factor)
             total_U += rest
     return total_U * factors[group] if role is Role.WRITES else total_U / factors[group]
+
+
+def _sweeps(uses: Mapping[str, list[_Use]]) -> int:
+    """Return how many sweeps `MAX_WORK` has room for, 1 … `MAX_SWEEPS`."""
+    each = sum(use.squares.size + OVERHEAD for of_group in uses.values() for use in of_group)
+    return int(min(MAX_SWEEPS, max(1, MAX_WORK // max(each, 1.0))))
 
 
 def balanced_scales(spec: PermutationSpec, tensors: Tensors) -> dict[str, torch.Tensor]:
     """Return float64 scales by group that make incoming and outgoing norms equal.
 
     The problem is convex in the logarithms of the scales and is solved group after group.
-    It starts from incoming norms of 1, so that the answer does not depend, beyond the
-    tolerance, on the scales in which the model came, however extreme.
+    It starts from incoming norms of 1, so that the answer does not depend, beyond rounding,
+    on the scales in which the model came, however extreme: not even where a model is so deep
+    that its bound of work ends the balancing before its tolerance does.
     """
-    squares = _unit_squares(spec, tensors)
-    groups = [name for name, group in spec.groups.items() if group.rescalable]
-    factors = {group: np.ones(spec.groups[group].size) for group in groups}
-    for group in groups:
-        into_U = _sums(squares, factors, group, Role.WRITES)
+    uses = _uses(spec, tensors)
+    factors = {group: np.ones(spec.groups[group].size) for group in uses}
+    for group, of_group in uses.items():
+        into_U = _sums(of_group, factors, group, Role.WRITES)
         factors[group] = np.divide(1, into_U, out=np.ones_like(into_U), where=into_U > 0)
-    for _ in range(MAX_SWEEPS):
+    for _ in range(_sweeps(uses)):
         largest = 0.0
-        for group in groups:
-            into_U = _sums(squares, factors, group, Role.WRITES)
-            out_U = _sums(squares, factors, group, Role.READS)
+        for group, of_group in uses.items():
+            into_U = _sums(of_group, factors, group, Role.WRITES)
+            out_U = _sums(of_group, factors, group, Role.READS)
             alive_U = (into_U > 0) & (out_U > 0)
             step_U = np.divide(out_U, into_U, out=np.ones_like(out_U), where=alive_U) ** 0.5
             factors[group] = factors[group] * step_U

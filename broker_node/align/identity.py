@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from broker_node.align.preservation import require_same_architecture
 from broker_node.align.stages import Aligned
 from broker_node.verify.stages import Verified
 from node.params.recipe import NO_ALIGNMENT
+
+NAME: Final = "identity"
 
 
 def identity(buyer: Verified, seller: Verified, *, seed: int) -> Aligned:
@@ -14,7 +18,7 @@ def identity(buyer: Verified, seller: Verified, *, seed: int) -> Aligned:
     return Aligned(
         buyer=buyer,
         seller=seller,
-        method="identity",
+        method=NAME,
         recipe=NO_ALIGNMENT,
         transformed=seller.tensors,
         seed=seed,

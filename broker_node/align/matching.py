@@ -10,10 +10,11 @@ every group by what enters it alone, and the descent starts there: of a whole mo
 does not depend on how either side numbers its units, and a permuted copy is found exactly, since
 once what stands before is matched, the right assignment attains Cauchy-Schwarz.
 
-Where the first layer is not among the tensors, nothing of them enters their first group. The
-descent is then had twice, and the better end kept: from its units in order of the sum of their
-weights, which finds a permuted copy too, and from its units as they are numbered, which is right
-between models that have been merged before. There the numbering has its say in the outcome.
+Where a layer is sold without the one before it, nothing that is sold enters the group between
+them. The descent is then had twice, and the better end kept: from its units in order of the sum
+of their weights, which finds a permuted copy too, and from its units as they are numbered, which
+is right between models that have been merged before. There the numbering has its say in the
+outcome.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from node.params.permutation import PermutationSpec, Role, Tensors
 
 MAX_SWEEPS: Final = 200
 MAX_WORK: Final = 3.5e10
-"""Cubes of group sizes over all assignments of a trial, every sweep and forward pass: one of n
+"""Cubes of group sizes over all assignments of one matching, every sweep and forward pass: one of n
 units takes of the order of n³ steps, in a thread that nothing can stop, and a seller chooses its
 weights. The slowest found take 1.25 ns a cube in one thread, so 44 s in all (42 s were seen, at
 784-2596-10 by its last layer, the widest that is taken); random ones of that width take 4 s.

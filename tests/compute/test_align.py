@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker_node.align import gauge
 from broker_node.align.gauge import balanced_scales, without_dead_units
 from broker_node.align.matching import assign, match_units
 from broker_node.align.preservation import require_same_function
@@ -158,6 +160,38 @@ def test_canonical_scales_forget_the_scales_a_model_came_in(seed: int) -> None:
     canonical = rescale(spec, tensors, balanced_scales(spec, tensors))
     canonical_moved = rescale(spec, moved, balanced_scales(spec, moved))
     for name in tensors:
+        torch.testing.assert_close(canonical_moved[name], canonical[name], rtol=1e-5, atol=1e-9)
+
+
+def test_a_chain_too_deep_to_balance_whole_forgets_its_scales_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    architecture = Architecture("mlp", {"widths": [4, *[3] * 40, 2]})
+    spec = permutation_spec(architecture)
+    ours = {name: t.double() for name, t in random_init(architecture, 0).items()}
+    generator = torch.Generator().manual_seed(0)
+    scales = {
+        name: torch.exp2(8 * (torch.rand(group.size, generator=generator).double() - 0.5))
+        for name, group in spec.groups.items()
+    }
+    whole = balanced_scales(spec, ours)
+    reads: list[int] = []
+    sums = gauge._sums
+
+    def counted(uses: list[Any], *rest: Any) -> Any:
+        reads.append(len(uses))
+        return sums(uses, *rest)
+
+    monkeypatch.setattr(gauge, "MAX_WORK", 5e6)
+    monkeypatch.setattr(gauge, "_sums", counted)
+    cut = balanced_scales(spec, ours)
+    assert sum(reads) * gauge.OVERHEAD < 3 * gauge.MAX_WORK
+    assert any(not torch.allclose(cut[name], whole[name], rtol=1e-5) for name in cut)
+    moved = rescale(spec, ours, scales)
+    canonical, canonical_moved = (
+        rescale(spec, tensors, balanced_scales(spec, tensors)) for tensors in (ours, moved)
+    )
+    for name in ours:
         torch.testing.assert_close(canonical_moved[name], canonical[name], rtol=1e-5, atol=1e-9)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ from node.params.encoding import weights_root
 from node.params.permutation import restrict
 from node.protocol import merkle
 from node.protocol.errors import RemoteProtocolError
-from node.protocol.offer import Offer
+from node.protocol.offer import NOT_FOR_SALE, Offer
 from node.protocol.parameters import encoded_length
 from tests.protocol import cast
 
@@ -91,6 +93,20 @@ def test_a_network_too_wide_to_align_is_refused_from_its_offer_alone(
     assert refused.value.reason == "too-wide"
     assert value in refused.value.detail
     assert f"{MAX_WORK:.3g}" in refused.value.detail
+
+
+def test_only_what_is_sold_is_matched(appraiser: MarketAppraiser) -> None:
+    wide = offer_of(784, 3_000, 256, 10, layers=(2,))
+    appraiser.screen(wide)
+    whole = offer_of(784, 3_000, 256, 10)
+    appraiser.screen(dataclasses.replace(whole, reserve=NOT_FOR_SALE))
+    with pytest.raises(RemoteProtocolError, match="too-wide"):
+        appraiser.screen(whole)
+
+
+def test_where_nothing_is_matched_no_network_is_too_wide_to_match() -> None:
+    rows = ValidationSet(torch.zeros(4, 784), torch.tensor([0, 1, 2, 3]))
+    MarketAppraiser(rows, classes=10, method="identity").screen(offer_of(784, 65_536, 10))
 
 
 # --------------------------------------------------------------------- what is held, and goes
