@@ -11,6 +11,7 @@ A run that fails leaves a report too, of the markets before.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -145,6 +146,7 @@ class Experiment:
                 )
         finally:
             self.watcher.end(arm.name, seed)
+        gc.collect()  # a market that is over is a ring of objects, which holds all its rows
         ledger = record["ledger"]
         if record["complete"] and (ledger is None or ledger["balances"]):
             save_record(folder, record)  # what did not settle is gone on with

@@ -27,11 +27,6 @@ class Meeting:
         self._at: dict[str, tuple[int, int]] = dict.fromkeys(members, (0, 0))
         self._moved = trio.Event()
 
-    @property
-    def members(self) -> frozenset[str]:
-        """Whoever has not left."""
-        return frozenset(self._at)
-
     async def arrive(self, member: str, round_: int, stage: str) -> int:
         """Wait until every member is at this stage of this round, or further.
 

@@ -77,6 +77,15 @@ def test_few_trades_are_listed_and_many_are_added_up() -> None:
     assert f"{made} of 90" in printed(many)
 
 
+def test_each_trade_has_a_line_of_eighty_columns() -> None:
+    report = make_report(seeds=1, trades_kept=3)
+    lines = printed(report, 80).splitlines()
+    for trade in report["trades"]:
+        (line,) = (line for line in lines if trade["id"][:5] in line)
+        assert line.split()[1:4] == [trade["buyer"], "◄", trade["seller"]]
+        assert line.split()[-1] == f"{sum(trade['gas'].values()):,}"
+
+
 def test_a_purchase_that_came_to_nothing_is_neither_paid_nor_counted_in_the_sums() -> None:
     report = make_report(seeds=1, trades_kept=3, arms=("out-of-market", "aligned"))
     lost, *paid = report["trades"]

@@ -94,22 +94,24 @@ def _trading(report: Report, out: Console) -> None:
 
 
 def _trades(report: Report, out: Console) -> None:
-    headings = ("trade", "arm", "buyer", "seller", "on chain", "round", "price", "α", "gain", "gas")
-    table = _table("Every trade, prices in play-ether", *headings, left=5)
-    for row in report["trades"]:
-        table.add_row(
-            Text(legible(row["id"], 10)),
-            *(
-                Text(legible(words, 16))
-                for words in (row["arm"], row["buyer"], row["seller"], row["on_chain"])
-            ),
-            str(row["round"]),
-            play_ether(row["price"]),
-            alpha_text(row["alpha"]),
-            percent(row["gain"]),
-            f"{sum(row['gas'].values()):,}",
-        )
-    out.print(table)
+    """Print each trade, by arm; eighty columns are enough."""
+    headings = ("trade", "buyer ◄ seller", "on chain", "round", "price", "α", "gain", "gas")
+    for arm in dict.fromkeys(row["arm"] for row in report["trades"]):
+        title = f"Every trade, {legible(arm, 24)}, prices in play-ether"
+        table = _table(title, *headings, left=3)
+        table.padding, table.pad_edge = 0, False
+        for row in (row for row in report["trades"] if row["arm"] == arm):
+            table.add_row(
+                Text(legible(row["id"], 10)),
+                Text(f"{legible(row['buyer'], 16)} ◄ {legible(row['seller'], 16)}"),
+                Text(legible(row["on_chain"], 16)),
+                str(row["round"]),
+                play_ether(row["price"]),
+                alpha_text(row["alpha"]),
+                percent(row["gain"]),
+                f"{sum(row['gas'].values()):,}",
+            )
+        out.print(table)
 
 
 def _closing(report: Report, folder: Path, out: Console) -> None:
