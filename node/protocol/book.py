@@ -173,6 +173,13 @@ class OfferBook:
         bodies = (entry.signed.body for entry in self._entries.values())
         return [body for body in bodies if isinstance(body, Receipt) and body.task == task]
 
+    def traded_until(self, account: Address) -> UnixTime:
+        """Until when a receipt of a favoured broker names an account, 0 if none does; at no cost.
+
+        What was heard of a broker before it was favoured counts from the next sweep.
+        """
+        return self._traded.get(account, UnixTime(0))
+
     def statements(self, now: UnixTime) -> list[bytes]:
         """Every live statement, as it was gossiped: favoured brokers' notices, then the newest."""
         live = [e for e in reversed(self._entries.values()) if e.signed.body.expires_at > now]
@@ -266,7 +273,7 @@ class OfferBook:
 
     def _is_sheltered(self, account: Address, now: UnixTime, *, more: int = 0) -> bool:
         """Whether what an account says may stay, were there so much `more` of it."""
-        traded = self._traded.get(account, 0) > now
+        traded = self.traded_until(account) > now
         return self._is_favoured(account) or (
             traded and self._said_by[account] + more <= MAX_SHELTERED
         )
@@ -274,8 +281,7 @@ class OfferBook:
     def _shelter(self, body: Statement) -> None:
         if isinstance(body, Receipt) and self._is_favoured(body.broker):
             for account in (body.buyer, body.seller):
-                until = max(self._traded.get(account, UnixTime(0)), body.expires_at)
-                self._traded[account] = until
+                self._traded[account] = max(self.traded_until(account), body.expires_at)
 
     def _enqueue(self, issuer: Address, nonce: int, until: UnixTime) -> None:
         self._turn += 1

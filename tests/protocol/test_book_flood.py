@@ -16,7 +16,7 @@ from node.protocol.offer import MAX_LIFETIME, Receipt, Statement
 from node.protocol.types import Address, UnixTime
 from tests.protocol import cast
 from tests.protocol.books import GOOD, NOTICE, OFFER, later, remembered, says
-from tests.protocol.cast import BROKER, DOMAIN, NOW, SELLER, Party, seal
+from tests.protocol.cast import BROKER, BUYER, DOMAIN, NOW, SELLER, Party, seal
 
 ROOM, ROOM_FOR_ONE, SHELTERED = 6, 4, 2
 US = Party("ourselves")
@@ -207,6 +207,18 @@ def test_a_receipt_shelters_as_long_as_it_is_good(ours: OfferBook) -> None:
     assert offer in ours.statements(later(99))
     ours.receive(offered(CROWD[-2], 600, at=later(111)), later(111))
     assert offer not in ours.statements(later(111))
+
+
+def test_the_book_says_until_when_somebody_has_traded(ours: OfferBook) -> None:
+    assert ours.traded_until(SELLER.account) == 0
+    for life, nonce in ((300, 7), (100, 8)):
+        ours.receive(receipt(life=life, nonce=nonce), NOW)
+    ours.receive(receipt(CROWD[-1]), NOW)  # of a broker that nobody joined
+    for account in (SELLER.account, BUYER.account):
+        assert ours.traded_until(account) == later(300)
+    assert ours.traded_until(CROWD[-1].account) == 0
+    ours.expire(later(300))
+    assert ours.traded_until(SELLER.account) == 0
 
 
 # ── whatever is said, in whatever order ──
