@@ -8,14 +8,14 @@ from typing import Final
 
 import trio
 
+from node.agent.merging import merge
 from node.agent.settings import AgentSettings
 from node.chronicle import Asked, NoDealReached, OurFault, PeerFault, TrialDone
 from node.net.errors import PASSING
 from node.net.transfer import Source, fetch_blob, fetch_hashes
 from node.params.architecture import layout, parse_architecture
-from node.params.encoding import decode_file, encode_tensors
 from node.params.errors import BadGoodsError, StoreError
-from node.params.recipe import Recipe, apply_recipe
+from node.params.recipe import Recipe
 from node.protocol import delivery, merkle
 from node.protocol.bargain import Wanted, accept_deal
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
@@ -280,15 +280,10 @@ class Buyer:
         except BadGoodsError as error:
             return BadGoods(error.index)
         try:
-            architecture = parse_architecture(evaluation.architecture)
-            goods = layout(architecture, purchase.layers)
-            base = decode_file(blobs.path(evaluation.base_root), layout(architecture))
-            sold = decode_file(blobs.path(quote.offer_root), goods)
-            merged = apply_recipe(architecture, base, sold, Recipe.decode(purchase.recipe))
+            root = merge(blobs, purchase)
         except RemoteProtocolError as error:
             return Delivered(f"the recipe does not apply: {error}")
-        ref = blobs.put_bytes(encode_tensors(merged))
-        if ref.root != evaluation.merged_root:
+        if root != evaluation.merged_root:
             return Delivered("the recipe does not give the weights that were measured")
         return Delivered()
 

@@ -21,6 +21,8 @@ from node.observe import Observer
 from node.training.trainer import Score, Trainer
 
 FORGET_SECONDS: Final = 60.0
+MERGE_LOST: Final = "merge-lost"
+"""Why a round that bought goes on without: the disk has spoilt the weights, for good."""
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -65,7 +67,10 @@ class Learner:
     async def _end(self, step: Step, before: Score) -> None:
         """Tell of a round, then end it: killed in between, it is told of once more."""
         session, epoch = self._session, self._progress().epoch
-        after = await self._score((await session.outcome())[0]) if step.bought else before
+        bought, after = step.bought, before
+        if bought:
+            adopted, bought = await session.outcome()
+            after = await self._score(adopted)
         self._observer.emit(
             RoundPlayed(
                 round=step.round,
@@ -74,11 +79,11 @@ class Learner:
                 accuracy=round(after.accuracy, 6),
                 loss_before=before.loss,
                 loss=after.loss,
-                bought=step.bought,
-                because=step.because,
+                bought=bought,
+                because=step.because if bought is step.bought else MERGE_LOST,
             )
         )
-        await session.adopt()
+        session.end()
 
     async def _train(self, progress: Progress) -> tuple[Tensors, int, Score]:
         """Train the epochs of one round; the first has the warm-up's besides."""

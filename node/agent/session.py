@@ -19,26 +19,29 @@ import trio
 
 from node.agent import progress as journalled
 from node.agent.buyer import Buyer, NoPrice, Tried
+from node.agent.merging import LostMergeError, merged_weights, read_tensors
+from node.agent.offering import Offering
 from node.agent.progress import GAVE_WEIGHTS, Progress, Step
 from node.agent.selection import NOT_ITS_OWN, in_turn
 from node.agent.seller import Seller
 from node.agent.settings import AgentSettings
 from node.agent.submission import Submission
 from node.chain.errors import ChainUnavailableError
-from node.chronicle import PeerFault
-from node.params.architecture import Architecture, layout, parse_architecture, part_of
+from node.chronicle import OurFault, PeerFault
+from node.params.architecture import Architecture, layout, parse_architecture
 from node.params.disk import BlobRef
-from node.params.encoding import decode_file, encode_tensors
+from node.params.encoding import encode_tensors
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
 from node.protocol.offer import Offer
 from node.protocol.purchase import Purchase
-from node.protocol.types import Digest, PeerId, UnixTime, Wei
+from node.protocol.types import Digest, PeerId, Wei
 from node.settlement.desk import TradeDesk
 from node.settlement.purse import Purse
 from node.settlement.trade import Trade, roots_of
 from node.station.station import Station
 
 STAGES: Final = ("offered", "tried", "traded")
+NO_ROUND: Final = "there is no round to end: offer and step first"
 FORGOTTEN: Final = frozenset({"unknown-offer", "unreachable", "timeout"})
 Tensors = Mapping[str, torch.Tensor]
 Meet = Callable[[int, str], Awaitable[int | None]]
@@ -74,6 +77,7 @@ class Session:
         self._broker = broker
         self._meet = meet
         self._submission = Submission(station, broker, self._fault)
+        self._offering = Offering(station, settings, self._submission)
         self._bought = journalled.offers_bought(station.journal)
         """Offers that are never tried again, also after a restart."""
         self._tried = set(self._bought)
@@ -86,6 +90,8 @@ class Session:
         """Of what this round offers; None before it does, and after it ended."""
         self._trade: Trade | None = None
         """What this round has opened, unless it came to nothing."""
+        self._told: set[Digest] = set()
+        """Trades of which the log says what they came to."""
         self.progress = journalled.recall(station.journal)
         """None before the first `begin` or `offer` of this journal."""
 
@@ -103,57 +109,24 @@ class Session:
         Without `parameters`: once more what this round has offered already, after a restart.
         An agent that sells some layers offers those, and shows the broker alone the rest.
         Returns the digest of the signed offer. Raises `LocalProtocolError` while the last step,
-        also one that a restart cut off, has bought something that was not adopted.
+        also one that a restart cut off, has bought something that was not adopted, and
+        `ArchitectureError` for a model that lacks the layers.
         """
         if self._trade is not None or self._has_bought():
             raise LocalProtocolError("adopt first: what the last step bought would be lost")
+        layout(architecture, self._settings.layers)
         progress = self.progress
         if parameters is not None:
             played = 0 if progress is None else progress.round
             root = self._keep(parameters).root
             earlier = journalled.made_on(self._station.journal, root)
+            self._base = self.architecture = None  # what was offered before is not the round's
             progress = self._remember(Progress(played, epoch, root, True, earlier))
         if progress is None or not progress.offered:
             raise LocalProtocolError("there is nothing to offer yet: give parameters")
-        name, self._base = await self._put_on_offer(architecture, progress.root)
+        name, self._base = await self._offering.put(architecture, progress.root)
         self.architecture = architecture.text
         return name
-
-    async def _put_on_offer(
-        self, architecture: Architecture, root: Digest
-    ) -> tuple[Digest, tuple[Digest, Offer]]:
-        """Return the digest of our offer, and what others are to be tried on."""
-        whole = self._station.blobs.ref(root)
-        held = self._part_of(architecture, whole)
-        now = self._station.clock()
-        offer = Offer(
-            seller=self._station.account,
-            peer_id=self._station.peer_id,
-            addresses=self._station.network.addresses(),
-            task=self._station.task,
-            architecture=architecture.text,
-            layers=self._settings.layers,
-            weights_root=held.root,
-            leaf_count=held.leaf_count,
-            byte_length=held.byte_length,
-            reserve=self._settings.reserve,
-            issued_at=now,
-            expires_at=UnixTime(now + self._settings.offer_seconds),
-            nonce=self._station.journal.next_nonce(),
-        )
-        self._station.served.add(held.root)
-        name, data = self._station.sign(offer)
-        await self._station.publish(data)
-        await self._submission.of_ours(data)
-        base = await self._submission.of_base(offer, whole) if offer.layers else (name, offer)
-        return name, base
-
-    def _part_of(self, architecture: Architecture, whole: BlobRef) -> BlobRef:
-        """Return what is sold of a model of ours: all of it, or some layers as their own blob."""
-        if not self._settings.layers:
-            return whole
-        tensors = self.load(architecture.text, whole.root)
-        return self._keep(part_of(architecture, tensors, self._settings.layers))
 
     async def step(self) -> Step:
         """Try what others offer on what we offered, buy what helps most, see it settled.
@@ -175,32 +148,51 @@ class Session:
         else:
             step = Step(round=number, bought=False, because=failed)
         await self._meet(number, "traded")
-        self._station.observer.emit(journalled.told(step))
+        self._tell(step)
         return step
 
     async def outcome(self) -> tuple[dict[str, torch.Tensor], bool]:
         """Return what `adopt` would, and whether it is merged, once that is settled.
 
-        A round that a restart cut off while it bought is taken up for that.
+        A round that a restart cut off while it bought is taken up for that. A merge that our
+        disk has spoilt is made again; one that is lost for good is told of, and counts as not
+        given.
         """
         if self.architecture is None:
             await self.take_up()
         if self.architecture is None or self.progress is None:
-            raise LocalProtocolError("there is no round to end: offer and step first")
+            raise LocalProtocolError(NO_ROUND)
         if self._trade is not None and not self._trade.machine.settled:  # its step was cut off
             await self._trade.settled.wait()
-        root = self._merged()
-        return self.load(self.architecture, root or self.progress.root), root is not None
+        purchase = self._giving()
+        if purchase is not None:
+            blobs = self._station.blobs
+            try:
+                return await trio.to_thread.run_sync(merged_weights, blobs, purchase.record), True
+            except LostMergeError as error:
+                self._station.observer.emit(OurFault(during="adopt", reason=str(error)))
+                self._trade = None
+        return self.load(self.architecture, self.progress.root), False
+
+    def end(self) -> None:
+        """End the round with its `outcome`, which has been asked for."""
+        progress, opened = self.progress, self._trade
+        if self.architecture is None or progress is None:
+            raise LocalProtocolError(NO_ROUND)
+        if opened is not None and not opened.machine.settled:
+            raise LocalProtocolError(
+                "ask for the outcome first: what is being bought would be lost"
+            )
+        purchase = self._giving()
+        root = progress.root if purchase is None else purchase.record.evaluation.merged_root
+        self._remember(Progress(progress.round + 1, progress.epoch, root, False))
+        self._base, self.architecture, self._trade = None, None, None
+        self.forget_blobs()
 
     async def adopt(self) -> dict[str, torch.Tensor]:
         """End the round; returns the weights to go on from: the merged ones if it bought any."""
         adopted, _ = await self.outcome()
-        progress = self.progress
-        assert progress is not None
-        root = self._merged() or progress.root
-        self._base, self.architecture, self._trade = None, None, None
-        self._remember(Progress(progress.round + 1, progress.epoch, root, False))
-        self.forget_blobs()
+        self.end()
         return adopted
 
     # ── after a restart ──
@@ -217,9 +209,9 @@ class Session:
         progress = self.progress
         for purchase in journalled.under_way(self._station.journal, progress):
             assert progress is not None
-            bought = self._given(purchase) is not None
+            bought = self._given(purchase)
             step = journalled.step_of(purchase, progress.round + 1, bought=bought)
-            self._station.observer.emit(journalled.told(step))
+            self._tell(step)
             self.architecture = purchase.record.evaluation.architecture
             if bought:
                 self._trade = self._desk.find(purchase.record.trade_id, "buyer")
@@ -233,7 +225,7 @@ class Session:
         """
         if self.architecture is None or self.progress is None:
             raise LocalProtocolError("there is no round to be in: take it up first")
-        await self._put_on_offer(parse_architecture(self.architecture), self.progress.root)
+        await self._offering.put(parse_architecture(self.architecture), self.progress.root)
         for stage in STAGES:
             await self._meet(self.progress.round + 1, stage)
 
@@ -303,7 +295,7 @@ class Session:
         self._trade = trade
         await trade.settled.wait()
         price = trade.quote.price if trade.quote else None
-        if self._merged() is not None:
+        if self._giving() is not None:
             return "bought", price
         self._trade = None
         return trade.machine.state.value, price
@@ -362,22 +354,21 @@ class Session:
 
     # ── what was bought ──
 
-    def _merged(self) -> Digest | None:
-        """Return the root of the weights that this round's trade gave, if it gave any."""
+    def _giving(self) -> Purchase | None:
+        """Return this round's purchase, if it gave weights."""
         machine = self._trade and self._trade.machine
-        return self._given(machine) if isinstance(machine, Purchase) else None
+        return machine if isinstance(machine, Purchase) and self._given(machine) else None
 
-    def _given(self, purchase: Purchase) -> Digest | None:
-        """Return the root of the merged weights, if they were delivered as measured."""
+    def _given(self, purchase: Purchase) -> bool:
+        """Whether merged weights were delivered as measured, and lie in the store."""
         root = purchase.record.evaluation.merged_root
-        gave = purchase.state in GAVE_WEIGHTS
-        return root if gave and self._station.blobs.has(root) else None
+        return purchase.state in GAVE_WEIGHTS and self._station.blobs.has(root)
 
     # ── the journal, and the blobs ──
 
     def load(self, architecture: str, root: Digest) -> dict[str, torch.Tensor]:
         """Return the tensors of a blob of ours."""
-        return decode_file(self._station.blobs.path(root), layout(parse_architecture(architecture)))
+        return read_tensors(self._station.blobs, architecture, root)
 
     def _remember(self, progress: Progress) -> Progress:
         journalled.remember(self._station.journal, progress)
@@ -392,6 +383,14 @@ class Session:
         kept = journalled.roots_kept(self._station.journal, self.progress)
         kept = kept.union(*map(roots_of, self._desk.open_trades()))
         self._station.forget_blobs(kept)
+
+    def _tell(self, step: Step) -> None:
+        """Tell what a round came to, of each trade once."""
+        if step.trade_id is not None:
+            if step.trade_id in self._told:
+                return
+            self._told.add(step.trade_id)
+        self._station.observer.emit(journalled.told(step))
 
     def _fault(self, during: str, error: RemoteProtocolError) -> None:
         peer = error.peer or self._broker

@@ -32,7 +32,7 @@ def read_bought(path: Path) -> dict[Digest, Bought]:
     journal = Journal(path, read_only=True)
     try:
         at = journalled.recall(journal)
-        under_way = journalled.under_way(journal, at) if at is not None else []
+        under_way = journalled.under_way(journal, at)
         rounds = {p.record.trade_id: at.round + 1 for p in under_way if at is not None}
         return {
             purchase.record.trade_id: Bought(

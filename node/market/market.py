@@ -36,6 +36,10 @@ T = TypeVar("T")
 Parameters = nn.Module | Mapping[str, torch.Tensor]
 JOIN_SECONDS: Final = 120.0
 CLOSE_SECONDS: Final = 60.0
+ANOTHER_ARCHITECTURE: Final = frozenset(
+    {"missing-tensor", "unexpected-tensor", "wrong-shape", "wrong-dtype"}
+)
+"""What `ProfileError` calls tensors that are whole, but not those of a layout."""
 
 
 class Market:
@@ -76,7 +80,8 @@ class Market:
         self._leaving = trio.lowlevel.ParkingLot()
         """Where the node's end waits for the calls' ends."""
         self._last: tuple[str, bool] | None = None
-        """Of the last outcome that was asked for: the architecture, and whether it is merged."""
+        """Of the outcome of an `adopt` or `resume` that has not returned: the architecture, and
+        whether it is merged. Nothing else is ever adopted once more."""
 
     # ── the node's life ──
 
@@ -164,6 +169,7 @@ class Market:
         finite, and `LocalProtocolError` while a `step` that bought is not adopted, be it one
         before a restart: `adopt`, or `resume`, gives what was paid for.
         """
+        self._last = None
         if isinstance(parameters, nn.Module):
             reading = read(parameters)
             if architecture not in (None, reading.architecture):
@@ -193,9 +199,10 @@ class Market:
         """End the round; returns its weights: the merged ones if any were bought, else the offered.
 
         Merged ones are written into `module` before the round ends; if none were bought, it is
-        left as it is. Called again before the next `offer`, it does and returns the same. Raises
-        `ArchitectureError`, and ends no round, for a module of another architecture than what
-        was offered.
+        left as it is. Called again after it was interrupted, before the next `offer`, it does and
+        returns the same. Raises `LocalProtocolError` if there is no round to end, and
+        `ArchitectureError`, which ends none, for a module of another architecture than what was
+        offered.
         """
         reading = None if module is None else read(module)
         tensors, merged = self._call(
@@ -204,12 +211,13 @@ class Market:
         if merged and reading is not None:
             reading.write(tensors)
         self._call(_end_round)
+        self._last = None
         return tensors
 
     async def _outcome(
         self, agent: Agent, wanted: Architecture | None
     ) -> tuple[dict[str, torch.Tensor], bool]:
-        """Return what the round came to; once more that of the last one, if it is over."""
+        """Return what the round came to; once more, if it is over and its end was interrupted."""
         session = agent.session
         progress = session.progress
         over = session.architecture is None and progress is not None and not progress.offered
@@ -229,7 +237,8 @@ class Market:
 
         Purchases that were under way then are seen to their end, and what they gave is adopted.
         Given a module, it is written there; None leaves it as it is. Raises `ArchitectureError`
-        if the agent stood at weights of another architecture, and ends no round then.
+        if the agent stood at weights of another architecture, and ends no round then, and
+        `ProfileError` for weights that the disk has spoilt.
         """
         reading: Reading | None = None
         if isinstance(model, Architecture):
@@ -247,6 +256,8 @@ class Market:
             try:
                 return session.load(architecture.text, session.progress.root), False
             except ProfileError as error:
+                if error.reason not in ANOTHER_ARCHITECTURE:
+                    raise
                 raise ArchitectureError(f"it stood at another architecture: {error}") from error
 
         tensors, bought = self._call(recall)
@@ -254,6 +265,7 @@ class Market:
             reading.write(tensors)
         if bought:
             self._call(_end_round)
+        self._last = None
         return tensors
 
     @property
@@ -350,7 +362,7 @@ class Market:
 async def _end_round(agent: Agent) -> None:
     """End the round, unless a call that was interrupted has ended it."""
     if agent.session.architecture is not None:
-        await agent.session.adopt()
+        agent.session.end()
 
 
 class _EndedError(Exception):

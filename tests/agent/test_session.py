@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,18 +17,19 @@ from node.agent.progress import Progress
 from node.agent.session import Session
 from node.chronicle import LegEnded, RoundPlayed, RoundsPlayed, TradeChanged
 from node.devnet.meeting import Meeting
-from node.journal import Journal, TradeRow
-from node.observe import Observer
+from node.journal import Journal, JournalError
 from node.params.encoding import encode_tensors
-from node.params.store import BlobStore
-from node.protocol import cbor
+from node.params.families.base import ArchitectureError
 from node.protocol.errors import LocalProtocolError
-from node.protocol.purchase import Purchase, PurchaseRecord, PurchaseState
-from node.protocol.schema import to_map
-from node.protocol.types import Digest, Millionths, UnixTime
-from node.settlement.desk import TradeDesk
-from node.settlement.treasury import Treasury
-from node.settlement.watch import ChainWatch
+from node.protocol.purchase import Purchase, PurchaseState
+from node.protocol.types import Digest, Millionths
+from tests.agent.rounds import (
+    delivered_round,
+    heard_by,
+    purchase_on,
+    save,
+    session_on,
+)
 from tests.market.market import (
     Market,
     Party,
@@ -39,67 +38,7 @@ from tests.market.market import (
     open_market,
     weights,
 )
-from tests.protocol.cast import NOW, OFFER_DIGEST, purchase_record
-from tests.settlement.fake_chain import FakeChain, FakeEscrow
-from tests.settlement.trades import BUYER, Bench
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    journal = Journal(tmp_path / "journal.db")
-    yield journal
-    journal.close()
-
-
-def clock() -> UnixTime:
-    return NOW
-
-
-def session_on(journal: Journal) -> Session:
-    """Make a session anew from a journal."""
-    escrow, observer = FakeEscrow(FakeChain(clock), BUYER), Observer()
-    nobody: Any = None
-    (_, _, path), *_ = journal._db.execute("PRAGMA database_list")
-    station: Any = SimpleNamespace(
-        journal=journal,
-        observer=observer,
-        blobs=BlobStore(Path(path).with_name("blobs")),
-        forget_blobs=lambda _: None,
-    )
-    desk = TradeDesk(
-        treasury=Treasury(escrow, journal, observer),
-        watch=ChainWatch(escrow, journal, observer, confirmations=0),
-        journal=journal,
-        workshop=Bench(),
-        observer=observer,
-        clock=clock,
-    )
-    others: dict[str, Any] = dict.fromkeys(("buyer", "seller", "purse", "settings"))
-    return Session(station=station, desk=desk, broker=nobody, **others)
-
-
-def save(journal: Journal, record: PurchaseRecord) -> None:
-    journal.save_trade(
-        TradeRow(
-            trade_id=record.trade_id,
-            role="buyer",
-            state=record.state,
-            over=Purchase(record).over,
-            record=cbor.encode(to_map(record)),
-        )
-    )
-
-
-def purchase_on(root: Digest, state: PurchaseState, number: int) -> PurchaseRecord:
-    """A purchase that was tried on these weights of the market's one architecture."""
-    record = purchase_record(state)
-    return dataclasses.replace(
-        record,
-        quote=dataclasses.replace(record.quote, trade_id=Digest(bytes([number]) * 32)),
-        evaluation=dataclasses.replace(
-            record.evaluation, base_root=root, architecture=architecture().text
-        ),
-    )
+from tests.protocol.cast import OFFER_DIGEST, purchase_record
 
 
 @pytest.mark.parametrize("state", list(PurchaseState))
@@ -159,6 +98,42 @@ async def test_an_offer_has_one_step_and_a_round_that_bought_nothing_may_offer_a
             await session.adopt()
 
 
+async def test_a_model_without_the_layers_that_are_sold_is_refused_before_it_is_remembered(
+    tmp_path: Path,
+) -> None:
+    async with open_market(tmp_path) as market:
+        buyer = await market.join("buyer", Driven, layers=(0,))
+        session: Session = buyer.shell.session
+        with pytest.raises(ArchitectureError, match="sold whole"):
+            await session.offer(architecture(), weights("buyer"))
+        assert session.progress is None
+        assert journalled.recall(buyer.journal) is None
+
+
+async def test_nothing_is_tried_on_an_older_offer_once_another_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks() -> int:
+        raise JournalError("the disk is full")
+
+    async with open_market(tmp_path) as market:
+        buyer = await market.join("buyer", Driven, round_patience=0.1)
+        session: Session = buyer.shell.session
+        await session.offer(architecture(), weights("first"))
+        with monkeypatch.context() as patched:
+            patched.setattr(buyer.journal, "next_nonce", breaks)
+            with pytest.raises(JournalError):
+                await session.offer(architecture(), weights("second"))
+        with pytest.raises(LocalProtocolError, match="offer first"):
+            await session.step()
+        with pytest.raises(LocalProtocolError, match="no round to end"):
+            await session.adopt()
+        await session.offer(architecture())  # what was remembered
+        assert (await session.step()).because == "no-offer"
+        kept = await session.adopt()
+        assert all(torch.equal(kept[n], own) for n, own in weights("second").items())
+
+
 # ── a round that a restart cut off ──
 
 
@@ -188,11 +163,12 @@ async def test_a_round_that_ended_but_was_not_noted_is_told_of_again(
     async with open_market(tmp_path) as market:
         await rival(market)
 
-        async def never(_: Session) -> None:
+        async def never(*_: Any) -> None:
             await trio.sleep_forever()
 
         with monkeypatch.context() as patched:
-            patched.setattr(Session, "adopt", never)
+            # cut off before it is noted, and nothing comes after
+            patched.setattr(Session, "end", lambda _: patched.setattr(Session, "offer", never))
             buyer = await market.join("buyer", Agent, rounds=1)
             await eventually(lambda: buyer.heard(RoundPlayed), "the round")
             await buyer.stop()
@@ -238,6 +214,32 @@ async def test_of_a_round_that_was_cut_off_twice_the_later_purchase_is_found(
     assert (step.round, step.trade_id) == (3, delivered.trade_id)
     adopted = await session_on(journal).adopt()
     assert all(torch.equal(adopted[n], tensor) for n, tensor in weights("merged").items())
+
+
+async def test_one_process_tells_once_what_a_purchase_came_to(journal: Journal) -> None:
+    delivered_round(journal)
+    session = session_on(journal)
+    events = heard_by(session)
+    steps = [await session.take_up() for _ in range(2)]
+    assert steps[0] == steps[1] is not None
+    assert [type(event) for event in events] == [LegEnded]
+    restarted = session_on(journal)
+    events = heard_by(restarted)
+    await restarted.take_up()
+    assert [type(event) for event in events] == [LegEnded]
+
+
+async def test_what_a_step_has_told_is_not_told_again_by_whoever_takes_its_round_up(
+    tmp_path: Path,
+) -> None:
+    async with open_market(tmp_path) as market:
+        await rival(market)
+        buyer = await market.join("buyer", Driven)
+        session: Session = buyer.shell.session
+        await session.offer(architecture(), weights("buyer"))
+        step = await session.step()
+        assert await session.take_up() == step
+        assert len(buyer.heard(LegEnded)) == 1
 
 
 async def test_a_round_whose_purchase_came_to_nothing_ends_with_what_it_offered(

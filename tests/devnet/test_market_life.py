@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import socket
 import threading
 import time
@@ -21,6 +22,7 @@ from torch import nn
 from node.market import Architecture, JoinTimeoutError, Market
 from node.market import market as market_module
 from node.market.modules import Reading
+from node.params.errors import ProfileError
 from node.params.families.base import ArchitectureError
 from node.protocol.errors import LocalProtocolError, MarketError
 from node.protocol.types import PeerId
@@ -345,7 +347,7 @@ def test_a_call_that_was_interrupted_goes_on_and_the_next_one_waits_for_it(
 
 
 class Bought:
-    """The session of a round that has bought, of which some call may be held up."""
+    """The session of a round that has bought, whose end may be held up."""
 
     architecture: str | None = '{"config":{"inputs":2,"outputs":1},"name":"linear"}'
     merged: Mapping[str, torch.Tensor] = {
@@ -353,20 +355,29 @@ class Bought:
     }  # fmt: skip
 
     def __init__(self) -> None:
-        self.progress = SimpleNamespace(root=b"offered", offered=True)
+        self.progress = SimpleNamespace(root=b"offered", offered=True, epoch=1)
+        self.asked = 0
         self.ended = 0
-        self.ends = trio.Event()
+        self.ends: Callable[[], object] = int
+        """Called as the round ends."""
+
+    async def take_up(self) -> object:
+        return None if self.architecture is None else self.progress
 
     async def outcome(self) -> tuple[dict[str, torch.Tensor], bool]:
         if self.architecture is None:
             raise LocalProtocolError("there is no round to end")
+        self.asked += 1
         return dict(self.merged), True
 
-    async def adopt(self) -> None:
-        await self.ends.wait()
+    def end(self) -> None:
+        self.ends()
         self.ended += 1
         self.architecture = None
-        self.progress = SimpleNamespace(root=b"merged", offered=False)
+        self.progress = SimpleNamespace(root=b"merged", offered=False, epoch=1)
+
+    async def offer(self, *_: object, **__: object) -> None:
+        raise NodeBrokeError("the disk is full")
 
     def load(self, _: str, root: bytes) -> dict[str, torch.Tensor]:
         assert root == b"merged"
@@ -393,7 +404,6 @@ def test_a_round_is_not_over_before_the_module_has_what_it_bought(
         raise error
 
     model = nn.Linear(2, 1)
-    round_.ends.set()
     with Market(data_dir=str(tmp_path)) as market:
         with monkeypatch.context() as patched:
             patched.setattr(Reading, "write", interrupted)
@@ -405,22 +415,107 @@ def test_a_round_is_not_over_before_the_module_has_what_it_bought(
         assert round_.ended == 1
 
 
+@contextmanager
+def ctrl_c_as_it_ends(round_: Bought) -> Iterator[None]:
+    """Interrupt this thread as the node ends the round, and let it end after that."""
+    heard = threading.Event()
+
+    def interrupt() -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        assert heard.wait(5)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    round_.ends = interrupt
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+        assert round_.ended == 0
+    finally:
+        heard.set()
+        signal.signal(signal.SIGINT, before)
+
+
 def test_adopting_that_was_interrupted_while_the_round_ended_may_be_repeated(
     round_: Bought, tmp_path: Path
 ) -> None:
     first, second = nn.Linear(2, 1), nn.Linear(2, 1)
     with Market(data_dir=str(tmp_path)) as market:
-        waiter = threading.Thread(target=market.adopt, args=(first,))
-        waiter.start()  # stands for the loop that was interrupted in it
-        eventually(lambda: holds_merged(first) and market._turn.locked())
-        from_the_node(market, round_.ends.set)
-        waiter.join(5)
-        adopted = market.adopt(second)
-        assert round_.ended == 1
-        assert holds_merged(second)
-        assert torch.equal(adopted["weight"], Bought.merged["weight"])
+        with ctrl_c_as_it_ends(round_):
+            market.adopt(first)
+        assert holds_merged(first)
         with pytest.raises(ArchitectureError, match="not what was offered"):
             market.adopt(nn.Linear(3, 1))
+        adopted = market.adopt(second)
+        assert (round_.asked, round_.ended) == (1, 1)
+        assert holds_merged(second)
+        assert torch.equal(adopted["weight"], Bought.merged["weight"])
+        with pytest.raises(LocalProtocolError, match="no round to end"):
+            market.adopt(second)
+
+
+@pytest.mark.parametrize("call", [Market.adopt, Market.resume], ids=["adopt", "resume"])
+def test_what_a_round_bought_is_not_written_once_more_over_what_was_trained_since(
+    round_: Bought, tmp_path: Path, call: Callable[[Market, nn.Module], object]
+) -> None:
+    model = nn.Linear(2, 1)
+    with Market(data_dir=str(tmp_path)) as market:
+        call(market, model)
+        assert holds_merged(model)
+        assert (round_.asked, round_.ended) == (1, 1)
+        train(model)
+        for offers in (False, True):
+            if offers:
+                with pytest.raises(NodeBrokeError):
+                    market.offer(model)
+            with pytest.raises(LocalProtocolError, match="no round to end"):
+                market.adopt(model)
+            assert not holds_merged(model)
+
+
+def train(model: nn.Linear) -> None:
+    with torch.no_grad():
+        model.weight.add_(1.0)
+
+
+@pytest.mark.parametrize("trained", [nn.Linear(2, 1), nn.ReLU()], ids=["a model", "no model"])
+def test_whoever_offers_after_an_interrupted_adopting_repeats_it_no_more(
+    round_: Bought, tmp_path: Path, trained: nn.Module
+) -> None:
+    model = nn.Linear(2, 1)
+    with Market(data_dir=str(tmp_path)) as market:
+        with ctrl_c_as_it_ends(round_):
+            market.adopt(model)
+        eventually(lambda: round_.ended == 1)
+        train(model)
+        with pytest.raises(MarketError):
+            market.offer(trained)
+        with pytest.raises(LocalProtocolError, match="no round to end"):
+            market.adopt(model)
+        assert not holds_merged(model)
+
+
+@pytest.mark.parametrize(
+    ("reason", "of_another"),
+    [
+        ("missing-tensor", True), ("unexpected-tensor", True), ("wrong-shape", True),
+        ("wrong-dtype", True), ("unreadable", False), ("truncated", False), ("not-finite", False),
+    ],
+)  # fmt: skip
+def test_weights_that_the_disk_has_spoilt_are_not_said_to_be_of_another_model(
+    round_: Bought,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: str,
+    of_another: bool,
+) -> None:
+    def spoilt(*_: object) -> None:
+        raise ProfileError(reason, "weight")
+
+    round_.end()
+    monkeypatch.setattr(round_, "load", spoilt)
+    expected = ArchitectureError if of_another else ProfileError
+    with Market(data_dir=str(tmp_path)) as market, pytest.raises(expected, match=reason):
+        market.resume(nn.Linear(2, 1))
 
 
 def test_closing_ends_a_call_while_there_is_a_network_still(agent: Agent, tmp_path: Path) -> None:
