@@ -143,17 +143,20 @@ class Network:
                 self._dialling.pop(address.peer, None)
 
     async def _reach(self, peer: PeerId, addresses: Sequence[str]) -> None:
-        """Have a connection to `peer`, over one of `addresses` or one that it told us."""
+        """Have a connection to `peer`, over one of `addresses` or one that it told us.
+
+        They are a peer's word: what is no address of it is passed over.
+        """
         if peer in self.connected():
             return
         tried: list[str] = []
         for text in (*addresses, *self.addresses_of(peer)):
-            address = parse_peer_address(text)
-            if address.peer != peer:
-                raise LocalProtocolError(f"{text!r} is not an address of {peer}")
             try:
+                address = parse_peer_address(text)
+                if address.peer != peer:
+                    raise LocalProtocolError(f"{text[:200]!r} is not an address of {peer}")
                 await self._connect(address)
-            except RemoteProtocolError as error:
+            except (LocalProtocolError, RemoteProtocolError) as error:
                 tried.append(str(error))
             else:
                 return

@@ -66,6 +66,20 @@ async def test_nobody_there_is_unreachable_and_names_the_peer(open_hosts: Any) -
             await a.request(nobody, ECHO, b"", deadline_s=5)
 
 
+JUNK = ("", "junk", "/ip4/999.1.1.1/tcp/1", "/ip4/127.0.0.1/tcp/1", "/ip4/127.0.0.1/udp/1/quic-v1")
+
+
+async def test_what_a_peer_calls_its_address_and_is_none_is_passed_over(open_hosts: Any) -> None:
+    async with open_hosts("a", "b", connect=False) as (a, b):
+        a.handle_requests(ECHO, echo)
+        another = f"/ip4/127.0.0.1/tcp/1/p2p/{peer_id_of(b'n' * 32)}"
+        with pytest.raises(PeerUnreachableError) as caught:
+            await b.request(a.peer_id, ECHO, b"?", deadline_s=5, addresses=(*JUNK, another))
+        assert "no IP address" in caught.value.detail
+        told = (*JUNK, another, b.addresses()[0], *a.addresses())
+        assert await b.request(a.peer_id, ECHO, b"?", deadline_s=5, addresses=told) == b"?"
+
+
 async def test_another_peer_at_the_address_is_refused(open_hosts: Any) -> None:
     async with open_hosts("a", "b", connect=False) as (a, b):
         claimed = peer_id_of(b"n" * 32)
@@ -174,7 +188,7 @@ async def test_a_request_dials_if_it_has_to(open_hosts: Any) -> None:
         a.handle_requests(ECHO, echo)
         answer = await b.request(a.peer_id, ECHO, b"hi", deadline_s=5, addresses=a.addresses())
         assert answer == b"hi"
-        with pytest.raises(LocalProtocolError):
+        with pytest.raises(PeerUnreachableError, match="is not an address of"):
             await b.request(peer_id_of(b"n" * 32), ECHO, b"", deadline_s=5, addresses=a.addresses())
 
 
