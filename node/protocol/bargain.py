@@ -230,7 +230,7 @@ def _check_measured(deal: Deal, wanted: Wanted, receipt: Receipt) -> None:
             notice.validation_root,
             trial_seed(notice.seed, wanted.base_root, offer.weights_root),
         )
-        and _rows_suffice(measured, notice, shared=wanted.shared_rows),
+        and _rows_are_due(measured, notice, shared=wanted.shared_rows),
         "wrong-evaluation",
         "measured on rows that were not committed",
     )
@@ -238,9 +238,14 @@ def _check_measured(deal: Deal, wanted: Wanted, receipt: Receipt) -> None:
     _require(recipe_hash == measured.recipe_hash, "wrong-recipe", "not the one that was measured")
 
 
-def _rows_suffice(measured: Evaluation, notice: BrokerNotice, *, shared: bool) -> bool:
+def _rows_are_due(measured: Evaluation, notice: BrokerNotice, *, shared: bool) -> bool:
+    """Whether a half of the committed rows chose, and the other half scored; or all did both.
+
+    Any other numbers are other rows, which a broker could choose once it has seen the weights.
+    """
     drawn, committed = (measured.choice_rows, measured.score_rows), notice.validation_rows
-    return sum(drawn) <= committed or (shared and drawn == (committed, committed))
+    half = committed // 2
+    return drawn == (half, committed - half) or (shared and drawn == (committed, committed))
 
 
 def _check_dh(deal: Deal, wanted: Wanted) -> None:

@@ -311,6 +311,12 @@ def test_a_broker_cannot_pick_the_rows_it_measures_on() -> None:
     refuses(cast.deal(evaluation_changes={"seed": picked}), "wrong-evaluation")
 
 
+@pytest.mark.parametrize("drawn", [(1, 2), (499, 501), (500, 499), (0, 1_000), (1_000, 1_000)])
+def test_a_broker_cannot_pick_how_many_rows_it_measures_on(drawn: tuple[int, int]) -> None:
+    changes = dict(zip(("choice_rows", "score_rows"), drawn, strict=True))
+    refuses(cast.deal(evaluation_changes=changes), "wrong-evaluation")
+
+
 @pytest.mark.parametrize("recipe", [b"", cast.RECIPE + b"\0", b"another"])
 def test_the_recipe_is_the_one_that_was_measured(recipe: bytes) -> None:
     refuses(cast.deal(recipe=recipe), "wrong-recipe")
