@@ -143,10 +143,7 @@ class Network:
                 self._dialling.pop(address.peer, None)
 
     async def _reach(self, peer: PeerId, addresses: Sequence[str]) -> None:
-        """Have a connection to `peer`, over one of `addresses` or one that it told us.
-
-        They are a peer's word: what is no address of it is passed over.
-        """
+        """Have a connection to `peer`: over `addresses`, some maybe junk, or those it told us."""
         if peer in self.connected():
             return
         tried: list[str] = []
