@@ -46,6 +46,7 @@ lint: setup
 	$(BIN)/mypy || status=1; \
 	$(BIN)/lint-imports || status=1; \
 	$(BIN)/python scripts/compile_contracts.py --check || status=1; \
+	$(BIN)/python scripts/document_contracts.py --check || status=1; \
 	exit $$status
 
 format: setup

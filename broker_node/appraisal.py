@@ -18,6 +18,7 @@ from broker_node.align.matching import MAX_WORK, work_of
 from broker_node.align.registry import ALIGNERS
 from broker_node.evaluate.evaluation import DEFAULT_SEARCH, evaluate, require_search
 from broker_node.evaluate.validation import ValidationSet
+from broker_node.quorum.replay import differs, merged_again, replayed
 from broker_node.verify.checks import verify
 from broker_node.verify.stages import Received, Verified
 from node.params.architecture import (
@@ -32,9 +33,10 @@ from node.params.permutation import PermutationSpec, restrict
 from node.params.recipe import Recipe, apply_recipe
 from node.protocol import merkle
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
-from node.protocol.evaluation import Evaluation, trial_seed
+from node.protocol.evaluation import Evaluation, rows_due, trial_seed
 from node.protocol.offer import BrokerNotice, Offer
 from node.protocol.parameters import encoded_length
+from node.protocol.quorum import Figure
 from node.protocol.types import ONE, Digest, Millionths
 
 CODE_VERSION: Final = "pm-node/2"
@@ -60,6 +62,10 @@ class Appraiser(Protocol):
     def validation_rows(self) -> int:
         """How many rows the commitment holds."""
 
+    @property
+    def rows(self) -> tuple[int, int]:
+        """How many of them choose α in a trial, and how many score it (`rows_due`)."""
+
     def screen(self, offer: Offer) -> None:
         """Raise `RemoteProtocolError` for an offer that could never be admitted, unfetched."""
 
@@ -70,6 +76,9 @@ class Appraiser(Protocol):
         self, base: Verified, sold: Verified, *, task: str, notice: tuple[Digest, BrokerNotice]
     ) -> Trial:
         """Align the sold model with the base, choose α, score the gain."""
+
+    def replay(self, subject: Evaluation, recipe: bytes, base: Verified, sold: Verified) -> Figure:
+        """Measure again what another broker measured. Raises `RemoteProtocolError`."""
 
 
 def _screen(offer: Offer, *, matches: bool) -> Architecture:
@@ -133,9 +142,9 @@ class MarketAppraiser:
         self._validation = validation
         self._method = method
         self._search = search
-        self._rows = len(validation) if shared_rows else None
         self.validation_root: Digest = validation.root
         self.validation_rows: int = len(validation)
+        self.rows: tuple[int, int] = rows_due(len(validation), shared=shared_rows)
         self._ends = (int(validation.inputs_RF.shape[1]), classes)
 
     def screen(self, offer: Offer) -> None:
@@ -157,8 +166,8 @@ class MarketAppraiser:
             aligned,
             self._validation,
             seed=seed,
-            choice_rows=self._rows,
-            score_rows=self._rows,
+            choice_rows=self.rows[0],
+            score_rows=self.rows[1],
             search=self._search,
         )
         return Trial(
@@ -185,6 +194,11 @@ class MarketAppraiser:
             recipe=found.recipe.encode(),
         )
 
+    def replay(self, subject: Evaluation, recipe: bytes, base: Verified, sold: Verified) -> Figure:
+        if subject.code_version != CODE_VERSION:
+            differs("code_version", subject.code_version, CODE_VERSION)
+        return replayed(subject, recipe, base, sold, self._validation)
+
 
 def _ends(architecture: Architecture) -> tuple[object, object] | None:
     """Return how many features go in and how many classes come out, if it computes at all."""
@@ -205,6 +219,7 @@ class DrillAppraiser:
     GAIN: Final = Millionths(100_000)
     validation_root: Digest = Digest(hashlib.sha256(b"pm-node drill: no rows").digest())
     validation_rows: int = 0
+    rows: tuple[int, int] = (0, 0)
 
     def screen(self, offer: Offer) -> None:
         architecture = _screen(offer, matches=False)
@@ -244,6 +259,12 @@ class DrillAppraiser:
                 code_version=CODE_VERSION,
             ),
             recipe=recipe.encode(),
+        )
+
+    def replay(self, subject: Evaluation, recipe: bytes, base: Verified, sold: Verified) -> Figure:
+        merged_again(subject, recipe, base, sold)
+        return Figure(
+            loss_before=1_000_000_000, loss_after=900_000_000, gain=self.GAIN, bound=self.GAIN
         )
 
 

@@ -120,6 +120,11 @@ class Bases:
         self._keep(name, offer, data, now)
         return accept()
 
+    def data_of(self, digest: Digest) -> bytes | None:
+        """Return a base that is held, as it was signed."""
+        held = self._held.get(digest)
+        return None if held is None else held.data
+
     def offer(self, name: Digest, now: UnixTime) -> Offer | None:
         """Return the live base with this digest."""
         held = self._held.get(name)

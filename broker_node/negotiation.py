@@ -1,24 +1,32 @@
 """From a bid to a deal: ask the seller, price, have the goods prepared, quote, countersign.
 
-    valuation ─► ask ─► price ─► goods ─► receipt and quote, saved ─► countersignature ─► deal
+    valuation ─► ask ─► price ─► goods ─► receipt and quote ─► quorum ─► saved ─► countersignature
 
 Either side may walk away at each step; nobody is bound before both have signed, and the
-quote is in the journal before the seller sees it.
+quote is in the journal before the seller sees it. Where a quorum signs, its other brokers have
+done so by then; without them there is no deal, for the reason ``below-quorum``.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
+
+import trio
 
 from broker_node.appraisal import Trial
+from broker_node.blame import of_seller
 from broker_node.mechanisms.price import bargain
+from broker_node.quorum.lead import Lead
 from broker_node.settings import BrokerSettings
 from node.chronicle import NoDealReached
+from node.protocol.bids import AskingPrice, Bid, BidAndAsk, check_ask, check_bid
 from node.protocol.brokerage import Brokerage, BrokerageRecord, BrokerageState
 from node.protocol.eip712 import digest
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.messages import (
+    QUOTE_SECONDS,
     Ask,
     AskRequest,
     Countersign,
@@ -28,15 +36,18 @@ from node.protocol.messages import (
     NoDeal,
     PrepareGoods,
     QuoteRequest,
+    StreamMessage,
 )
 from node.protocol.offer import Offer, Receipt
+from node.protocol.quorum import BELOW_QUORUM, case_of
 from node.protocol.quote import Quote, check_signer
 from node.protocol.signing import sign_digest
-from node.protocol.types import NO_ADDRESS, Digest, UnixTime, Wei
+from node.protocol.types import NO_ADDRESS, Digest, PeerId, UnixTime, Wei
 from node.settlement.desk import TradeDesk
 from node.station.station import Station
 
 SELLER_SECONDS: Final = 20.0
+M = TypeVar("M", Ask, GoodsPrepared, Countersigned)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -44,38 +55,57 @@ class Tried:
     """A trial, and between whom."""
 
     trial: Trial
+    base_digest: Digest
     buyer: Offer
     offer_digest: Digest
     offer: Offer
     notice_digest: Digest
 
+    @property
+    def case(self) -> Digest:
+        """What a quorum knows it by."""
+        return case_of(self.trial.evaluation, self.base_digest, self.offer_digest)
+
 
 class Negotiator:
     """Brings a buyer's bid and a seller's ask to a quote that both have signed."""
 
-    def __init__(self, station: Station, desk: TradeDesk, settings: BrokerSettings) -> None:
+    def __init__(
+        self,
+        station: Station,
+        desk: TradeDesk,
+        settings: BrokerSettings,
+        lead: Lead | None = None,
+    ) -> None:
+        """`lead` brings quotes before our quorum; None for a broker that signs alone."""
         self._station = station
         self._desk = desk
         self._settings = settings
+        self._lead = lead
 
     async def negotiate(
         self, tried: Tried, question: QuoteRequest, trade_id: Digest
     ) -> Deal | NoDeal:
+        """Raises `RemoteProtocolError` for what either party said, or did not sign."""
         station, seller = self._station, tried.offer.peer_id
+        deadline = trio.current_time() + QUOTE_SECONDS
         fee = self._settings.fee_basis_points
-        ask = await station.ask(
+        bid = Bid(trade_id=trade_id, valuation=question.valuation, buyer_key=question.buyer_key)
+        check_bid(station.domain, bid, question.signature, tried.buyer.seller)
+        ask = await self._ask_seller(
             seller,
             AskRequest(trade_id=trade_id, offer_digest=tried.offer_digest, fee_basis_points=fee),
             Ask,
-            seconds=SELLER_SECONDS,
         )
+        asking = AskingPrice(trade_id=trade_id, offer_digest=tried.offer_digest, ask=ask.ask)
+        check_ask(station.domain, asking, ask.signature, tried.offer.seller, peer=seller)
         price = bargain(question.valuation, ask.ask, fee_basis_points=fee)
         if price is None:
             feeless = bargain(question.valuation, ask.ask, fee_basis_points=0)
             reason = "ask" if feeless is None else "fee"
             station.observer.emit(NoDealReached(offer_digest=tried.offer_digest, reason=reason))
             return NoDeal(reason=reason)
-        goods = await station.ask(
+        goods = await self._ask_seller(
             seller,
             PrepareGoods(
                 trade_id=trade_id,
@@ -85,14 +115,30 @@ class Negotiator:
                 buyer_nonce=question.buyer_nonce,
             ),
             GoodsPrepared,
-            seconds=SELLER_SECONDS,
         )
         size = (tried.offer.leaf_count, tried.offer.byte_length)
         if (goods.leaf_count, goods.byte_length) != size:
             raise RemoteProtocolError("wrong-size", f"{goods.byte_length} bytes", peer=seller)
         proposed = self._propose(tried, question, trade_id, price.price, price.fee, goods)
+        if self._lead is not None:
+            bids = BidAndAsk(
+                buyer_nonce=question.buyer_nonce,
+                bid=bid,
+                bid_signature=question.signature,
+                asking=asking,
+                ask_signature=ask.signature,
+            )
+            try:
+                proposed = await self._cosigned(self._lead, tried, proposed, bids, deadline)
+            except RemoteProtocolError as error:
+                if error.reason != BELOW_QUORUM:
+                    raise
+                station.observer.emit(
+                    NoDealReached(offer_digest=tried.offer_digest, reason=error.reason)
+                )
+                return NoDeal(reason=error.reason)
         trade = self._desk.open(Brokerage(proposed))
-        answer = await station.ask(
+        answer = await self._ask_seller(
             seller,
             Countersign(
                 quote=proposed.deal.quote,
@@ -100,7 +146,6 @@ class Negotiator:
                 receipt=proposed.deal.receipt,
             ),
             Countersigned,
-            seconds=SELLER_SECONDS,
         )
         check_signer(station.domain, proposed.deal.quote, answer.signature, tried.offer.seller)
         brokerage = trade.machine
@@ -109,6 +154,27 @@ class Negotiator:
         brokerage.countersigned(answer.signature)
         self._desk.changed(trade, before)
         return brokerage.record.deal
+
+    async def _ask_seller(self, seller: PeerId, question: StreamMessage, answer: type[M]) -> M:
+        """Ask a seller; its refusals are its own, whichever reason it gives."""
+        with of_seller(seller):
+            return await self._station.ask(seller, question, answer, seconds=SELLER_SECONDS)
+
+    async def _cosigned(
+        self,
+        lead: Lead,
+        tried: Tried,
+        proposed: BrokerageRecord,
+        bids: BidAndAsk,
+        deadline: float,
+    ) -> BrokerageRecord:
+        """Return the proposal under the signatures of a quorum."""
+        deal = proposed.deal
+        signatures = await lead.cosign(
+            tried.case, tried.trial, deal.quote, deal.receipt, bids, deadline=deadline
+        )
+        deal = dataclasses.replace(deal, broker_signature=signatures)
+        return dataclasses.replace(proposed, deal=deal)
 
     def _propose(
         self,
@@ -164,6 +230,7 @@ class Negotiator:
         return BrokerageRecord(
             state=BrokerageState.PROPOSED.value,
             note="",
+            notice=station.book.data_of(tried.notice_digest) or b"",
             deal=Deal(
                 quote=quote,
                 broker_signature=sign_digest(station.keys.account, digest(station.domain, quote)),

@@ -4,6 +4,9 @@
     trial  ──► align ─► evaluate ─► private result
     quote  ──► ask the seller ─► price ─► goods prepared ─► quote saved ─► countersigned ─► deal
 
+Where a quorum signs (`broker_node.quorum`), a trial's result is the median of its brokers, and a
+quote has the signatures of as many as the escrow wants.
+
 What it fetched and tried is only remembered in memory: a broker that was restarted is told
 again. What it signed is in the journal before anybody sees it.
 """
@@ -19,13 +22,15 @@ import trio
 
 from broker_node.appraisal import Appraiser, ModelShelf
 from broker_node.bases import Bases
+from broker_node.blame import of_seller
 from broker_node.negotiation import Negotiator, Tried
+from broker_node.quorum.bench import Bench
+from broker_node.quorum.member import Models
 from broker_node.settings import BrokerSettings
 from broker_node.trials import Trials
 from broker_node.verify.stages import Verified
 from node.chain.port import Escrow
 from node.chronicle import NodeReady, NodeStopped
-from node.net.errors import PASSING
 from node.net.transfer import Source, fetch_blob
 from node.protocol.brokerage import BrokerageRecord, BrokerageState
 from node.protocol.errors import LocalProtocolError, MarketError, RemoteProtocolError
@@ -33,6 +38,7 @@ from node.protocol.events import PurchaseEvent
 from node.protocol.messages import (
     PARAMS_PROTOCOL,
     SELLER_UNREACHABLE,
+    TRIAL_SECONDS,
     Book,
     ListBook,
     QuoteRequest,
@@ -54,8 +60,6 @@ from node.station.turns import Turns
 
 LISTED: Final = 400
 LISTED_BYTES: Final = 200_000
-TAKEN_FOR_OURS: Final = PASSING | {"unknown-offer"}
-"""What a seller is at fault for, and whoever asked us would take for a fault of ours."""
 MAX_UNFINISHED: Final = 16
 """Downloads that were cut off and may still be resumed."""
 
@@ -94,7 +98,9 @@ class Broker:
             observer=station.observer,
             clock=station.clock,
         )
-        self._negotiator = Negotiator(station, self.desk, settings)
+        models = Models(take_in=self._take_in, held=self._held, model=self._model)
+        self._bench = Bench(station, escrow, appraiser, models, settings, self._compute)
+        self._negotiator = Negotiator(station, self.desk, settings, self._bench.lead)
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -109,12 +115,14 @@ class Broker:
                 Submit: self._submit,
                 TrialRequest: self._try,
                 QuoteRequest: self._quote,
+                **self._bench.answers(),
             }
         )
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(station.run)
                 nursery.start_soon(self.desk.run)
+                nursery.start_soon(self._bench.run)
                 await self.desk.running.wait()
                 nursery.start_soon(self._give_notice_for_ever)
                 station.observer.emit(
@@ -203,14 +211,19 @@ class Broker:
 
     async def _submit(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
         assert isinstance(question, Submit)
-        name, offer = self.station.offer_in(question.statement)
-        self._screen(offer)
-        book = self.station.book if offer.for_sale else self._bases
-        verdict = book.receive(question.statement, self.station.clock())
-        if not verdict.accepted and verdict.reason != "duplicate":
-            raise RemoteProtocolError(verdict.reason, "submitted statement", peer=peer)
+        name, offer = self._take_in(question.statement)
         await self._model(offer)
         return Submitted(digest=name)
+
+    def _take_in(self, statement: bytes) -> tuple[Digest, Offer]:
+        """Return an offer or a base, once it is in the book, or among the bases."""
+        name, offer = self.station.offer_in(statement)
+        self._screen(offer)
+        book = self.station.book if offer.for_sale else self._bases
+        verdict = book.receive(statement, self.station.clock())
+        if not verdict.accepted and verdict.reason != "duplicate":
+            raise RemoteProtocolError(verdict.reason, "submitted statement")
+        return name, offer
 
     async def _model(self, offer: Offer) -> Verified:
         """Return the verified model of an offer, fetched from its seller if need be."""
@@ -268,7 +281,7 @@ class Broker:
             name=root,
             addresses=(*self.station.book.addresses_of(offer.peer_id), *offer.addresses),
         )
-        try:
+        with of_seller(offer.peer_id):
             await fetch_blob(
                 self.station.network,
                 source,
@@ -276,12 +289,6 @@ class Broker:
                 root=root,
                 byte_length=offer.byte_length,
             )
-        except RemoteProtocolError as error:
-            if error.reason in TAKEN_FOR_OURS:
-                raise RemoteProtocolError(
-                    SELLER_UNREACHABLE, error.reason, peer=offer.peer_id
-                ) from error
-            raise
 
     def _let_go(self, root: Digest, *, resumable: bool) -> None:
         """Delete what is on the disk of a blob that did not get to the shelf, or keep it a while.
@@ -303,6 +310,7 @@ class Broker:
 
     async def _try(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
         assert isinstance(question, TrialRequest)
+        deadline = trio.current_time() + TRIAL_SECONDS
         base = self._base(question.base_digest)
         offer = self._offer(question.offer_digest)
         if base.peer_id != peer:
@@ -322,12 +330,15 @@ class Broker:
             hashlib.sha256(question.base_digest + question.offer_digest + notice[0]).digest()
         )
         tried = self._trials.find(trial_id)
-        if tried is None:
+        if tried is None or not self._bench.holds(tried.case, tried.trial):
             async with self._turns.of(peer):  # whoever asks for many has one place in the queue
                 ours, theirs = await self._model(base), await self._model(offer)
                 trial = await self._trials.measure(trial_id, ours, theirs, offer.task, notice)
+                names = (notice[0], question.base_digest, question.offer_digest)
+                trial = await self._bench.agree(trial, self._bases, *names, deadline=deadline)
             tried = Tried(
                 trial=trial,
+                base_digest=question.base_digest,
                 buyer=base,
                 offer_digest=question.offer_digest,
                 offer=offer,

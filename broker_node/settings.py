@@ -7,6 +7,7 @@ from typing import Final
 
 from node.protocol.errors import LocalProtocolError
 from node.protocol.offer import MAX_LIFETIME
+from node.protocol.quorum import MAX_BROKERS
 from node.protocol.types import Digest
 
 LEAST_PRICE_HISTORY: Final = 3_600
@@ -42,11 +43,22 @@ class BrokerSettings:
     max_models_bytes: int = 2 * 1024**3
     """The tensors of all models held; one that is larger is held alone."""
     trial_seed: Digest | None = None
-    """Draws the rows of every trial; None for one drawn once for the life of the journal."""
+    """Draws the rows of every trial; None for one drawn once for the life of the journal. The
+    other brokers of a quorum hold us to the first that they heard of: it is set here, if lost."""
     receipt_seconds: int = MAX_LIFETIME
+    quorum: tuple[int, int] = (1, 1)
+    """How many brokers sign a quote, and of how many. More than half: no two quorums are without
+    a broker in common, which would have to sign two quotes of one trade."""
+    peers: tuple[str, ...] = ()
+    """Multiaddresses of other brokers of the quorum; whoever is not named is heard of by gossip."""
 
     def __post_init__(self) -> None:
-        """Raises `ReceiptTooShortError`."""
+        """Raises `ReceiptTooShortError`, and `LocalProtocolError` for what is no quorum."""
+        needed, brokers = self.quorum
+        if not (1 <= needed <= brokers <= MAX_BROKERS and 2 * needed > brokers):
+            raise LocalProtocolError(
+                f"quorum = {needed}/{brokers}: more than half must sign, of at most {MAX_BROKERS}"
+            )
         if self.receipt_seconds > MAX_LIFETIME:
             raise ReceiptTooShortError(
                 f"receipt_seconds = {self.receipt_seconds}: a receipt is good for at most "

@@ -1,4 +1,4 @@
-"""An escrow on a fresh chain inside this process, with a cast of accounts whose keys are known.
+"""The settlement contracts on a fresh chain inside this process, and a cast whose keys are known.
 
 What the gas table is measured on, and the tests are played on. Everything is fixed: keys, the
 time of the genesis block, the order of blocks; so gas comes out the same on every machine. It
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import ast
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 from eth_abi.abi import decode, encode
 from eth_account import Account
@@ -27,13 +28,17 @@ from contracts.artifact import Artifact, load_artifact
 GENESIS_TIME: Final = 4_000_000_000
 """Ahead of any real clock, so that py-evm counts block times up from it and reads no clock."""
 
-GAS: Final = 1_000_000
+GAS: Final = 16_000_000
 """Gas limit of every transaction here, except deployments."""
 
 ETHER: Final = 10**18
 ZERO: Final = "0x" + "00" * 20
 SECRET: Final = hashlib.sha256(b"the secret of the delivery").digest()
-ROLES: Final = ("broker", "buyer", "seller", "treasury", "stranger", "rival")
+BOND: Final = ETHER
+CHALLENGE: Final = 50
+"""The least challenge of a clearing house, in seconds."""
+ROLES: Final = ("broker", "buyer", "seller", "treasury", "stranger", "rival", "second", "third")
+DOMAIN: Final = "EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
 
 
 class State(IntEnum):
@@ -44,6 +49,7 @@ class State(IntEnum):
     REVEALED = 2
     PAID = 3
     REFUNDED = 4
+    DISPUTED = 5
 
 
 class Quote(NamedTuple):
@@ -71,7 +77,7 @@ class Quote(NamedTuple):
 
 
 class Event(NamedTuple):
-    """One log entry of the escrow, decoded."""
+    """One log entry of a contract of ours, decoded."""
 
     name: str
     fields: dict[str, Any]
@@ -88,7 +94,7 @@ class Outcome:
 
 
 class RevertedError(Exception):
-    """A contract refused a call, with one of the escrow's own errors."""
+    """A contract refused a call, with a custom error."""
 
     def __init__(self, name: str, arguments: tuple[Any, ...]) -> None:
         super().__init__(name, arguments)
@@ -135,14 +141,6 @@ class Contract:
         types = [type_of(parameter) for parameter in self.functions[function]["outputs"]]
         return tuple(decode(types, data))
 
-    def error(self, data: bytes) -> RevertedError:
-        """Return the custom error in the data of a revert, or ``unnamed`` with the data."""
-        if data[:4] not in self.errors:
-            return RevertedError("unnamed", (data,))
-        entry = self.errors[data[:4]]
-        types = [type_of(parameter) for parameter in entry["inputs"]]
-        return RevertedError(entry["name"], tuple(decode(types, data[4:])))
-
     def event(self, log: dict[str, Any]) -> Event:
         """Return the event in a log entry."""
         topics = [decode_hex(topic) for topic in log["topics"]]
@@ -157,24 +155,70 @@ class Contract:
         return Event(entry["name"], fields)
 
 
-class Stage:
-    """A chain, an escrow on it, and the accounts of everyone in a trade."""
+def tester() -> Any:
+    """Return a chain in this process."""
+    genesis = PyEVMBackend.generate_genesis_params({"timestamp": GENESIS_TIME})
+    return EthereumTester(PyEVMBackend(genesis_parameters=genesis))
 
-    def __init__(self) -> None:
-        genesis = PyEVMBackend.generate_genesis_params({"timestamp": GENESIS_TIME})
-        self.chain = EthereumTester(PyEVMBackend(genesis_parameters=genesis))
+
+class Stage:
+    """A chain, a market of brokers on it, and the accounts of everyone in a trade.
+
+    The brokers are roles; all of them are bonded, serve the escrow and sit.
+    """
+
+    new_chain: ClassVar[Callable[[], Any]] = tester
+    """What the chain is. Another one has the functions of `EthereumTester` that are called here."""
+
+    def __init__(self, brokers: Sequence[str] = ("broker",), threshold: int = 1) -> None:
+        self.chain = type(self).new_chain()
         self.keys = {role: PrivateKey((i + 1).to_bytes(32)) for i, role in enumerate(ROLES)}
         self.accounts = {role: k.public_key.to_checksum_address() for role, k in self.keys.items()}
-        self.escrow = self.deploy(load_artifact("ParameterEscrow"), self.accounts["broker"])
+        self.brokers, self.threshold = self.by_address(brokers), threshold
+        self._errors: dict[bytes, dict[str, Any]] = {}
+        self._heard: dict[str, Contract] = {}
+        self.registry = self._hear(self.deploy(load_artifact("BrokerRegistry"), BOND))
+        self.court = self.deploy(load_artifact("DeliveryCourt"))
+        self.escrow = self.market("ParameterEscrow", self.court.address)
+        for role in brokers:
+            self.send("bond", sender=role, value=BOND, to=self.registry)
+            self.seat(role, self.escrow)
+
+    def by_address(self, roles: Sequence[str]) -> list[str]:
+        """Return the roles in the order in which contracts want their accounts."""
+        return sorted(roles, key=lambda role: int(self.accounts[role], 16))
+
+    def market(self, name: str, *others: str | int) -> Contract:
+        """Deploy a market of these brokers, in which none of them sits yet."""
+        brokers = [self.accounts[role] for role in self.brokers]
+        arguments = (self.registry.address, *others, self.threshold, brokers)
+        return self._hear(self.deploy(load_artifact(name), *arguments))
+
+    def seat(self, role: str, market: Contract) -> None:
+        """Let a bonded broker serve a market, and sit there."""
+        self.send("serve", market.address, sender=role, to=self.registry)
+        self.send("seat", self.accounts[role], sender=role, to=market)
+
+    def clearing_house(self) -> Contract:
+        """Deploy a clearing house in which all brokers sit."""
+        house = self.market("ClearingHouse", CHALLENGE)
+        for role in self.brokers:
+            self.seat(role, house)
+        return house
+
+    def _hear(self, contract: Contract) -> Contract:
+        self._heard[contract.address] = contract
+        return contract
 
     def deploy(self, artifact: Artifact, *arguments: Any) -> Contract:
         """Deploy a contract from the stranger's account. Raises `RevertedError`."""
+        self._errors |= Contract(artifact, ZERO).errors
         constructor = [entry for entry in artifact.abi if entry["type"] == "constructor"]
         types = [type_of(p) for entry in constructor for p in entry["inputs"]]
         code = artifact.bytecode + encode(types, arguments)
         deployer = self.accounts["stranger"]
-        transaction = {"from": deployer, "gas": 5_000_000, "data": encode_hex(code)}
-        self._call(transaction, Contract(artifact, ZERO))
+        transaction = {"from": deployer, "gas": 8_000_000, "data": encode_hex(code)}
+        self._call(transaction)
         receipt = self._mine(transaction)
         return Contract(artifact, to_checksum_address(receipt["contract_address"]))
 
@@ -209,22 +253,23 @@ class Stage:
         sender: str,
         value: int = 0,
         to: Contract | None = None,
+        gas: int = GAS,
     ) -> Outcome:
         """Mine a transaction of the role `sender` to the escrow, or to another contract.
 
-        Raises `RevertedError` with the contract's error; nothing is mined then.
+        Raises `RevertedError` with the error of whichever contract refused; nothing is mined then.
         """
         contract = self.escrow if to is None else to
-        transaction = self._transaction(contract, function, arguments, sender, value)
+        transaction = self._transaction(contract, function, arguments, sender, value) | {"gas": gas}
         self._call(transaction)
         time = self.now()
         receipt = self._mine(transaction)
-        logs = [log for log in receipt["logs"] if log["address"] == self.escrow.address]
+        logs = [log for log in receipt["logs"] if log["address"] in self._heard]
         return Outcome(
             gas=receipt["gas_used"],
             time=time,
             data=decode_hex(transaction["data"]),
-            events=tuple(self.escrow.event(log) for log in logs),
+            events=tuple(self._heard[log["address"]].event(log) for log in logs),
         )
 
     def _transaction(
@@ -239,12 +284,19 @@ class Stage:
             "data": encode_hex(data),
         }
 
-    def _call(self, transaction: dict[str, Any], errors_of: Contract | None = None) -> bytes:
+    def _call(self, transaction: dict[str, Any]) -> bytes:
         try:
-            return decode_hex(self.chain.call(transaction, "pending"))
+            return bytes(decode_hex(self.chain.call(transaction, "pending")))
         except TransactionFailed as failure:
-            contract = self.escrow if errors_of is None else errors_of
-            raise contract.error(revert_data(failure)) from None
+            raise self._error(revert_data(failure)) from None
+
+    def _error(self, data: bytes) -> RevertedError:
+        """Return the custom error in the data of a revert, or ``unnamed`` with the data."""
+        if data[:4] not in self._errors:
+            return RevertedError("unnamed", (data,))
+        entry = self._errors[data[:4]]
+        types = [type_of(parameter) for parameter in entry["inputs"]]
+        return RevertedError(entry["name"], tuple(decode(types, data[4:])))
 
     def _mine(self, transaction: dict[str, Any]) -> dict[str, Any]:
         receipt = self.chain.get_transaction_receipt(self.chain.send_transaction(transaction))
@@ -278,21 +330,40 @@ class Stage:
         )
         return sold._replace(**changes)
 
-    def signature(self, quote: Quote, role: str = "broker") -> bytes:
-        """Return the role's signature, r ‖ s ‖ v, over the quote in the escrow's domain."""
-        signed = Account.unsafe_sign_hash(self.view("quoteDigest", quote), self.keys[role])
-        return bytes(signed.signature)
+    def digest(self, struct: bytes, of: Contract | None = None) -> bytes:
+        """Return what is signed of an EIP-712 struct hash in the domain of a contract."""
+        _, name, version, chain, contract, _, _ = self.view("eip712Domain", of=of)
+        kinds = ["bytes32"] * 3 + ["uint256", "address"]
+        words = (keccak(text=DOMAIN), keccak(text=name), keccak(text=version), chain, contract)
+        return bytes(keccak(b"\x19\x01" + keccak(encode(kinds, words)) + struct))
+
+    def signatures(self, digest: bytes, *roles: str) -> bytes:
+        """Return the signatures, r ‖ s ‖ v, of these roles, or of a quorum, in the right order."""
+        signers = self.by_address(roles or self.brokers[: self.threshold])
+        return b"".join(sign(self.keys[role], digest) for role in signers)
+
+    def signature(self, quote: Quote, *roles: str) -> bytes:
+        """Return the signatures of these roles, or of a quorum, over the quote."""
+        return self.signatures(self.view("quoteDigest", quote), *roles)
 
     def fund(self, quote: Quote) -> Outcome:
-        """Fund a trade as its buyer ought to."""
-        signature = self.signature(quote)
-        return self.send("fund", quote, signature, sender="buyer", value=quote.price)
+        """Fund a trade as its buyer ought to, in ETH or in a token that it approved."""
+        value = quote.price if quote.asset == ZERO else 0
+        return self.send("fund", quote, self.signature(quote), sender="buyer", value=value)
+
+
+def sign(key: PrivateKey, digest: bytes) -> bytes:
+    """Return a signature, r ‖ s ‖ v."""
+    return bytes(Account.unsafe_sign_hash(digest, key).signature)
 
 
 def revert_data(failure: TransactionFailed) -> bytes:
     """Return the bytes in eth-tester's words ``execution reverted: b'…'``."""
     written = str(failure.args[0]).removeprefix("execution reverted: ")
-    data = ast.literal_eval(written)
+    try:
+        data = ast.literal_eval(written)
+    except (SyntaxError, ValueError):
+        return b""  # in words: no data came with it, or the gas ran out
     if not isinstance(data, bytes):
         raise AssertionError(f"no revert data in {failure.args[0]!r}")
     return data

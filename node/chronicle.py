@@ -65,6 +65,16 @@ class PeerFault(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerPassedOver(Event):
+    """A broker has failed us: for the rest of the round another one of ours is asked."""
+
+    level: ClassVar[Level] = Level.WARNING
+    peer: PeerId
+    reason: str
+    instead: PeerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OurFault(Event):
     """A handler of ours failed; the peer was told so, and the node goes on."""
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -259,10 +259,19 @@ class Journal:
     def recall(self, name: str) -> cbor.Value:
         """Return a named value, or None if there is none."""
         found = self._read("SELECT value FROM fact WHERE name = ?", (name,))
-        try:
-            return cbor.decode(found[0][0]) if found else None
-        except RemoteProtocolError as error:
-            raise JournalError(f"the fact {name!r} is damaged: {error}") from error
+        return _decoded(name, found[0][0]) if found else None
+
+    def facts(self, prefix: str) -> dict[str, cbor.Value]:
+        """Return the named values whose names begin so."""
+        found = self._read(
+            "SELECT name, value FROM fact WHERE substr(name, 1, ?) = ?", (len(prefix), prefix)
+        )
+        return {name: _decoded(name, value) for name, value in found}
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Delete named values, all or none."""
+        with self._commit() as db:
+            db.executemany("DELETE FROM fact WHERE name = ?", [(name,) for name in names])
 
     def next_nonce(self) -> int:
         """Return a statement nonce that was never given before, across restarts."""
@@ -301,6 +310,13 @@ class Journal:
                 "HAVING MIN(over) = 1 AND MAX(ended) <= ?)",
                 (mined, last),
             )
+
+
+def _decoded(name: str, value: bytes) -> cbor.Value:
+    try:
+        return cbor.decode(value)
+    except RemoteProtocolError as error:
+        raise JournalError(f"the fact {name!r} is damaged: {error}") from error
 
 
 def _transaction_row(

@@ -23,6 +23,7 @@ ROOT: Final = HERE.parent
 BENCHMARKS: Final[Mapping[str, str]] = {
     "align": "aligning the units of one model to those of another",
     "alpha": "the search for the best share of a merge",
+    "delivery": "making the goods of one trade, next to plain SHA-256",
     "gas": "gas of the escrow's operations against their floor",
     "offers": "signed offers checked by a node's gossip validator",
     "transfer": "verified transfer of a parameter set over loopback",

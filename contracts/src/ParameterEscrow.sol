@@ -1,106 +1,122 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.37;
 
-import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
+import {IERC20Permit} from "@openzeppelin/contracts/token/ERC20/extensions/IERC20Permit.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
-import {LowLevelCall} from "@openzeppelin/contracts/utils/LowLevelCall.sol";
+import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 
+import {Batches} from "./Batches.sol";
+import {BrokerQuorum} from "./BrokerQuorum.sol";
+import {DeliveryCourt} from "./DeliveryCourt.sol";
+import {IBrokerRegistry} from "./IBrokerRegistry.sol";
 import {IParameterEscrow} from "./IParameterEscrow.sol";
-import {Trade, newTrade} from "./Trade.sol";
+import {Delivery, Evidence} from "./lib/Delivery.sol";
+import {Terms} from "./lib/Terms.sol";
+import {Quote} from "./Quote.sol";
+import {Trade, VOUCHED, newTrade} from "./Trade.sol";
 
 /// @title ParameterEscrow
 /// @notice Atomic exchange of a payment for the key of encrypted parameters.
-/// @dev No owner, no pause, no upgrade. Every step checks, then writes, then (in `withdraw` alone)
-/// sends, so that there is nothing for a reentrant call to find half done.
-contract ParameterEscrow is IParameterEscrow, EIP712 {
-    /// @notice The EIP-712 type of a quote.
-    bytes32 public constant QUOTE_TYPEHASH = keccak256(
-        "Quote(bytes32 tradeId,address buyer,address seller,address encryptor,address asset,"
-        "uint256 price,uint256 fee,address feeRecipient,bytes32 offerRoot,bytes32 goodsRoot,"
-        "uint64 leafCount,uint64 byteLength,bytes32 secretCommitment,bytes32 dhCommitment,"
-        "uint64 fundBy,uint64 revealBy,uint64 grace,uint64 disputeWindow,bytes32 receiptHash)"
-    );
-
-    /// @notice The longest time from funding to `revealBy`. With the two bounds below nothing is
-    /// locked for ever: 37 days after the funding at the latest anyone can refund a trade, unless
-    /// it was revealed, and 30 days after the reveal at the latest anyone can finalize it.
-    uint256 public constant MAX_REVEAL_DELAY = 30 days;
-
-    /// @notice The longest time from `revealBy` to a refund.
-    uint256 public constant MAX_GRACE = 7 days;
-
-    /// @notice The longest time from the reveal to the payment.
-    uint256 public constant MAX_DISPUTE_WINDOW = 30 days;
-
-    address public immutable broker;
-
-    mapping(address account => uint256 amount) public credits;
+/// @dev No owner, no pause, no upgrade. Every step checks, then writes, then calls out (a token, the
+/// registry, or whoever withdraws), so that there is nothing for a reentrant call to find half done;
+/// the one exception, a token that is collected, is behind `Credits._pull`.
+contract ParameterEscrow is IParameterEscrow, Batches {
     mapping(bytes32 tradeId => Trade trade) private _trades;
 
-    constructor(address broker_) EIP712("pm-node", "1") {
-        if (broker_ == address(0)) revert NoBroker();
-        broker = broker_;
+    constructor(
+        IBrokerRegistry registry_,
+        DeliveryCourt court_,
+        uint256 threshold_,
+        address[] memory brokers
+    )
+        EIP712("pm-node", "1")
+        BrokerQuorum(registry_, threshold_, brokers)
+        Batches(court_)
+    {}
+
+    /// @inheritdoc IParameterEscrow
+    function fund(Quote calldata quote, bytes calldata signatures) external payable {
+        uint256 due = _fund(quote, signatures);
+        if (msg.value != due) revert WrongPayment(ETH, msg.value, due);
     }
 
     /// @inheritdoc IParameterEscrow
-    function fund(Quote calldata quote, bytes calldata brokerSignature) external payable {
-        State state = _trades[quote.tradeId].stateOf();
-        if (state != State.None) revert WrongState(quote.tradeId, state);
-        if (msg.sender != quote.buyer) revert NotBuyer(msg.sender, quote.buyer);
-        _checkMoney(quote);
-        _checkTimes(quote);
+    function fundWithPermit(
+        Quote calldata quote,
+        bytes calldata signatures,
+        uint256 deadline,
+        uint8 v,
+        bytes32 r,
+        bytes32 s
+    ) external {
+        if (quote.asset == ETH) revert WrongPayment(ETH, 0, quote.price);
+        _requireToken(quote.asset);
+        // Whoever saw the permit may have used it already: the transfer shows whether it holds.
+        try IERC20Permit(quote.asset).permit(
+            msg.sender, address(this), quote.price, deadline, v, r, s
+        ) {} catch {}
+        _fund(quote, signatures);
+    }
 
-        bytes32 digest = quoteDigest(quote);
-        // An error leaves `recovered` zero, which no broker is.
-        (address recovered,,) = ECDSA.tryRecoverCalldata(digest, brokerSignature);
-        if (recovered != broker) revert BadSignature(recovered, broker);
-
-        _trades[quote.tradeId] = newTrade(bytes26(digest), State.Funded);
-        emit Funded(quote.tradeId, quote.buyer, quote.seller, quote.price);
+    /// @inheritdoc IParameterEscrow
+    function fundMany(Quote[] calldata quotes, bytes[] calldata signatures) external payable {
+        _requireSameLength(quotes.length, signatures.length);
+        uint256 due = 0;
+        // Nobody sends so much that a sum which ends at the largest number would be enough.
+        for (uint256 i = 0; i < quotes.length; ++i) {
+            due = Math.saturatingAdd(due, _fund(quotes[i], signatures[i]));
+        }
+        if (msg.value != due) revert WrongPayment(ETH, msg.value, due);
     }
 
     /// @inheritdoc IParameterEscrow
     function reveal(Quote calldata quote, bytes32 secret) external {
-        Trade trade = _tradeIn(State.Funded, quote);
-        bytes32 digest = sha256(abi.encode(secret));
-        if (digest != quote.secretCommitment) {
-            revert WrongSecret(quote.tradeId, quote.secretCommitment, digest);
-        }
+        _reveal(_tradeIn(State.Funded, quote), quote, secret);
+    }
 
-        _trades[quote.tradeId] = trade.moved(State.Revealed);
-        emit Revealed(quote.tradeId, secret);
+    /// @inheritdoc IParameterEscrow
+    function revealMany(Quote[] calldata quotes, bytes32[] calldata secrets) external {
+        _requireSameLength(quotes.length, secrets.length);
+        for (uint256 i = 0; i < quotes.length; ++i) {
+            if (_trades[quotes[i].tradeId].stateOf() != State.Funded) continue;
+            _reveal(_tradeIn(State.Funded, quotes[i]), quotes[i], secrets[i]);
+        }
+    }
+
+    /// @inheritdoc IParameterEscrow
+    function dispute(Quote calldata quote, Evidence calldata evidence) external {
+        Trade trade = _tradeIn(State.Revealed, quote);
+        uint256 until = uint256(trade.sinceOf()) + quote.disputeWindow;
+        if (block.timestamp > until) revert DisputeClosed(block.timestamp, until);
+        court.requireBad(quote, evidence);
+
+        _trades[quote.tradeId] = trade.moved(State.Disputed);
+        _credit(quote.asset, quote.buyer, quote.price);
+        emit Disputed(quote.tradeId, evidence.index, quote.price);
+        if (trade.isVouched()) _punish(quote);
     }
 
     /// @inheritdoc IParameterEscrow
     function finalize(Quote calldata quote) external {
-        Trade trade = _tradeIn(State.Revealed, quote);
-        _checkPast(uint256(trade.sinceOf()) + quote.disputeWindow);
+        _finalize(_tradeIn(State.Revealed, quote), quote);
+    }
 
-        _trades[quote.tradeId] = trade.moved(State.Paid);
-        uint256 toSeller = quote.price - quote.fee;
-        credits[quote.seller] += toSeller;
-        if (quote.fee != 0) credits[quote.feeRecipient] += quote.fee;
-        emit Paid(quote.tradeId, toSeller, quote.fee);
+    /// @inheritdoc IParameterEscrow
+    function finalizeMany(Quote[] calldata quotes) external {
+        for (uint256 i = 0; i < quotes.length; ++i) {
+            if (_trades[quotes[i].tradeId].stateOf() != State.Revealed) continue;
+            _finalize(_tradeIn(State.Revealed, quotes[i]), quotes[i]);
+        }
     }
 
     /// @inheritdoc IParameterEscrow
     function refund(Quote calldata quote) external {
         Trade trade = _tradeIn(State.Funded, quote);
-        _checkPast(uint256(quote.revealBy) + quote.grace);
+        _requirePast(uint256(quote.revealBy) + quote.grace);
 
         _trades[quote.tradeId] = trade.moved(State.Refunded);
-        credits[quote.buyer] += quote.price;
+        _credit(quote.asset, quote.buyer, quote.price);
         emit Refunded(quote.tradeId, quote.price);
-    }
-
-    /// @inheritdoc IParameterEscrow
-    function withdraw(address account) external {
-        uint256 amount = credits[account];
-        if (amount == 0) revert NothingOwed(account);
-
-        credits[account] = 0;
-        emit Withdrawn(account, amount);
-        if (!LowLevelCall.callNoReturn(account, amount, "")) revert WithdrawalFailed(account, amount);
     }
 
     /// @inheritdoc IParameterEscrow
@@ -116,17 +132,44 @@ contract ParameterEscrow is IParameterEscrow, EIP712 {
 
     /// @inheritdoc IParameterEscrow
     function quoteDigest(Quote calldata quote) public view returns (bytes32) {
-        bytes32 typeHash = QUOTE_TYPEHASH;
-        bytes32 structHash;
-        // Each of the 19 fields fills one word of the calldata, as it does in EIP-712, so that the
-        // encoding is a copy. A word that is too large for its type makes a digest nobody signs.
-        assembly ("memory-safe") {
-            let encoded := mload(0x40)
-            mstore(encoded, typeHash)
-            calldatacopy(add(encoded, 0x20), quote, 0x260)
-            structHash := keccak256(encoded, 0x280)
-        }
-        return _hashTypedDataV4(structHash);
+        return _hashTypedDataV4(quote.structHash());
+    }
+
+    /// @dev Returns the ETH that is due for it.
+    function _fund(Quote calldata quote, bytes calldata signatures) private returns (uint256 due) {
+        _requireNone(quote.tradeId);
+        if (msg.sender != quote.buyer) revert NotBuyer(msg.sender, quote.buyer);
+        Terms.requireFundable(quote);
+        bytes32 digest = quoteDigest(quote);
+        bool vouched = _isAmong(_requireQuorum(digest, signatures), quote.encryptor);
+
+        _trades[quote.tradeId] = newTrade(bytes26(digest), vouched ? VOUCHED : 0);
+        emit Funded(quote.tradeId, msg.sender, quote.seller, quote.price);
+        if (quote.asset == ETH) return quote.price;
+        _pull(quote.asset, msg.sender, quote.price);
+    }
+
+    function _reveal(Trade trade, Quote calldata quote, bytes32 secret) private {
+        Delivery.requireSecret(quote, secret);
+
+        _trades[quote.tradeId] = trade.moved(State.Revealed);
+        emit Revealed(quote.tradeId, secret);
+    }
+
+    function _finalize(Trade trade, Quote calldata quote) private {
+        _requirePast(uint256(trade.sinceOf()) + quote.disputeWindow);
+
+        _trades[quote.tradeId] = trade.moved(State.Paid);
+        uint256 toSeller = quote.price - quote.fee;
+        _credit(quote.asset, quote.seller, toSeller);
+        if (quote.fee != 0) _credit(quote.asset, quote.feeRecipient, quote.fee);
+        emit Paid(quote.tradeId, toSeller, quote.fee);
+    }
+
+    /// @inheritdoc Batches
+    function _requireNone(bytes32 tradeId) internal view override {
+        Trade trade = _trades[tradeId];
+        if (Trade.unwrap(trade) != 0) revert WrongState(tradeId, trade.stateOf());
     }
 
     /// @dev The trade, which must be in `expected`, and under these very terms.
@@ -137,33 +180,7 @@ contract ParameterEscrow is IParameterEscrow, EIP712 {
         if (trade.termsOf() != terms) revert WrongTerms(quote.tradeId, trade.termsOf(), terms);
     }
 
-    /// @dev The second `last` is over.
-    function _checkPast(uint256 last) private view {
-        if (block.timestamp <= last) revert TooEarly(block.timestamp, last + 1);
-    }
-
-    function _checkMoney(Quote calldata quote) private view {
-        if (quote.asset != address(0)) revert UnsupportedAsset(quote.asset);
-        if (quote.price == 0) revert NoPrice(quote.tradeId);
-        if (msg.value != quote.price) revert WrongPayment(msg.value, quote.price);
-        if (quote.fee > quote.price) revert FeeAbovePrice(quote.fee, quote.price);
-        _checkRecipient(quote.seller);
-        if (quote.fee != 0) _checkRecipient(quote.feeRecipient);
-    }
-
-    function _checkRecipient(address account) private view {
-        if (account == address(0) || account == address(this)) revert BadRecipient(account);
-    }
-
-    function _checkTimes(Quote calldata quote) private view {
-        if (block.timestamp > quote.fundBy) revert FundingClosed(block.timestamp, quote.fundBy);
-        uint256 latest = block.timestamp + MAX_REVEAL_DELAY;
-        if (quote.revealBy <= quote.fundBy || quote.revealBy > latest) {
-            revert BadDeadlines(quote.fundBy, quote.revealBy, latest);
-        }
-        if (quote.grace > MAX_GRACE) revert GraceTooLong(quote.grace, MAX_GRACE);
-        if (quote.disputeWindow > MAX_DISPUTE_WINDOW) {
-            revert DisputeWindowTooLong(quote.disputeWindow, MAX_DISPUTE_WINDOW);
-        }
+    function _requireSameLength(uint256 quotes, uint256 others) private pure {
+        if (quotes != others) revert LengthsDiffer(quotes, others);
     }
 }

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import trio
 
+from node.agent.consent import Consent
 from node.agent.merging import merge
 from node.agent.settings import AgentSettings
+from node.chain.errors import ChainUnavailableError
 from node.chronicle import Asked, NoDealReached, OurFault, PeerFault, TrialDone
 from node.net.errors import PASSING
 from node.net.transfer import Source, fetch_blob, fetch_hashes
@@ -18,6 +20,9 @@ from node.params.errors import BadGoodsError, StoreError
 from node.params.recipe import Recipe
 from node.protocol import delivery, merkle
 from node.protocol.bargain import Wanted, accept_deal
+from node.protocol.bids import Bid
+from node.protocol.dispute import Evidence, proves_bad
+from node.protocol.eip712 import digest
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
 from node.protocol.evaluation import check_measured
 from node.protocol.events import (
@@ -30,6 +35,8 @@ from node.protocol.events import (
 from node.protocol.messages import (
     GOODS_PROTOCOL,
     PLAIN_HASHES,
+    QUOTE_SECONDS,
+    TRIAL_SECONDS,
     Deal,
     NoDeal,
     QuoteRequest,
@@ -39,14 +46,17 @@ from node.protocol.messages import (
 from node.protocol.offer import BrokerNotice, Offer
 from node.protocol.parameters import encoded_length
 from node.protocol.purchase import FUND_MARGIN, Purchase, PurchaseRecord
+from node.protocol.quorum import own_signature
+from node.protocol.quote import trade_id_of
+from node.protocol.signing import sign_digest
 from node.protocol.types import ONE, Digest, PeerId, Wei
 from node.settlement.desk import TradeDesk
 from node.settlement.trade import Trade
 from node.station.station import Station
 
 RETRY_SECONDS: Final = 0.5
-TRIAL_SECONDS: Final = 60.0
-QUOTE_SECONDS: Final = 60.0
+NO_PRICE: Final = frozenset({"ask", "fee"})
+"""Why there is no price between a bid and an ask: of a bid that could be higher, we lack cash."""
 SPOILT: Final = frozenset({"missing-blob", "missing-hashes", "corrupt-blob", "corrupt-hashes"})
 """What may be wrong with goods on our disk, that another fetch can mend."""
 
@@ -61,6 +71,7 @@ class Tried:
     base_root: Digest
     notice_digest: Digest
     notice: BrokerNotice
+    notice_signed: bytes
     result: TrialResult
 
 
@@ -69,15 +80,19 @@ class NoPrice:
     """There is no price that suits both; `reason` says who would lose by one."""
 
     reason: str
-    """``ask``: it is over the bid; ``fee``: the fee leaves nothing; ``cash``: we lack money."""
+    """``ask``: it is over the bid; ``fee``: the fee leaves nothing; ``cash``: we lack money.
+
+    Anything else is why the broker cannot quote.
+    """
 
 
 class Buyer:
     """Buys for one agent; also the workshop of its trades."""
 
-    def __init__(self, station: Station, settings: AgentSettings) -> None:
+    def __init__(self, station: Station, settings: AgentSettings, consent: Consent) -> None:
         self._station = station
         self._settings = settings
+        self._consent = consent
 
     # ── try before purchase ──
 
@@ -121,28 +136,35 @@ class Buyer:
             base_root=base[1].weights_root,
             notice_digest=notice_digest,
             notice=notice,
+            notice_signed=self._station.book.data_of(notice_digest) or b"",
             result=result,
         )
 
     async def buy(self, tried: Tried, desk: TradeDesk, *, most: Wei) -> Trade | NoPrice:
         """Bid what the trial is worth to us, at most `most`, and open the purchase.
 
-        Raises `RemoteProtocolError` if broker or seller break the protocol; nothing has been
-        promised then.
+        Raises `RemoteProtocolError` if broker or seller break the protocol, and
+        `ChainUnavailableError` if nobody can say who may sign; nothing has been promised then.
         """
         private, nonce = Digest(secrets.token_bytes(32)), Digest(secrets.token_bytes(32))
         worth = self._settings.value_of(tried.result.gain)
         valuation = Wei(min(worth, most))
         if valuation == 0:
             return NoPrice("cash")
-        broker = tried.notice.peer_id
+        broker, station = tried.notice.peer_id, self._station
+        bid = Bid(
+            trade_id=trade_id_of(station.account, tried.offer.seller, tried.offer_digest, nonce),
+            valuation=valuation,
+            buyer_key=Digest(delivery.public_key(private)),
+        )
         answer = await self._station.ask_either(
             broker,
             QuoteRequest(
                 trial_id=tried.result.trial_id,
                 valuation=valuation,
                 buyer_nonce=nonce,
-                buyer_key=Digest(delivery.public_key(private)),
+                buyer_key=bid.buyer_key,
+                signature=sign_digest(station.keys.account, digest(station.domain, bid)),
             ),
             Deal,
             NoDeal,
@@ -152,7 +174,8 @@ class Buyer:
             self._station.observer.emit(
                 NoDealReached(offer_digest=tried.offer_digest, reason=answer.reason)
             )
-            return NoPrice("cash" if valuation < worth else answer.reason)
+            short = valuation < worth and answer.reason in NO_PRICE
+            return NoPrice("cash" if short else answer.reason)
         wanted = Wanted(
             offer_digest=tried.offer_digest,
             offer=tried.offer,
@@ -165,9 +188,17 @@ class Buyer:
             private_key=private,
             shared_rows=self._settings.gate == "gain",
         )
+        domain, signatures = self._station.domain, answer.broker_signature
+        # the broker that we asked answers for the terms, its quorum for the money
+        leading = own_signature(domain, answer.quote, signatures, tried.notice.broker)
         record = accept_deal(
-            self._station.domain, wanted, answer, self._settings.patience, self._station.clock()
+            domain,
+            wanted,
+            replace(answer, broker_signature=leading),
+            self._settings.patience,
+            self._station.clock(),
         )
+        record = replace(record, broker_signature=signatures, notice=tried.notice_signed)
         _check_recipe(record)
         _check_length(record)
         measured, result = record.evaluation, tried.result
@@ -177,6 +208,7 @@ class Buyer:
             result.alpha,
         ):
             raise RemoteProtocolError("wrong-evaluation", "not what the trial said", peer=broker)
+        await self._consent.require(record.quote, signatures)
         return desk.open(Purchase(record))
 
     # ── the workshop: effects of a purchase ──
@@ -185,11 +217,13 @@ class Buyer:
         """Fetch leaf hashes and ciphertext, verified, until the time to fund has gone.
 
         A transfer that is under way then is broken off: the trade is given up, and its goods
-        will never be paid for.
+        will never be paid for. Nor are those of a quote whose brokers have left their seats.
         """
         left = purchase.quote.fund_by - FUND_MARGIN + 1 - self._station.clock()
         with trio.move_on_after(max(left, 0)) as patience:
             given = await self._fetch_until_verified(purchase)
+            if isinstance(given, GoodsVerified):
+                given = await self._still_signed(purchase)
         late = GoodsRefused("the goods did not come in time")
         return late if patience.cancelled_caught else given
 
@@ -213,6 +247,21 @@ class Buyer:
             else:
                 return GoodsVerified()
         return GoodsRefused("the seller could not be reached in time")
+
+    async def _still_signed(self, purchase: PurchaseRecord) -> PurchaseEvent:
+        """Count the brokers again, right before the money moves; wait for a chain that is away.
+
+        Of too few the escrow would refuse the deposit, and the gas would be lost.
+        """
+        while True:
+            try:
+                await self._consent.require(purchase.quote, purchase.broker_signature)
+            except RemoteProtocolError as error:
+                return GoodsRefused(str(error))
+            except ChainUnavailableError:
+                await trio.sleep(RETRY_SECONDS)
+            else:
+                return GoodsVerified()
 
     async def _fetch(self, purchase: PurchaseRecord) -> None:
         quote, blobs = purchase.quote, self._station.blobs
@@ -251,13 +300,17 @@ class Buyer:
         """Derive the key, decrypt, check, and apply the recipe.
 
         Goods that our own disk spoilt since they were checked are fetched once more, for as
-        long as the seller has them. Raises `MarketError` for what may be mended.
+        long as the seller has them. A disk that keeps the weights back, a full one say, does not
+        keep back the proof that they are bad. Raises `MarketError` for what may be mended.
         """
         try:
             return await trio.to_thread.run_sync(self._decrypt, purchase, secret)
         except StoreError as error:
             if error.reason not in SPOILT:
-                raise
+                bad = await trio.to_thread.run_sync(self._accuse, purchase, secret)
+                if bad is None:
+                    raise
+                return bad
             self._station.observer.emit(OurFault(during="deliver", reason=str(error)))
         await trio.to_thread.run_sync(self._clear_spoilt, purchase.quote.goods_root)
         await self._fetch(purchase)
@@ -273,12 +326,11 @@ class Buyer:
 
     def _decrypt(self, purchase: PurchaseRecord, secret: Digest) -> PurchaseEvent:
         quote, evaluation, blobs = purchase.quote, purchase.evaluation, self._station.blobs
-        dh = delivery.shared_secret(purchase.private_key, purchase.seller_key)
-        key = delivery.delivery_key(secret, dh, quote.trade_id)
+        key = delivery.delivery_key(secret, _dh(purchase), quote.trade_id)
         try:
             blobs.decrypt_to(quote.goods_root, key, quote.offer_root)
         except BadGoodsError as error:
-            return BadGoods(error.index)
+            return BadGoods(self._prove(purchase, secret, error.index))
         try:
             root = merge(blobs, purchase)
         except RemoteProtocolError as error:
@@ -287,9 +339,40 @@ class Buyer:
             return Delivered("the recipe does not give the weights that were measured")
         return Delivered()
 
+    def _accuse(self, purchase: PurchaseRecord, secret: Digest) -> BadGoods | None:
+        """Look for a bad leaf, and write nothing."""
+        quote = purchase.quote
+        key = delivery.delivery_key(secret, _dh(purchase), quote.trade_id)
+        index = self._station.blobs.bad_leaf(quote.goods_root, key, quote.offer_root)
+        return None if index is None else BadGoods(self._prove(purchase, secret, index))
+
+    def _prove(self, purchase: PurchaseRecord, secret: Digest, index: int) -> Evidence:
+        """Show a bad leaf, from our own files. Raises `StoreError` if these do not prove it."""
+        quote, blobs = purchase.quote, self._station.blobs
+        evidence = Evidence(
+            secret=secret,
+            dh=_dh(purchase),
+            index=index,
+            leaf=blobs.leaf(quote.goods_root, index),
+            goods_path=_digests(blobs.proof(quote.goods_root, index)),
+            offered=Digest(blobs.hashes(quote.offer_root, index, 1)),
+            offer_path=_digests(blobs.proof(quote.offer_root, index)),
+        )
+        if not proves_bad(quote, evidence):  # the disk changed a byte since it was checked
+            raise StoreError("corrupt-blob", f"leaf {index} of {quote.goods_root.hex()}")
+        return evidence
+
     async def publish_receipt(self, receipt: bytes) -> None:
         """A buyer leaves that to the broker."""
         raise LocalProtocolError("a buyer publishes no receipts")
+
+
+def _dh(purchase: PurchaseRecord) -> Digest:
+    return Digest(delivery.shared_secret(purchase.private_key, purchase.seller_key))
+
+
+def _digests(path: tuple[bytes, ...]) -> tuple[Digest, ...]:
+    return tuple(Digest(each) for each in path)
 
 
 def _check_recipe(record: PurchaseRecord) -> None:

@@ -114,11 +114,14 @@ def roots_kept(journal: Journal, progress: Progress | None) -> set[Digest]:
 
 
 def offers_bought(journal: Journal) -> set[Digest]:
-    """Return the offers that were bought or are being bought: none is paid for twice."""
+    """Return the offers that were bought or are being bought: none is paid for twice.
+
+    Nor is one of which a leaf was bad, although its price came back.
+    """
     return {
         purchase.record.offer_digest
         for purchase in purchases(journal)
-        if purchase.state not in CAME_TO_NOTHING
+        if purchase.state not in CAME_TO_NOTHING or purchase.record.evidence is not None
     }
 
 

@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterable
 from typing import Final
 
 from node.net.errors import PASSING
-from node.protocol.messages import SELLER_UNREACHABLE
+from node.protocol.messages import FAILING, SELLER_UNREACHABLE
 from node.protocol.offer import Offer, Receipt
 from node.protocol.types import Digest, PeerId
 
-NOT_ITS_OWN: Final = PASSING | {SELLER_UNREACHABLE, "unknown-offer", "no-notice"}
+NOT_ITS_OWN: Final = PASSING | FAILING | {SELLER_UNREACHABLE, "unknown-offer"}
 """Why a trial fails that another round may have: it says nothing about what was offered."""
 
 
@@ -18,19 +18,19 @@ def in_turn(
     offers: Iterable[tuple[Digest, Offer]],
     *,
     receipts: Iterable[Receipt],
-    broker: PeerId,
+    brokers: Collection[PeerId],
     missed: Collection[Digest],
     most: int,
 ) -> list[tuple[Digest, Offer]]:
     """Return at most so many offers, in the order of their trials.
 
-    First whom a receipt of our broker names: strangers' receipts cost nothing. The newest come
-    first; what could not be tried the last time (`missed`) comes after all that could.
+    First whom a receipt of a broker of ours names: strangers' receipts cost nothing. The newest
+    come first; what could not be tried the last time (`missed`) comes after all that could.
     """
     traded = {
         account
         for receipt in receipts
-        if receipt.peer_id == broker
+        if receipt.peer_id in brokers
         for account in (receipt.buyer, receipt.seller)
     }
 

@@ -14,11 +14,14 @@ from typing import Final
 
 import trio
 
+from node.agent.consent import Consent
 from node.agent.settings import AgentSettings
+from node.chain.errors import ChainUnavailableError
 from node.params.disk import BlobRef
 from node.params.store import BlobStore
 from node.protocol import cbor, delivery
 from node.protocol.bargain import check_countersign
+from node.protocol.bids import AskingPrice
 from node.protocol.eip712 import digest
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.messages import (
@@ -32,6 +35,7 @@ from node.protocol.messages import (
     StreamMessage,
 )
 from node.protocol.offer import BrokerNotice, Offer
+from node.protocol.quorum import own_signature
 from node.protocol.quote import trade_id_of
 from node.protocol.sale import Sale, SaleRecord, SaleState
 from node.protocol.signing import sign_digest
@@ -50,11 +54,15 @@ UNFUNDED: Final = (SaleState.PREPARED, SaleState.COUNTERSIGNED)
 class Seller:
     """Answers brokers, and serves what it offered and what it sold."""
 
-    def __init__(self, station: Station, desk: TradeDesk, settings: AgentSettings) -> None:
+    def __init__(
+        self, station: Station, desk: TradeDesk, settings: AgentSettings, consent: Consent
+    ) -> None:
         self._station = station
         self._desk = desk
         self._settings = settings
-        self._asks: dict[Digest, Wei] = {}
+        self._consent = consent
+        self._asks: dict[tuple[Digest, Digest], Wei] = {}
+        """By trade and offer: a broker could name the id of one trade for a cheaper offer."""
         self._encrypting: list[Address] = []
         """Buyers whose goods are being made; the trades are not open yet."""
         self._turns = Turns()
@@ -86,7 +94,8 @@ class Seller:
         offer = self._offer(question.offer_digest)
         if question.fee_basis_points > notice.fee_basis_points:
             raise RemoteProtocolError("fee-too-high", str(question.fee_basis_points), peer=peer)
-        known = self._asks.get(question.trade_id)
+        asked = question.trade_id, question.offer_digest
+        known = self._asks.get(asked)
         if known is None:
             receipts = [
                 receipt
@@ -100,8 +109,10 @@ class Seller:
             known = Wei(max(ask, offer.reserve))
             if len(self._asks) >= ASKS_REMEMBERED:
                 self._asks.pop(next(iter(self._asks)))
-            self._asks[question.trade_id] = known
-        return Ask(ask=known)
+            self._asks[asked] = known
+        asking = AskingPrice(trade_id=asked[0], offer_digest=asked[1], ask=known)
+        signed = digest(self._station.domain, asking)
+        return Ask(ask=known, signature=sign_digest(self._station.keys.account, signed))
 
     async def _prepare(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
         assert isinstance(question, PrepareGoods)
@@ -134,7 +145,7 @@ class Seller:
 
     async def _encrypt(self, question: PrepareGoods, offer: Offer) -> Trade:
         """Make keys for this trade alone, encrypt, and journal both before anything leaves."""
-        ask = self._asks.get(question.trade_id)
+        ask = self._asks.get((question.trade_id, question.offer_digest))
         if ask is None:
             raise RemoteProtocolError("never-asked", question.trade_id.hex())
         waiting = self._encrypting + [
@@ -210,13 +221,23 @@ class Seller:
             sale.record,
             self._offer(sale.record.offer_digest),
             question.quote,
-            question.broker_signature,
+            own_signature(
+                self._station.domain, question.quote, question.broker_signature, notice.broker
+            ),
             question.receipt,
             broker=notice.broker,
             fee_basis_points=notice.fee_basis_points,
             patience=self._settings.patience,
             now=self._station.clock(),
         )
+        try:
+            await self._consent.require(question.quote, question.broker_signature)
+        except ChainUnavailableError as error:
+            raise RemoteProtocolError("chain-away", str(error)) from error
+        if sale.record.quote == question.quote:  # it was asked twice, while the chain was
+            return Countersigned(signature=sale.record.signature)
+        if sale.state is not SaleState.PREPARED:
+            raise RemoteProtocolError("already-countersigned", sale.state.value, peer=peer)
         signature = sign_digest(
             self._station.keys.account, digest(self._station.domain, question.quote)
         )

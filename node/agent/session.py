@@ -18,6 +18,8 @@ import torch
 import trio
 
 from node.agent import progress as journalled
+from node.agent.asking import Asking
+from node.agent.brokers import Brokers
 from node.agent.buyer import Buyer, NoPrice, Tried
 from node.agent.merging import LostMergeError, merged_weights, read_tensors
 from node.agent.offering import Offering
@@ -34,7 +36,7 @@ from node.params.encoding import encode_tensors
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
 from node.protocol.offer import Offer
 from node.protocol.purchase import Purchase
-from node.protocol.types import Digest, PeerId, Wei
+from node.protocol.types import Digest, Wei
 from node.settlement.desk import TradeDesk
 from node.settlement.purse import Purse
 from node.settlement.trade import Trade, roots_of
@@ -42,7 +44,6 @@ from node.station.station import Station
 
 STAGES: Final = ("offered", "tried", "traded")
 NO_ROUND: Final = "there is no round to end: offer and step first"
-FORGOTTEN: Final = frozenset({"unknown-offer", "unreachable", "timeout"})
 Tensors = Mapping[str, torch.Tensor]
 Meet = Callable[[int, str], Awaitable[int | None]]
 """Called at a stage of a round (`STAGES`); returns when the others are there too, with how many
@@ -65,19 +66,19 @@ class Session:
         seller: Seller,
         purse: Purse,
         settings: AgentSettings,
-        broker: PeerId,
+        brokers: Brokers,
         meet: Meet = never_wait,
     ) -> None:
         self._station = station
         self._desk = desk
-        self._buyer = buyer
         self._seller = seller
         self._purse = purse
         self._settings = settings
-        self._broker = broker
+        self._brokers = brokers
         self._meet = meet
-        self._submission = Submission(station, broker, self._fault)
-        self._offering = Offering(station, settings, self._submission)
+        submission = Submission(station, brokers, self._fault)
+        self._offering = Offering(station, settings, submission)
+        self._asking = Asking(station, buyer, brokers, submission)
         self._bought = journalled.offers_bought(station.journal)
         """Offers that are never tried again, also after a restart."""
         self._tried = set(self._bought)
@@ -124,6 +125,7 @@ class Session:
             progress = self._remember(Progress(played, epoch, root, True, earlier))
         if progress is None or not progress.offered:
             raise LocalProtocolError("there is nothing to offer yet: give parameters")
+        self._brokers.begin_round()
         name, self._base = await self._offering.put(architecture, progress.root)
         self.architecture = architecture.text
         return name
@@ -144,7 +146,7 @@ class Session:
         trials, failed = await self._trials(base, others)
         await self._meet(number, "tried")
         if trials:
-            step = await self._buy_best(number, trials)
+            step = await self._buy_best(number, base, trials)
         else:
             step = Step(round=number, bought=False, because=failed)
         await self._meet(number, "traded")
@@ -257,16 +259,17 @@ class Session:
             self._seller.own_gain_value = self._settings.value_of(best_gain)
         return trials, failed
 
-    async def _buy_best(self, number: int, trials: list[Tried]) -> Step:
+    async def _buy_best(self, number: int, base: tuple[Digest, Offer], trials: list[Tried]) -> Step:
         best = max(trials, key=self._merit)
-        found = best.result
-        because = self._settings.objection(found.alpha, found.gain, found.bound)
+        because = self._objection(best)
         trade_id: Digest | None = None
         price: Wei | None = None
         if not because:
             try:
                 most = await self._purse.left()
-                answer = await self._buyer.buy(best, self._desk, most=most)
+                best, answer = await self._asking.buy(
+                    best, base, self._desk, most=most, objection=self._objection
+                )
             except RemoteProtocolError as error:
                 self._fault("buy", error)
                 because = error.reason
@@ -279,6 +282,7 @@ class Session:
                     self._bought.add(best.offer_digest)
                     trade_id = answer.machine.record.trade_id
                     because, price = await self._settled(answer)
+        found = best.result
         return Step(
             round=number,
             bought=because == "bought",
@@ -302,24 +306,14 @@ class Session:
 
     def _merit(self, trial: Tried) -> tuple[bool, int, int]:
         found = trial.result
-        good = not self._settings.objection(found.alpha, found.gain, found.bound)
-        return good, found.bound, found.gain
+        return not self._objection(trial), found.bound, found.gain
+
+    def _objection(self, trial: Tried) -> str:
+        found = trial.result
+        return self._settings.objection(found.alpha, found.gain, found.bound)
 
     async def _try(self, base: tuple[Digest, Offer], offered: tuple[Digest, Offer]) -> Tried:
-        try:
-            return await self._buyer.try_offer(broker=self._broker, base=base, offered=offered)
-        except RemoteProtocolError as error:
-            if error.reason not in FORGOTTEN:
-                raise
-        # a broker that was restarted has to be told again what it is to try
-        for name, submit in (
-            (base[0], self._submission.of_ours),
-            (offered[0], self._submission.of_another),
-        ):
-            data = self._station.book.data_of(name)
-            if data is not None:
-                await submit(data)
-        return await self._buyer.try_offer(broker=self._broker, base=base, offered=offered)
+        return await self._asking.try_offer(base, offered)
 
     async def _new_offers(self, architecture: str, expected: int) -> list[tuple[Digest, Offer]]:
         """Wait for offers of others that were not tried yet, as long as a round's patience."""
@@ -341,7 +335,11 @@ class Session:
             if new >= expected or trio.current_time() >= patience:
                 receipts = station.book.receipts(station.task)
                 return in_turn(
-                    found, receipts=receipts, broker=self._broker, missed=self._missed, most=most
+                    found,
+                    receipts=receipts,
+                    brokers=self._brokers.peers,
+                    missed=self._missed,
+                    most=most,
                 )
             with trio.move_on_at(patience):
                 await heard.wait()
@@ -393,6 +391,6 @@ class Session:
         self._station.observer.emit(journalled.told(step))
 
     def _fault(self, during: str, error: RemoteProtocolError) -> None:
-        peer = error.peer or self._broker
+        peer = error.peer or self._brokers.current
         fault = PeerFault(peer=peer, during=during, reason=error.reason, detail=error.detail)
         self._station.observer.emit(fault)

@@ -8,13 +8,14 @@ from typing import Final
 
 import trio
 
+from node.agent.brokers import Brokers, fails
 from node.net.errors import PASSING
 from node.params.disk import BlobRef
 from node.protocol.eip712 import digest
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.messages import SELLER_UNREACHABLE, Submit, Submitted
 from node.protocol.offer import NOT_FOR_SALE, Offer
-from node.protocol.types import Digest, PeerId
+from node.protocol.types import Digest
 from node.station.station import Station
 
 SUBMIT_SECONDS: Final = 60.0
@@ -26,15 +27,15 @@ Report = Callable[[str, RemoteProtocolError], None]
 
 
 class Submission:
-    """Submits statements to one broker. What goes wrong is reported, and not raised."""
+    """Submits statements to the broker of the round. What goes wrong is reported, not raised."""
 
-    def __init__(self, station: Station, broker: PeerId, report: Report) -> None:
+    def __init__(self, station: Station, brokers: Brokers, report: Report) -> None:
         self._station = station
-        self._broker = broker
+        self._brokers = brokers
         self._report = report
 
     async def of_ours(self, data: bytes) -> None:
-        """Have the broker fetch and verify our own offer; keep trying while it is away.
+        """Have a broker fetch and verify our own offer; keep trying while they are all away.
 
         That it cannot fetch from us is no matter of its own: then `UNREACHED_SECONDS` are all.
         """
@@ -48,8 +49,13 @@ class Submission:
                 unreached_since = now if unreached_since is None else unreached_since
                 if now + pause - unreached_since > UNREACHED_SECONDS:
                     return
+            elif fails(error) and await self._brokers.pass_over(error):
+                told = ""
+                continue
             elif error.reason not in PASSING:
                 return
+            else:
+                self._brokers.begin_round()
             await trio.sleep(pause)
             pause = min(2 * pause, LONGEST_RETRY_SECONDS)
 
@@ -85,7 +91,7 @@ class Submission:
     async def _submit(self, data: bytes) -> RemoteProtocolError | None:
         try:
             await self._station.ask(
-                self._broker, Submit(statement=data), Submitted, seconds=SUBMIT_SECONDS
+                self._brokers.current, Submit(statement=data), Submitted, seconds=SUBMIT_SECONDS
             )
         except RemoteProtocolError as error:
             return error

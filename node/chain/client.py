@@ -29,9 +29,9 @@ from web3.providers import BaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
 from node.chain import answers
-from node.chain.codec import revert_data
 from node.chain.errors import AnswerLostError, ChainAnswerError, ChainUnavailableError
 from node.chain.port import DEVELOPMENT_CHAIN_ID, DEVELOPMENT_CLIENT
+from node.chain.reverts import revert_data
 from node.protocol import bounded_json
 from node.protocol.errors import LocalProtocolError
 from node.protocol.types import Address, Digest, Wei
@@ -171,6 +171,11 @@ class ChainClient:
     def code(self, account: Address) -> bytes:
         """Return the code at an address, empty where there is none."""
         return answers.data(self.ask("eth_getCode", account, "latest"), "eth_getCode")
+
+    def view(self, contract: Address, data: bytes) -> bytes:
+        """Return what a contract answers to a call that changes nothing."""
+        call = {"to": contract, "data": "0x" + data.hex()}
+        return answers.data(self.ask("eth_call", call, "latest"), "eth_call")
 
     def nonce(self, account: Address) -> int:
         """Return the account's next nonce, pending transactions counted."""

@@ -8,13 +8,17 @@ maps it to one of these. A caller decides by type alone:
 `ChainAnswerError`           the endpoint answered nonsense; as above, and say so
 `FeeTooHighError`            the endpoint asks more for gas than we allow; as above
 `TransactionRefusedError`    this transaction will never be accepted as it stands
+`CallRefusedError`           of these, where a contract said why, with its values
 `NonceTooLowError`           sign it again with the next nonce
 `UnfundedAccountError`       the account cannot pay; tell its owner
 `WrongContractError`         this is not our market; stop
+`NotSeatedError`             our signature counts for nothing in this market; stop
 ===========================  =====================================================
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from node.protocol.errors import MarketError
 
@@ -52,6 +56,22 @@ class TransactionRefusedError(ChainError):
         self.detail = detail
 
 
+class CallRefusedError(TransactionRefusedError):
+    """A contract refused a call, with a custom error of its own.
+
+    `reason` is its name and `values` what it said, by name: whole numbers, bytes, and addresses
+    with their checksum.
+    """
+
+    def __init__(self, reason: str, values: Mapping[str, object]) -> None:
+        shown = (
+            f"{name} = {'0x' + value.hex() if isinstance(value, bytes) else value}"
+            for name, value in values.items()
+        )
+        super().__init__(reason, ", ".join(shown))
+        self.values = dict(values)
+
+
 class NonceTooLowError(ChainError):
     """Another transaction of this account has taken the nonce."""
 
@@ -62,6 +82,10 @@ class UnfundedAccountError(ChainError):
 
 class WrongContractError(ChainError):
     """The chain id, or the code at the escrow's address, is not what was expected."""
+
+
+class NotSeatedError(ChainError):
+    """A broker has no seat in the market that it was to serve, and cannot take one."""
 
 
 class ChainLogError(ChainError):

@@ -16,9 +16,11 @@ Every method raises `ChainUnavailableError` when nothing can be known now.
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from node.protocol.dispute import Evidence
 from node.protocol.eip712 import Domain
 from node.protocol.quote import Quote
 from node.protocol.types import Address, Digest, UnixTime, Wei
@@ -38,6 +40,16 @@ class EscrowState(enum.Enum):
     REVEALED = 2
     PAID = 3
     REFUNDED = 4
+    DISPUTED = 5
+
+
+class Seat(enum.Enum):
+    """What an account is to the market, numbered as the contract's own enum."""
+
+    STRANGER = 0
+    EMPTY = 1
+    """One of its brokers, whose signature does not count: it has no bond, or gave notice."""
+    TAKEN = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +77,7 @@ class Fund:
 
     quote: Quote
     broker_signature: bytes
+    """Of each broker of a quorum 65 bytes, in the order of their accounts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +103,21 @@ class Refund:
 
 
 @dataclass(frozen=True, slots=True)
+class Dispute:
+    """Whoever holds the proof of a bad leaf turns a pending payment into the buyer's credit."""
+
+    quote: Quote
+    evidence: Evidence
+
+
+@dataclass(frozen=True, slots=True)
 class Withdraw:
-    """Anyone pays out an account's credit to that account."""
+    """Anyone pays out an account's credit, in ether, to that account."""
 
     account: Address
 
 
-Call = Fund | Reveal | Finalize | Refund | Withdraw
+Call = Fund | Reveal | Finalize | Refund | Dispute | Withdraw
 
 
 # --- events: what the escrow said
@@ -138,14 +159,27 @@ class RefundedEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class WithdrawnEvent:
+class DisputedEvent:
     block: int
     transaction: Digest
-    account: Address
+    trade_id: Digest
+    leaf: int
     amount: Wei
 
 
-EscrowEvent = FundedEvent | RevealedEvent | PaidEvent | RefundedEvent | WithdrawnEvent
+@dataclass(frozen=True, slots=True)
+class WithdrawnEvent:
+    block: int
+    transaction: Digest
+    asset: Address
+    account: Address
+    recipient: Address
+    amount: Wei
+
+
+EscrowEvent = (
+    FundedEvent | RevealedEvent | PaidEvent | RefundedEvent | DisputedEvent | WithdrawnEvent
+)
 
 
 # --- transactions
@@ -180,6 +214,8 @@ class TransactionOutcome:
     """Why it failed: a custom error's name, a revert message, or ``unknown``; None on success."""
     fee: Wei = Wei(0)
     """What the sender paid for gas."""
+    values: Mapping[str, object] | None = None
+    """What the custom error says, by name; None where it is none."""
 
 
 class Escrow(Protocol):
@@ -196,8 +232,12 @@ class Escrow(Protocol):
         ...
 
     @property
-    def broker(self) -> Address:
-        """The one account whose quotes the contract takes; it is part of the contract's code."""
+    def threshold(self) -> int:
+        """How many seated brokers must sign a quote; fixed in the contract."""
+        ...
+
+    def seat(self, account: Address) -> Seat:
+        """Return what an account is to this market: quotes of seated brokers can be funded."""
         ...
 
     def head(self) -> Block:
@@ -216,7 +256,7 @@ class Escrow(Protocol):
         ...
 
     def credit(self, account: Address) -> Wei:
-        """Return what `Withdraw` would pay to `account`."""
+        """Return what `Withdraw` would pay to `account`, in ether."""
         ...
 
     def balance(self, account: Address, *, block: int | None = None) -> Wei:

@@ -17,15 +17,17 @@ from typing import Any, Final
 
 from contracts import Artifact
 from node.chain import answers, transactions
-from node.chain.client import DEFAULT_TIMEOUT, ChainClient, Endpoint, EndpointRefusedError
-from node.chain.codec import GAS_LIMITS, UNKNOWN_REVERT, EscrowCodec
-from node.chain.deploy import check_escrow, escrow_artifact
-from node.chain.errors import ChainAnswerError
+from node.chain.check import check_escrow, escrow_artifact, escrow_codec
+from node.chain.client import DEFAULT_TIMEOUT, ChainClient, Endpoint
+from node.chain.codec import BROKER_DISPUTE_GAS, GAS_LIMITS, EscrowCodec
+from node.chain.errors import ChainAnswerError, WrongContractError
 from node.chain.port import (
     Block,
     Call,
+    Dispute,
     EscrowEvent,
     Fees,
+    Seat,
     SignedTransaction,
     TradeState,
     TransactionOutcome,
@@ -48,6 +50,7 @@ def open_escrow(
     domain: Domain,
     *,
     broker: Address | None = None,
+    quorum: int | None = 1,
     artifact: Artifact | None = None,
     timeout: float = DEFAULT_TIMEOUT,
     fee_ceiling: Wei = DEFAULT_FEE_CEILING,
@@ -55,18 +58,25 @@ def open_escrow(
     """Open one account's view of the escrow, after a look at what is there.
 
     `endpoint` is a URL or a web3 provider, such as `InProcessProvider(chain)`. Raises
-    `WrongContractError` if the chain or the code is another than expected (or trusts
-    another broker, where one is given), `ChainUnavailableError` if that cannot be known.
+    `WrongContractError` if the chain or the code is another than expected, does not list the
+    broker (where one is given) or wants the signatures of another number of brokers than
+    `quorum` (None: of any number), and `ChainUnavailableError` if that cannot be known.
     """
     found = artifact or escrow_artifact()
     client = ChainClient(endpoint, timeout)
     try:
-        trusted = check_escrow(client, domain, broker, artifact=found)
+        listed = () if broker is None else (broker,)
+        terms = check_escrow(client, domain, listed, artifact=found)
+        if quorum not in (None, terms.threshold):
+            raise WrongContractError(
+                f"the escrow at {domain.escrow} wants {terms.threshold} brokers to sign a quote, "
+                f"and not {quorum}: say with --quorum how many of how many"
+            )
     except BaseException:
         client.close()
         raise
     wallet = Wallet(private_key, domain.chain_id, fee_ceiling)
-    return Web3Escrow(client, wallet, domain, EscrowCodec(found.abi), trusted)
+    return Web3Escrow(client, wallet, domain, escrow_codec(found), terms.threshold)
 
 
 class Web3Escrow:
@@ -78,13 +88,13 @@ class Web3Escrow:
         wallet: Wallet,
         domain: Domain,
         codec: EscrowCodec,
-        broker: Address,
+        threshold: int,
     ) -> None:
         self._client = client
         self._wallet = wallet
         self._domain = domain
         self._codec = codec
-        self._broker = broker
+        self._threshold = threshold
         self._contract = raw_address(domain.escrow)
 
     @property
@@ -96,8 +106,8 @@ class Web3Escrow:
         return self._wallet.address
 
     @property
-    def broker(self) -> Address:
-        return self._broker
+    def threshold(self) -> int:
+        return self._threshold
 
     # --- reading
 
@@ -113,6 +123,9 @@ class Web3Escrow:
 
     def terms(self, trade_id: Digest) -> bytes:
         return self._codec.decode_terms(self._view(self._codec.terms_of(trade_id)))
+
+    def seat(self, account: Address) -> Seat:
+        return self._codec.decode_seat(self._view(self._codec.seat_of(account)))
 
     def credit(self, account: Address) -> Wei:
         return self._codec.decode_wei(self._view(self._codec.credits(account)))
@@ -165,49 +178,22 @@ class Web3Escrow:
             self._domain.escrow,
             data,
             value,
-            gas=GAS_LIMITS[type(call)],
+            gas=self._gas(call),
             nonce=nonce,
             fees=fees if fees is not None else self._wallet.fees(self._client),
         )
 
+    def _gas(self, call: Call) -> int:
+        # who may be a broker here is fixed for good: the same call gets the same gas each time
+        if isinstance(call, Dispute) and self.seat(call.quote.encryptor) is not Seat.STRANGER:
+            return BROKER_DISPUTE_GAS
+        return GAS_LIMITS[type(call)]
+
     def broadcast(self, raw: bytes) -> None:
-        transactions.broadcast(self._client, raw, self._codec.name_revert)
+        transactions.broadcast(self._client, raw, self._codec.reverts.read)
 
     def receipt(self, transaction: Digest) -> TransactionOutcome | None:
-        answer = self._client.ask("eth_getTransactionReceipt", "0x" + transaction.hex())
-        if answer is None:
-            return None
-        fields = answers.mapping(answer, "a receipt")
-        if answers.digest(fields.get("transactionHash"), "a receipt's hash") != transaction:
-            raise ChainAnswerError(f"asked for receipt {transaction.hex()}, got another")
-        block = answers.quantity(fields.get("blockNumber"), "a receipt's block")
-        gas_used = answers.quantity(fields.get("gasUsed"), "gasUsed")
-        price = answers.wei(fields.get("effectiveGasPrice"), "effectiveGasPrice")
-        succeeded = answers.quantity(fields.get("status"), "a receipt's status", 1) == 1
-        return TransactionOutcome(
-            succeeded=succeeded,
-            block=block,
-            gas_used=gas_used,
-            revert=None if succeeded else self._why_reverted(transaction, block),
-            fee=Wei(gas_used * price),
-        )
-
-    def _why_reverted(self, transaction: Digest, block: int) -> str:
-        fields = self._ask_mapping("eth_getTransactionByHash", "0x" + transaction.hex())
-        call = {
-            "from": fields.get("from"),
-            "to": fields.get("to"),
-            "gas": hex(answers.quantity(fields.get("gas"), "gas")),
-            "value": hex(answers.wei(fields.get("value"), "value")),
-            "data": "0x" + answers.data(fields.get("input"), "input").hex(),
-        }
-        try:
-            self._client.ask("eth_call", call, hex(block))
-        except EndpointRefusedError as refusal:
-            if refusal.data is not None:
-                return self._codec.name_revert(refusal.data)
-            return refusal.message[:200] or UNKNOWN_REVERT
-        return UNKNOWN_REVERT
+        return transactions.outcome(self._client, transaction, self._codec.reverts.read)
 
     # --- asking
 
@@ -215,8 +201,7 @@ class Web3Escrow:
         return answers.mapping(self._client.ask(method, *params), method)
 
     def _view(self, data: bytes) -> bytes:
-        call = {"to": self._domain.escrow, "data": "0x" + data.hex()}
-        return answers.data(self._client.ask("eth_call", call, "latest"), "eth_call")
+        return self._client.view(self._domain.escrow, data)
 
     def close(self) -> None:
         """Close idle connections."""

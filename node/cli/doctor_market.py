@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from node.chain import answers
+from node.chain.check import check_escrow
 from node.chain.client import ChainClient, is_development_chain
-from node.chain.deploy import check_escrow
 from node.chain.errors import ChainError, ChainUnavailableError, WrongContractError
 from node.cli.doctor import Check
 from node.clock import wall_clock

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 import click
 
+from node.cli.contracts import contracts
 from node.cli.devnet import devnet
 from node.cli.doctor import doctor
 from node.cli.exits import BAD_INPUT, DONE, INTERRUPTED, code_of, fault_in, line_of
@@ -24,6 +25,7 @@ from node.cli.invocation import Invocation, on_node, settings_flags
 from node.cli.keys import keys
 from node.cli.status import status
 from node.cli.trades import trade
+from node.cli.verify import trade_receipt, verify
 from node.config.table import SETTINGS, template
 from node.protocol.errors import MarketError
 
@@ -116,7 +118,8 @@ def chain(node: Invocation, directory: Path, host: str, port: int, as_json: bool
     run_chain(directory, host, port, os.environ, json_output=as_json)
 
 
-for command in (keys, status, doctor, trade, devnet):
+trade.add_command(trade_receipt)
+for command in (keys, status, doctor, trade, devnet, contracts, verify):
     cli.add_command(command)
 
 

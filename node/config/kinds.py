@@ -20,9 +20,12 @@ from node.protocol.types import NO_ADDRESS, ONE, UINT256_MAX, PeerId
 
 T = TypeVar("T")
 MAX_TEXT: Final = 4_096
+MAX_BROKERS: Final = 64
+"""As in `node.protocol.quorum`, which takes a third of a second to import."""
 _INTEGER: Final = re.compile(r"[+-]?[0-9](_?[0-9])*")
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
 _DIGEST: Final = re.compile(r"0x[0-9a-fA-F]{64}")
+_QUORUM: Final = re.compile(r"([1-9][0-9]?)/([1-9][0-9]?)")
 _MULTIADDR: Final = re.compile(r"/(ip[46]|dns[46]?)/([^/\s]+)/tcp/([0-9]{1,5})(/p2p/([^/\s]+))?")
 
 
@@ -90,7 +93,10 @@ def _fraction(raw: object) -> int:
 def _path(raw: object) -> Path:
     if isinstance(raw, Path):
         return raw
-    return Path(_text(raw)).expanduser()
+    try:
+        return Path(_text(raw)).expanduser()
+    except RuntimeError as error:  # ~somebody whom this machine does not know
+        raise ValueError from error
 
 
 def _address(raw: object) -> str:
@@ -162,6 +168,21 @@ def _layers(raw: object) -> tuple[int, ...]:
     return layers
 
 
+def _quorum(raw: object) -> tuple[int, int]:
+    """Read m/n: more than half of n, so that no two quorums are without a broker in common."""
+    match = _QUORUM.fullmatch(raw) if isinstance(raw, str) else None
+    if match is None:
+        raise ValueError
+    needed, brokers = int(match[1]), int(match[2])
+    if not (needed <= brokers <= MAX_BROKERS and 2 * needed > brokers):
+        raise ValueError
+    return needed, brokers
+
+
+def _fraction_of(quorum: tuple[int, int]) -> str:
+    return f"{quorum[0]}/{quorum[1]}"
+
+
 def _list_toml(values: tuple[str | int, ...]) -> str:
     return json.dumps(list(values))
 
@@ -207,6 +228,13 @@ KINDS: Final[Mapping[str, Kind]] = {
             _layers,
             show=lambda layers: ",".join(map(str, layers)),
             toml=_list_toml,
+        ),
+        Kind(
+            "quorum",
+            f"m/n with n/2 < m ≤ n ≤ {MAX_BROKERS}, such as 2/3",
+            _quorum,
+            show=_fraction_of,
+            toml=lambda quorum: _quoted(_fraction_of(quorum)),
         ),
         Kind("multiaddr", _MULTIADDR_FORM, _multiaddr, toml=_quoted),
         Kind(

@@ -150,7 +150,7 @@ class Config:
     # Network
     listen: str = _setting("multiaddr", "/ip4/127.0.0.1/tcp/0", "address to listen on")
     bootstrap: tuple[str, ...] = _setting(
-        "peers", (), "brokers to join by (default: the one of this machine)"
+        "peers", (), "brokers to join by, or of our quorum (default: the one of this machine)"
     )
     brokers: tuple[Address, ...] = _setting(
         "addresses",
@@ -162,7 +162,21 @@ class Config:
     chain: str = _setting(
         "url", "", "JSON-RPC of the chain (default: the broker's; a broker serves play money)"
     )
-    escrow: Address = _setting("address", NO_ADDRESS, "the escrow contract (default: the broker's)")
+    escrow: Address = _setting(
+        "address",
+        NO_ADDRESS,
+        "the escrow contract (default: the one that the data directory began in, else the newest "
+        "in its deployments/<chain id>.json, else the broker's)",
+    )
+    quorum: tuple[int, int] = _setting(
+        "quorum", (1, 1), "how many brokers sign a quote, of how many (as the escrow wants it)"
+    )
+    bond: Wei | None = _setting(
+        "wei",
+        None,
+        "what a broker puts up under its signature, in wei (default: on play money one ether)",
+        low=1,
+    )
     confirmations: int | None = _setting(
         "integer",
         None,
@@ -241,11 +255,21 @@ class Config:
     grace_seconds: int = _setting(
         "integer", 300, "from there until a refund may be called for", low=0, high=30 * DAY
     )
-    dispute_window_seconds: int = _setting(
-        "integer", 60, "from key to final payment, in a broker's quotes", low=0, high=30 * DAY
+    dispute_window_seconds: int | None = _setting(
+        "integer",
+        None,
+        "from key to final payment, in a broker's quotes (default: 60 on play money, else 15 for "
+        "each confirmation and 8 blocks more)",
+        low=0,
+        high=30 * DAY,
     )
     minimum_dispute_window: int = _setting(
-        "integer", 30, "shortest such window that a buyer accepts, in seconds", low=0, high=30 * DAY
+        "integer",
+        30,
+        "shortest such window that a buyer accepts, in seconds (on real money at least 15 for each "
+        "confirmation and 8 blocks more)",
+        low=0,
+        high=30 * DAY,
     )
 
     # Experiments

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, assert_never
 
 from node.chain.port import (
+    DisputedEvent,
     Escrow,
     EscrowState,
     FundedEvent,
@@ -31,7 +32,7 @@ class Ledger:
     fees: Wei
     """To brokers, likewise."""
     refunded: Wei
-    """Back to buyers, likewise."""
+    """Back to buyers, likewise, for want of a key or for a leaf that was bad."""
     credited: Wei
     """What of these three was not drawn yet."""
     held: Wei
@@ -80,6 +81,9 @@ def read_ledger(escrow: Escrow) -> Ledger:
                     owed["fees"] += event.fee
                 case RefundedEvent():
                     states[event.trade_id] = EscrowState.REFUNDED
+                    owed["refunded"] += event.amount
+                case DisputedEvent():
+                    states[event.trade_id] = EscrowState.DISPUTED
                     owed["refunded"] += event.amount
                 case WithdrawnEvent():
                     withdrawn += event.amount

@@ -2,7 +2,7 @@
 
     async with open_host(seed, "/ip4/127.0.0.1/tcp/0") as network:
         network.set_gossip_validator(validate)
-        network.handle_requests("/pm/broker/1", answer)
+        network.handle_requests("/pm/broker/2", answer)
         nursery.start_soon(network.keep_connected, broker_address)
         async for heard in network.gossip(): ...
 

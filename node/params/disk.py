@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES: Final = 4 << 20
 """The piece of a blob that a transfer asks for and ticks off; a whole number of leaves."""
+STREAM_BYTES: Final = 256 * 1024
+"""How much is read, hashed and ciphered at a time: whole leaves, and little enough for a cache."""
 PRIVATE_FILE: Final = 0o600
 PRIVATE_DIRECTORY: Final = 0o700
 DRAFT_PREFIX: Final = "draft-"
@@ -69,6 +71,28 @@ def reading(path: Path) -> Iterator[int]:
             os.close(descriptor)
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[int]:
+    """Open `path`, which is there, yield its descriptor, and name what goes wrong with it."""
+    with named(path):
+        descriptor = open_private(path, os.O_WRONLY)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+def chunks(path: Path, begin: int, end: int) -> Iterator[bytes]:
+    """Read the bytes of a blob from `begin` to `end`; ``corrupt-blob`` if there are not so many."""
+    with reading(path) as descriptor:
+        for offset in range(begin, end, STREAM_BYTES):
+            length = min(STREAM_BYTES, end - offset)
+            chunk = os.pread(descriptor, length, offset)
+            if len(chunk) != length:
+                raise StoreError("corrupt-blob", f"{path.name} shrank")
+            yield chunk
+
+
 def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     """`os.pwrite` until everything is written."""
     view = memoryview(data).cast("B")
@@ -101,6 +125,11 @@ class Draft:
         descriptor, name = tempfile.mkstemp(prefix=DRAFT_PREFIX, dir=directory)
         self._path = Path(name)
         self._file: BinaryIO = os.fdopen(descriptor, "wb")
+
+    @property
+    def path(self) -> Path:
+        """Where it is while it is written."""
+        return self._path
 
     def write(self, data: bytes | memoryview) -> None:
         self._file.write(data)
@@ -138,6 +167,11 @@ class BlobDraft:
         self._data.write(chunk)
         self._hashes.write(hashes)
         return hashes
+
+    @property
+    def paths(self) -> tuple[Path, Path]:
+        """Where the blob and its hash list come to be, for whoever writes both by themselves."""
+        return self._data.path, self._hashes.path
 
     def finish(self) -> tuple[BlobRef, bytes]:
         """Return the name of what was written, and the hashes not yet returned."""

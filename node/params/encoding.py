@@ -56,6 +56,10 @@ _DTYPES: Final[dict[str, torch.dtype]] = {
 }
 _NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
 _READ_BYTES: Final = 16 << 20
+_TELLING_BYTES: Final = 5
+"""The fifth begins a blob's header, which is a CBOR array, and is a zero of a safetensors file's
+length."""
+_CBOR_ARRAY: Final = 4
 
 
 def layout_of(tensors: Mapping[str, torch.Tensor]) -> Layout:
@@ -162,6 +166,17 @@ def load_safetensors(
             _read_into(descriptor, header.offsets[spec.name], memory)
             tensors[spec.name] = _checked(spec, tensor, memory)
     return tensors
+
+
+def load_weights(path: Path, *, limits: Limits = DEFAULT_LIMITS) -> dict[str, torch.Tensor]:
+    """The tensors of a file, whether safetensors or a blob of the store.
+
+    Raises as `load_safetensors` and `decode_file`.
+    """
+    with open_regular(path) as descriptor:
+        head = os.pread(descriptor, _TELLING_BYTES, 0)
+    is_blob = len(head) == _TELLING_BYTES and head[-1] >> 5 == _CBOR_ARRAY
+    return (decode_file if is_blob else load_safetensors)(path, limits=limits)
 
 
 def save_safetensors(

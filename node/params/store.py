@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -25,9 +26,11 @@ from node.params.disk import (
     HASHES_SUFFIX,
     PARTIAL_SUFFIX,
     RECEIVED_SUFFIX,
+    STREAM_BYTES,
     BlobDraft,
     BlobRef,
     Draft,
+    chunks,
     drafting,
     named,
     prepare_directory,
@@ -35,6 +38,7 @@ from node.params.disk import (
     sync_directory,
 )
 from node.params.errors import BadGoodsError, StoreError
+from node.params.goods import make_goods
 from node.params.partial import PartialBlob
 from node.protocol import merkle
 from node.protocol.delivery import Keystream
@@ -49,8 +53,6 @@ if TYPE_CHECKING:
 
 _SUFFIXES: Final = ("", PARTIAL_SUFFIX, RECEIVED_SUFFIX, HASHES_SUFFIX)
 """Of the files of one blob, which are deleted in this order: the list goes last."""
-_STREAM_BYTES: Final = 256 * 1024
-"""How much is read, hashed and ciphered at a time: whole leaves, and little enough for a cache."""
 
 
 class BlobStore:
@@ -234,20 +236,22 @@ class BlobStore:
 
     # -- goods ---------------------------------------------------------------------------
 
-    def encrypt(self, root: Digest, key: bytes) -> BlobRef:
+    def encrypt(self, root: Digest, key: bytes, processes: int | None = None) -> BlobRef:
         """Encrypt a blob into a new one, the goods of one trade; one key for one delivery.
 
         The plaintext is hashed as it is read: an encryptor whose disk changed a byte would be
-        convicted for it. Raises ``corrupt-blob`` then.
+        convicted for it. Raises ``corrupt-blob`` then. `processes` is 1 or 2; unless it is
+        said, a large blob is made by two of them.
         """
-        source, plaintext, keystream = self.ref(root), merkle.StreamingRoot(), Keystream(key)
+        source = self.ref(root)
         with drafting(self._directory) as draft:
-            for chunk in self._chunks(source):
-                plaintext.update(chunk)
-                draft.write(keystream.apply(chunk))
-            if plaintext.finish()[0] != root:
+            goods, hashes = draft.paths
+            made = make_goods(
+                self.path(root), goods, hashes, source.byte_length, key, processes=processes
+            )
+            if made.offered != root:
                 raise StoreError("corrupt-blob", root.hex())
-            ref, _ = draft.finish()
+            ref = replace(source, root=made.goods)
             self._keep(draft, ref)
         return ref
 
@@ -271,6 +275,31 @@ class BlobStore:
                 raise StoreError("corrupt-hashes", plain_root.hex())
             self._keep(draft, ref)
         return ref
+
+    def bad_leaf(self, cipher_root: Digest, key: bytes, plain_root: Digest) -> int | None:
+        """The first leaf of goods that came as it was sold, and opens to another than was offered.
+
+        As `decrypt_to` finds it, but nothing is written: it is found on a full disk too. Raises
+        ``corrupt-hashes`` for a list of ours that is.
+        """
+        source, keystream = self.ref(cipher_root), Keystream(key)
+        for root in (cipher_root, plain_root):
+            self._require_hashes(root, source.byte_length)
+        first = 0
+        for chunk in self._chunks(source):
+            count = merkle.leaf_count(len(chunk))
+            opened = merkle.leaf_hashes(keystream.apply(chunk), first)
+            if opened != (offered := self.hashes(plain_root, first, count)):
+                came, sold = (
+                    merkle.leaf_hashes(chunk, first),
+                    self.hashes(cipher_root, first, count),
+                )
+                for at in range(0, len(opened), DIGEST_BYTES):
+                    leaf = slice(at, at + DIGEST_BYTES)
+                    if opened[leaf] != offered[leaf] and came[leaf] == sold[leaf]:
+                        return first + at // DIGEST_BYTES
+            first += count
+        return None
 
     def _compare(
         self, wanted: int, at: int, got: bytes, cipher_root: Digest, plain_root: Digest
@@ -307,19 +336,14 @@ class BlobStore:
         top = merkle.TreeTop()
         with reading(path) as descriptor:
             at = 0
-            while piece := os.pread(descriptor, _STREAM_BYTES, at):
+            while piece := os.pread(descriptor, STREAM_BYTES, at):
                 top.update(piece)
                 at += len(piece)
         if at != merkle.leaf_count(byte_length) * DIGEST_BYTES or top.root(byte_length) != root:
             raise StoreError("corrupt-hashes", path.name)
 
     def _chunks(self, ref: BlobRef) -> Iterator[bytes]:
-        with reading(self.path(ref.root)) as descriptor:
-            for offset in range(0, ref.byte_length, _STREAM_BYTES):
-                chunk = os.pread(descriptor, _STREAM_BYTES, offset)
-                if len(chunk) != min(_STREAM_BYTES, ref.byte_length - offset):
-                    raise StoreError("corrupt-blob", f"{ref.root.hex()} shrank")
-                yield chunk
+        return chunks(self.path(ref.root), 0, ref.byte_length)
 
     def _keep(self, draft: BlobDraft, ref: BlobRef) -> None:
         """Put a blob in its place; its list, which comes first, is no leftover meanwhile."""

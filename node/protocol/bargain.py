@@ -14,17 +14,20 @@ from typing import Final
 from node.protocol import delivery, envelope
 from node.protocol.eip712 import Domain, digest
 from node.protocol.errors import RemoteProtocolError
-from node.protocol.evaluation import Evaluation, check_evaluation, trial_seed
+from node.protocol.evaluation import Evaluation, check_evaluation, rows_due, trial_seed
 from node.protocol.fees import fee_of
 from node.protocol.messages import Deal
 from node.protocol.offer import BrokerNotice, Offer, Receipt
 from node.protocol.purchase import FUND_MARGIN, PurchaseRecord, PurchaseState
+from node.protocol.quorum import below_quorum, signers_of
 from node.protocol.quote import Quote, check_signer, trade_id_of
 from node.protocol.sale import SaleRecord
 from node.protocol.types import NO_ADDRESS, Address, Digest, UnixTime, Wei
 
 MAX_GRACE: Final = 24 * 3600
 MAX_REVEAL_SECONDS: Final = 7 * 24 * 3600
+BROKER_IS_A_PARTY: Final = "broker-is-a-party"
+"""The reason of whoever finds one that trades among several that sign."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +182,23 @@ def check_countersign(
     )
 
 
+def quorum_of(
+    domain: Domain, quote: Quote, signatures: bytes, *, threshold: int
+) -> tuple[Address, ...]:
+    """Return who signed a quote, by rising account; the caller asks the escrow for their seats.
+
+    The escrow takes no quote of fewer than `threshold`; where that is several, none of them may
+    trade. Raises `RemoteProtocolError`: ``below-quorum``, ``bad-signature``, ``unsorted-brokers``,
+    ``broker-is-a-party``.
+    """
+    signers = tuple(signers_of(digest(domain, quote), signatures))
+    if len(signers) < threshold:
+        raise below_quorum(len(signers), threshold)
+    for party in (quote.buyer, quote.seller):
+        _require(threshold == 1 or party not in signers, BROKER_IS_A_PARTY, party)
+    return signers
+
+
 def _receipt(domain: Domain, data: bytes, quote: Quote) -> Receipt:
     signed = envelope.decode(data)
     receipt = signed.body
@@ -230,7 +250,7 @@ def _check_measured(deal: Deal, wanted: Wanted, receipt: Receipt) -> None:
             notice.validation_root,
             trial_seed(notice.seed, wanted.base_root, offer.weights_root),
         )
-        and _rows_are_due(measured, notice, shared=wanted.shared_rows),
+        and rows_are_due(measured, notice, shared=wanted.shared_rows),
         "wrong-evaluation",
         "measured on rows that were not committed",
     )
@@ -238,14 +258,11 @@ def _check_measured(deal: Deal, wanted: Wanted, receipt: Receipt) -> None:
     _require(recipe_hash == measured.recipe_hash, "wrong-recipe", "not the one that was measured")
 
 
-def _rows_are_due(measured: Evaluation, notice: BrokerNotice, *, shared: bool) -> bool:
-    """Whether a half of the committed rows chose, and the other half scored; or all did both.
-
-    Any other numbers are other rows, which a broker could choose once it has seen the weights.
-    """
+def rows_are_due(measured: Evaluation, notice: BrokerNotice, *, shared: bool) -> bool:
+    """Whether these are the numbers of rows that are due, or those that may be if `shared`."""
     drawn, committed = (measured.choice_rows, measured.score_rows), notice.validation_rows
-    half = committed // 2
-    return drawn == (half, committed - half) or (shared and drawn == (committed, committed))
+    allowed = {rows_due(committed, shared=False), rows_due(committed, shared=shared)}
+    return drawn in allowed
 
 
 def _check_dh(deal: Deal, wanted: Wanted) -> None:

@@ -17,9 +17,9 @@
 | funded     | chain is past the lapse | lapsed     |                   |
 | revealed   | payment is long due     | finalizing | finalize          |
 | revealed   | paid                    | credited   | publish, withdraw |
-| revealed   | refunded                | refunded   |                   |
+| revealed   | disputed                | disputed   |                   |
 | finalizing | paid                    | credited   | publish, withdraw |
-| finalizing | refunded                | refunded   |                   |
+| finalizing | disputed                | disputed   |                   |
 | credited   | withdrawn               | paid       |                   |
 
 The whole deal is in the record, and the quote is saved before the seller sees it: a buyer
@@ -27,6 +27,7 @@ that asks again is given the same quote, since two for one trade id are evidence
 broker. One that was never countersigned is not proposed again; the buyer takes a new nonce.
 A seller that vanishes after its reveal costs the broker no fee: some minutes after the payment
 could have been finalized the broker does it. A trade that nobody reveals or refunds lapses.
+A disputed trade pays no fee, and its receipt is never published: nothing was sold.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from typing import Final
 
 from node.protocol.events import (
     BrokerageEvent,
+    Disputed,
     Effect,
     Funded,
     Paid,
@@ -63,12 +65,13 @@ class BrokerageState(enum.Enum):
     CREDITED = "credited"
     PAID = "paid"
     REFUNDED = "refunded"
+    DISPUTED = "disputed"
     EXPIRED = "expired"
     LAPSED = "lapsed"
 
 
 S = BrokerageState
-BROKERAGE_ENDS: Final = frozenset({S.PAID, S.REFUNDED, S.EXPIRED, S.LAPSED})
+BROKERAGE_ENDS: Final = frozenset({S.PAID, S.REFUNDED, S.DISPUTED, S.EXPIRED, S.LAPSED})
 COLLECT_SECONDS: Final = 600
 """The seller finalizes its own payment; so long after the broker does it for its fee."""
 
@@ -81,6 +84,8 @@ class BrokerageRecord(Message):
     note: str
     deal: Deal
     revealed_at: UnixTime = UnixTime(0)
+    notice: bytes = b""
+    """Our terms under which was measured, as we signed them."""
 
     @property
     def trade_id(self) -> Digest:
@@ -142,8 +147,10 @@ class Brokerage:
                 return self._go(S.FINALIZING)
             case ((S.QUOTED | S.FUNDED | S.REVEALED | S.FINALIZING), Paid()):
                 return self._go(S.CREDITED)
-            case ((S.QUOTED | S.FUNDED | S.REVEALED | S.FINALIZING), Refunded()):
+            case ((S.QUOTED | S.FUNDED), Refunded()):
                 return self._go(S.REFUNDED)
+            case ((S.REVEALED | S.FINALIZING), Disputed()):
+                return self._go(S.DISPUTED)
             case S.CREDITED, Withdrawn():
                 return self._go(S.PAID)
             case _:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from eth_hash.auto import keccak
 
@@ -33,18 +33,28 @@ class Domain(Message):
     @property
     def separator(self) -> bytes:
         """EIP-712's domain separator."""
-        return _separator(self.chain_id, self.escrow)
+        return domain_separator(DOMAIN_NAME, DOMAIN_VERSION, self.chain_id, self.escrow)
+
+
+class SigningDomain(Protocol):
+    """Where a signature is good: `Domain`, or that of another contract of the market."""
+
+    @property
+    def separator(self) -> bytes:
+        """EIP-712's domain separator."""
+        ...
 
 
 @functools.cache
-def _separator(chain_id: int, escrow: Address) -> bytes:
+def domain_separator(name: str, version: str, chain_id: int, contract: Address) -> bytes:
+    """Return EIP-712's domain separator of a contract."""
     return keccak(
         _DOMAIN_TYPE
-        + keccak(DOMAIN_NAME.encode())
-        + keccak(DOMAIN_VERSION.encode())
+        + keccak(name.encode())
+        + keccak(version.encode())
         + chain_id.to_bytes(32, "big")
         + bytes(12)
-        + raw_address(escrow)
+        + raw_address(contract)
     )
 
 
@@ -75,6 +85,6 @@ def struct_hash(message: Any) -> Digest:
     return Digest(keccak(_type_hash(type(message)) + b"".join(words)))
 
 
-def digest(domain: Domain, message: Any) -> Digest:
+def digest(domain: SigningDomain, message: Any) -> Digest:
     """Return the 32 bytes that an account signs for `message` in this market."""
     return Digest(keccak(b"\x19\x01" + domain.separator + struct_hash(message)))

@@ -63,8 +63,19 @@ def check_evaluation(evaluation: Evaluation) -> None:
     # both losses are rounded to a billionth, and the gain to a millionth
     if abs(evaluation.gain * before - (before - after) * ONE) > 2 * max(before, ONE):
         raise RemoteProtocolError(
-            "impossible-measurement", f"a gain of {evaluation.gain} from {before} to {after}"
+            "impossible-measurement",
+            f"a gain of {evaluation.gain} from loss_before {before} to loss_after {after}",
         )
+
+
+def rows_due(committed: int, *, shared: bool) -> tuple[int, int]:
+    """Return how many of the committed rows choose α, and how many score the gain.
+
+    A half of them chooses, and the other half scores; or, if they are `shared`, all do both. Any
+    other numbers are other rows, which a broker could choose once it has seen the weights.
+    """
+    half = committed // 2
+    return (committed, committed) if shared else (half, committed - half)
 
 
 def trial_seed(notice_seed: Digest, base_root: Digest, sold_root: Digest) -> Digest:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from node.protocol.dispute import Evidence
 from node.protocol.types import Digest, UnixTime
 
 
@@ -20,6 +21,7 @@ class Step(enum.Enum):
     REVEAL = "reveal"
     FINALIZE = "finalize"
     REFUND = "refund"
+    DISPUTE = "dispute"
     WITHDRAW = "withdraw"
 
 
@@ -47,6 +49,11 @@ class Paid:
 @dataclass(frozen=True, slots=True)
 class Refunded:
     """The escrow credited the buyer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disputed:
+    """A leaf of the goods was proved to be bad; the escrow credited the buyer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +97,17 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class BadGoods:
-    """What the secret opens is not what was offered: this leaf proves it."""
+    """What the secret opens is not what was offered: one leaf proves it."""
 
-    leaf: int
+    evidence: Evidence
 
 
 PurchaseEvent = (
-    Funded | Revealed | Paid | Refunded | Tick | Withdrawn | GoodsVerified | GoodsRefused
-    | Delivered | BadGoods
+    Funded | Revealed | Paid | Refunded | Disputed | Tick | Withdrawn | GoodsVerified
+    | GoodsRefused | Delivered | BadGoods
 )  # fmt: skip
-SaleEvent = Funded | SecretSent | Revealed | Paid | Refunded | Tick | Withdrawn
-BrokerageEvent = Funded | Revealed | Paid | Refunded | Tick | Withdrawn
+SaleEvent = Funded | SecretSent | Revealed | Paid | Refunded | Disputed | Tick | Withdrawn
+BrokerageEvent = Funded | Revealed | Paid | Refunded | Disputed | Tick | Withdrawn
 
 
 # ── effects ──

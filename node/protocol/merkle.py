@@ -28,12 +28,14 @@ if TYPE_CHECKING:
 LEAF_BYTES: Final = 1024
 _BATCH_HEIGHT: Final = 12
 """Leaf hashes are folded 2**12 at a time, so that a tree of any size needs little memory."""
-_BATCH_BYTES: Final = (1 << _BATCH_HEIGHT) * DIGEST_BYTES
+BATCH_LEAVES: Final = 1 << _BATCH_HEIGHT
+_BATCH_BYTES: Final = BATCH_LEAVES * DIGEST_BYTES
 _MAX_DEPTH: Final = 54
 """The depth of the tree over 2**64 - 1 bytes."""
 
 _LEAF_PREFIX: Final = struct.Struct(">QI")
 _ROOT_PREFIX: Final = struct.Struct(">BQQ")
+_PAIR: Final = struct.Struct(f"{2 * DIGEST_BYTES}s")
 _LEAF: Final = sha256(b"\x00")
 _NODE: Final = sha256(b"\x01")
 """Hashers that have read their domain's byte: a copy costs less than a new one."""
@@ -118,13 +120,42 @@ def leaf_hashes(data: bytes | memoryview, first_index: int = 0) -> bytes:
     return b"".join(hashes)
 
 
+def leaf_hashes_of_two(
+    one: bytes | memoryview, other: bytes | memoryview, first_index: int = 0
+) -> tuple[bytes, bytes]:
+    """`leaf_hashes` of each of two blobs of one length, such as a plaintext and its ciphertext.
+
+    What both have in common, index and length, is hashed once: that saves a tenth of the time.
+    """
+    ones, others = memoryview(one), memoryview(other)
+    if len(ones) != len(others):
+        raise LocalProtocolError(f"{len(ones)} bytes beside {len(others)}")
+    copy, pack = _LEAF.copy, _LEAF_PREFIX.pack
+    hashes, beside, index = [], [], first_index
+    whole = len(ones) // LEAF_BYTES * LEAF_BYTES
+    for offset in range(0, whole, LEAF_BYTES):
+        leaf = slice(offset, offset + LEAF_BYTES)
+        hasher = copy()
+        hasher.update(pack(index, LEAF_BYTES))
+        second = hasher.copy()
+        hasher.update(ones[leaf])
+        second.update(others[leaf])
+        hashes.append(hasher.digest())
+        beside.append(second.digest())
+        index += 1
+    if whole < len(ones):
+        hashes.append(leaf_hash(index, ones[whole:]))
+        beside.append(leaf_hash(index, others[whole:]))
+    return b"".join(hashes), b"".join(beside)
+
+
 def _fold_once(hashes: bytes | memoryview) -> bytes:
     """One level up: an even number of hashes in, half as many out."""
-    copy, view = _NODE.copy, memoryview(hashes)
+    copy = _NODE.copy
     parents = []
-    for offset in range(0, len(view), 2 * DIGEST_BYTES):
+    for (pair,) in _PAIR.iter_unpack(hashes):
         hasher = copy()
-        hasher.update(view[offset : offset + 2 * DIGEST_BYTES])
+        hasher.update(pair)
         parents.append(hasher.digest())
     return b"".join(parents)
 
@@ -169,15 +200,26 @@ class TreeTop:
             raise LocalProtocolError(
                 f"{byte_length} bytes have {leaves} leaves, got the hashes of {self._leaves}"
             )
-        height = depth(leaves)
-        if height <= _BATCH_HEIGHT:
-            top = bytes(self._batches) or _fold(bytes(self._pending), 0, height)
-        else:
-            batches = bytes(self._batches)
-            if self._pending:
-                batches += _fold(bytes(self._pending), 0, _BATCH_HEIGHT)
-            top = _fold(batches, _BATCH_HEIGHT, height)
+        if leaves > BATCH_LEAVES:
+            return root_of_batches(self.batches(), byte_length)
+        top = bytes(self._batches) or _fold(bytes(self._pending), 0, depth(leaves))
         return bind_root(top, leaves, byte_length)
+
+    def batches(self) -> bytes:
+        """The nodes over each `BATCH_LEAVES` leaves so far, the last of them padded."""
+        last = _fold(bytes(self._pending), 0, _BATCH_HEIGHT) if self._pending else b""
+        return bytes(self._batches) + last
+
+
+def root_of_batches(batches: bytes, byte_length: int) -> Digest:
+    """The root over the nodes of a blob of more than `BATCH_LEAVES` leaves, however they came.
+
+    Raises `LocalProtocolError` if their number is not that of `byte_length`.
+    """
+    leaves = leaf_count(byte_length)
+    if leaves <= BATCH_LEAVES or len(batches) != -(-leaves // BATCH_LEAVES) * DIGEST_BYTES:
+        raise LocalProtocolError(f"{leaves} leaves, but {len(batches)} bytes of nodes over them")
+    return bind_root(_fold(batches, _BATCH_HEIGHT, depth(leaves)), leaves, byte_length)
 
 
 def bind_root(top: bytes, leaves: int, byte_length: int) -> Digest:

@@ -1,7 +1,8 @@
-"""What crosses the stream `/pm/broker/1`: requests, and their answers.
+"""What crosses the stream `/pm/broker/2`: requests, and their answers.
 
 An agent asks a broker to list the book, to take its weights, to try a pair, to quote; a
-broker asks a seller for its ask, for the goods, for its countersignature. Every message is
+broker asks a seller for its ask, for the goods, for its countersignature; brokers of a quorum
+ask each other to measure again, to open what they sealed, and to sign. Every message is
 ``[kind, {field: value}]`` in canonical CBOR.
 """
 
@@ -11,17 +12,28 @@ from dataclasses import dataclass
 from typing import Final
 
 from node.protocol import cbor
+from node.protocol.bids import BidAndAsk
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.evaluation import Evaluation
+from node.protocol.quorum import BELOW_QUORUM, Commitment, Opening
 from node.protocol.quote import Quote
 from node.protocol.schema import Message, from_map, to_map
 from node.protocol.types import Address, Digest, Millionths, Wei
 
-BROKER_PROTOCOL: Final = "/pm/broker/1"
+BROKER_PROTOCOL: Final = "/pm/broker/2"
 PARAMS_PROTOCOL: Final = "/pm/params/1"
 GOODS_PROTOCOL: Final = "/pm/goods/1"
 SELLER_UNREACHABLE: Final = "seller-unreachable"
-"""The reason of a broker that cannot have an offer's weights from its seller just now."""
+"""The reason of a broker that cannot have what it needs from an offer's seller just now."""
+FAILING: Final = frozenset(
+    {"truncated", "stream-reset", "too-slow", "busy", "banned", "internal-error", "no-notice",
+     "chain-away", "unknown-trial", "figures-differ", "recipe-differs", "not-of-the-quorum",
+     BELOW_QUORUM}
+)  # fmt: skip
+"""What a broker says, or does, that another broker may do better."""
+TRIAL_SECONDS: Final = 60.0
+QUOTE_SECONDS: Final = 60.0
+"""How long a buyer waits for each; the broker is done before."""
 PLAIN_HASHES: Final = "plain-hashes"
 """The part of a trade's goods that is the leaf hashes of what the ciphertext opens to."""
 
@@ -72,6 +84,8 @@ class QuoteRequest(Message):
     buyer_nonce: Digest
     buyer_key: Digest
     """X25519, for this trade alone."""
+    signature: bytes
+    """Of the buyer's account over its `Bid`, whose trade id is derived from the nonce."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +101,7 @@ class Deal(Message):
 
     quote: Quote
     broker_signature: bytes
+    """Of each broker of a quorum 65 bytes, by rising account."""
     seller_signature: bytes
     seller_key: Digest
     """X25519, for this trade alone."""
@@ -109,6 +124,8 @@ class Ask(Message):
     """Seller → broker, sealed from the buyer: the least that must reach the seller."""
 
     ask: Wei
+    signature: bytes
+    """Of the seller's account over its `AskingPrice`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,9 +174,79 @@ class Book(Message):
     statements: tuple[bytes, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Introduce(Message):
+    """Broker → agent: I measure what your broker asks me to; these are my terms."""
+
+    notice: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Introduced(Message):
+    """Agent → broker: then you may fetch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay(Message):
+    """Broker → broker: measure this again, and seal what you find.
+
+    Statements as they were signed: the asker's notice, the base, the offer.
+    """
+
+    notice: bytes
+    base: bytes
+    offer: bytes
+    subject: Evaluation
+    """Without figures, which are not to be known yet."""
+    recipe: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sealed(Message):
+    """Broker → broker: the hash of what I found, signed."""
+
+    commitment: Commitment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenFigure(Message):
+    """Broker → broker: these have sealed theirs; open yours."""
+
+    case: Digest
+    """As in `node.protocol.quorum.case_of`."""
+    commitments: tuple[Commitment, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened(Message):
+    """Broker → broker."""
+
+    opening: Opening
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cosign(Message):
+    """Broker → broker: sign this quote, which follows from these figures."""
+
+    case: Digest
+    openings: tuple[Opening, ...]
+    quote: Quote
+    receipt: bytes
+    bids: BidAndAsk
+    """Of which the price is made, each as it was signed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cosigned(Message):
+    """Broker → broker."""
+
+    signature: bytes
+
+
 StreamMessage = (
     ListBook | Book | Submit | Submitted | TrialRequest | TrialResult | QuoteRequest | NoDeal | Deal
     | AskRequest | Ask | PrepareGoods | GoodsPrepared | Countersign | Countersigned
+    | Introduce | Introduced | Replay | Sealed | OpenFigure | Opened | Cosign | Cosigned
 )  # fmt: skip
 _KINDS: Final[dict[str, type[StreamMessage]]] = {
     "list-book": ListBook,
@@ -177,6 +264,14 @@ _KINDS: Final[dict[str, type[StreamMessage]]] = {
     "goods-prepared": GoodsPrepared,
     "countersign": Countersign,
     "countersigned": Countersigned,
+    "introduce": Introduce,
+    "introduced": Introduced,
+    "replay": Replay,
+    "sealed": Sealed,
+    "open-figure": OpenFigure,
+    "opened": Opened,
+    "cosign": Cosign,
+    "cosigned": Cosigned,
 }
 _KIND_OF: Final = {cls: kind for kind, cls in _KINDS.items()}
 

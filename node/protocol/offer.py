@@ -30,7 +30,8 @@ trials, and for nobody to buy: the whole model of one who sells some layers of i
 def _check_lifetime(issued_at: UnixTime, expires_at: UnixTime) -> None:
     if not issued_at < expires_at <= issued_at + MAX_LIFETIME:
         raise LocalProtocolError(
-            f"must expire within {MAX_LIFETIME} s of its issue, got {expires_at - issued_at} s"
+            f"expires_at must be within {MAX_LIFETIME} s after issued_at, "
+            f"got {expires_at - issued_at} s"
         )
 
 

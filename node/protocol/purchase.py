@@ -5,33 +5,43 @@ money*. Before any money moves the buyer holds the ciphertext and the leaf hashe
 seen that both hash to the quote's roots; after the money moved, either the secret appears
 on chain and opens that ciphertext, or the escrow gives the money back.
 
-| state     | event                           | next      | effects  |
-|-----------|---------------------------------|-----------|----------|
-| fetching  | goods verified, in time         | funding   | fund     |
-| fetching  | goods verified, too late        | abandoned |          |
-| fetching  | goods refused                   | abandoned |          |
-| fetching  | clock is past fund_by           | abandoned |          |
-| funding   | funded                          | funded    |          |
-| funding   | revealed                        | revealed  | deliver  |
-| funding   | chain is past fund_by           | abandoned |          |
-| funded    | revealed                        | revealed  | deliver  |
-| funded    | chain is past reveal_by + grace | refunding | refund   |
-| funded    | refunded                        | credited  | withdraw |
-| refunding | revealed                        | revealed  | deliver  |
-| refunding | refunded                        | credited  | withdraw |
-| revealed  | paid                            | revealed  |          |
-| revealed  | delivered                       | delivered |          |
-| revealed  | delivered, paid before          | complete  |          |
-| revealed  | bad goods                       | cheated   |          |
-| delivered | paid                            | complete  |          |
-| delivered | chain is past the lapse         | complete  |          |
-| credited  | withdrawn                       | refunded  |          |
+| state     | event                             | next      | effects  |
+|-----------|-----------------------------------|-----------|----------|
+| fetching  | goods verified, in time           | funding   | fund     |
+| fetching  | goods verified, too late          | abandoned |          |
+| fetching  | goods refused                     | abandoned |          |
+| fetching  | clock is past fund_by             | abandoned |          |
+| funding   | funded                            | funded    |          |
+| funding   | revealed                          | revealed  | deliver  |
+| funding   | chain is past fund_by             | abandoned |          |
+| funded    | revealed                          | revealed  | deliver  |
+| funded    | chain is past reveal_by + grace   | refunding | refund   |
+| funded    | refunded                          | credited  | withdraw |
+| refunding | revealed                          | revealed  | deliver  |
+| refunding | refunded                          | credited  | withdraw |
+| revealed  | paid                              | revealed  |          |
+| revealed  | delivered                         | delivered |          |
+| revealed  | delivered, paid before            | complete  |          |
+| revealed  | bad goods, in time                | disputing | dispute  |
+| revealed  | bad goods, too late               | cheated   |          |
+| revealed  | disputed                          | credited  | withdraw |
+| disputing | disputed                          | credited  | withdraw |
+| disputing | paid                              | cheated   |          |
+| disputing | chain is past the dispute window  | cheated   |          |
+| delivered | paid                              | complete  |          |
+| delivered | chain is past the lapse           | complete  |          |
+| credited  | withdrawn                         | refunded  |          |
 
 A reveal is good news however late it comes: the escrow takes one until somebody refunds.
 Where the payment is final before the goods are decrypted, the record remembers it.
 Funding is *abandoned* only on the chain's own clock: the escrow refuses a deposit after
 `fund_by`, so once everything up to a later block has been told, none can come.
 A delivered trade whose seller never collects its payment is over for the buyer in the end.
+
+Goods of which one leaf is proved to be bad are *disputed*, for as long as the escrow hears it:
+until the dispute window of the reveal is over on the chain's clock, all that was done in it
+told, and nobody has finalized. Then the buyer is *cheated*, and keeps the proof. The evidence
+is in the record before it is sent, so that neither a restart nor our disk can lose it.
 Deadlines before the money moves are the buyer's own clock's; all later ones the chain's.
 """
 
@@ -42,12 +52,14 @@ import enum
 from dataclasses import dataclass, field
 from typing import Final
 
+from node.protocol.dispute import Evidence, disputable_until
 from node.protocol.errors import LocalProtocolError
 from node.protocol.evaluation import Evaluation
 from node.protocol.events import (
     BadGoods,
     Deliver,
     Delivered,
+    Disputed,
     Effect,
     FetchGoods,
     Funded,
@@ -76,6 +88,7 @@ class PurchaseState(enum.Enum):
     FUNDED = "funded"
     REFUNDING = "refunding"
     REVEALED = "revealed"
+    DISPUTING = "disputing"
     DELIVERED = "delivered"
     CREDITED = "credited"
     COMPLETE = "complete"
@@ -111,6 +124,12 @@ class PurchaseRecord(Message):
     secret: Digest | None = field(repr=False)
     paid: bool
     """Whether the escrow credited the seller while we were still decrypting."""
+    revealed_at: UnixTime = UnixTime(0)
+    """0 before, and in a record of an older version."""
+    evidence: Evidence | None = field(default=None, repr=False)
+    """Why the goods are bad, if they are."""
+    notice: bytes = b""
+    """The terms under which was measured, as their broker signed them."""
 
     @property
     def trade_id(self) -> Digest:
@@ -123,6 +142,7 @@ class Purchase:
     def __init__(self, record: PurchaseRecord) -> None:
         self.record = record
         self.state = PurchaseState(record.state)
+        self.chain_time = UnixTime(0)
 
     @property
     def over(self) -> bool:
@@ -141,6 +161,11 @@ class Purchase:
             return UnixTime(self.record.quote.fund_by - FUND_MARGIN)
         return None
 
+    @property
+    def disputable_until(self) -> UnixTime:
+        """When, by the chain's clock, a dispute is heard for the last time."""
+        return disputable_until(self.record.quote, self.record.revealed_at)
+
     def resume(self, now: UnixTime) -> list[Effect]:
         """Return what this state owes the world; asked for after a restart."""
         late = self.expire(now)
@@ -153,6 +178,8 @@ class Purchase:
                 return self.state is S.FUNDING and now <= self.record.quote.fund_by - FUND_MARGIN
             case Step.REFUND:
                 return self.state is S.REFUNDING
+            case Step.DISPUTE:
+                return self.state is S.DISPUTING
             case _:
                 return step is Step.WITHDRAW and self.state is S.CREDITED
 
@@ -165,6 +192,8 @@ class Purchase:
     def receive(self, event: PurchaseEvent, now: UnixTime) -> list[Effect]:
         """Take one event. An event that says nothing new in this state changes nothing."""
         quote = self.record.quote
+        if isinstance(event, Tick):
+            self.chain_time = max(self.chain_time, event.chain_time)
         match self.state, event:
             case S.FETCHING, GoodsVerified():
                 late = self.expire(now)
@@ -175,8 +204,8 @@ class Purchase:
                 return self._go(S.FUNDED)
             case S.FUNDING, Tick(chain_time) if chain_time > quote.fund_by:
                 return self._go(S.ABANDONED, note="not funded in time")
-            case ((S.FUNDING | S.FUNDED | S.REFUNDING), Revealed(secret, _)):
-                self.record = dataclasses.replace(self.record, secret=secret)
+            case ((S.FUNDING | S.FUNDED | S.REFUNDING), Revealed(secret, at)):
+                self.record = dataclasses.replace(self.record, secret=secret, revealed_at=at)
                 return self._go(S.REVEALED)
             case S.FUNDED, Tick(chain_time) if chain_time > quote.refund_from:
                 return self._go(S.REFUNDING)
@@ -187,16 +216,30 @@ class Purchase:
                 return []
             case S.REVEALED, Delivered(note):
                 return self._go(S.COMPLETE if self.record.paid else S.DELIVERED, note=note)
-            case S.REVEALED, BadGoods(leaf):
-                return self._go(S.CHEATED, note=f"leaf {leaf} is not the offer's")
+            case S.REVEALED, BadGoods(evidence):
+                return self._accuse(evidence)
+            case ((S.REVEALED | S.DISPUTING), Disputed()):
+                return self._go(S.CREDITED, note=self.record.note)
+            case S.DISPUTING, Paid():
+                self.record = dataclasses.replace(self.record, paid=True)
+                return self._go(S.CHEATED, note=self.record.note)
+            case S.DISPUTING, Tick(chain_time) if chain_time > self.disputable_until:
+                return self._go(S.CHEATED, note=self.record.note)
             case S.DELIVERED, Paid():
                 return self._go(S.COMPLETE, note=self.record.note)
             case S.DELIVERED, Tick(chain_time) if chain_time > quote.lapses_after:
                 return self._go(S.COMPLETE, note="the payment was never collected")
             case S.CREDITED, Withdrawn():
-                return self._go(S.REFUNDED)
+                return self._go(S.REFUNDED, note=self.record.note)
             case _:
                 return []
+
+    def _accuse(self, evidence: Evidence) -> list[Effect]:
+        """Begin the dispute, unless the seller has its money, or the window is over."""
+        self.record = dataclasses.replace(self.record, evidence=evidence)
+        late = self.record.paid or self.chain_time > self.disputable_until
+        note = f"leaf {evidence.index} is not the offer's"
+        return self._go(S.CHEATED if late else S.DISPUTING, note=note)
 
     def _go(self, state: PurchaseState, *, note: str = "") -> list[Effect]:
         self.state = state
@@ -211,6 +254,8 @@ class Purchase:
                 return [Transact(Step.FUND)]
             case S.REFUNDING:
                 return [Transact(Step.REFUND)]
+            case S.DISPUTING:
+                return [Transact(Step.DISPUTE)]
             case S.CREDITED:
                 return [Transact(Step.WITHDRAW)]
             case S.REVEALED:

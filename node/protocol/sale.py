@@ -24,16 +24,17 @@ past `reveal_by`: what is sent earlier the escrow accepts until somebody has ref
 | withheld      | chain is past the lapse          | lapsed        |          |
 | revealed      | chain is past the dispute window | finalizing    | finalize |
 | revealed      | paid                             | credited      | withdraw |
-| revealed      | refunded                         | refunded      |          |
+| revealed      | disputed                         | disputed      |          |
 | finalizing    | paid                             | credited      | withdraw |
-| finalizing    | refunded                         | refunded      |          |
+| finalizing    | disputed                         | disputed      |          |
 | credited      | withdrawn                        | paid          |          |
 
 A secret that has left, or may have, cannot be held back: the record says so, and its payment
 is pursued however late it is, until somebody has refunded. (Only a process that dies in the
 instant between its broadcast and this note does not know.) A withheld trade may yet be
 revealed: by a transaction that left just before the process died. It lapses where the buyer
-does not even take its money back. Once a trade is revealed a refund can only come of a dispute.
+does not even take its money back. Once a trade is revealed, only a leaf that was proved to be bad
+gives the buyer its money back: the seller has told its secret, and is not paid.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from typing import Final
 
 from node.protocol.errors import LocalProtocolError
 from node.protocol.events import (
+    Disputed,
     Effect,
     Funded,
     Paid,
@@ -75,12 +77,13 @@ class SaleState(enum.Enum):
     CREDITED = "credited"
     PAID = "paid"
     REFUNDED = "refunded"
+    DISPUTED = "disputed"
     EXPIRED = "expired"
     LAPSED = "lapsed"
 
 
 S = SaleState
-SALE_ENDS: Final = frozenset({S.PAID, S.REFUNDED, S.EXPIRED, S.LAPSED})
+SALE_ENDS: Final = frozenset({S.PAID, S.REFUNDED, S.DISPUTED, S.EXPIRED, S.LAPSED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +130,7 @@ class Sale:
 
     @property
     def settled(self) -> bool:
-        """The seller has its money, or its key was never shown."""
+        """The seller has its money, or lost it, or its key was never shown."""
         return self.over
 
     @property
@@ -195,8 +198,8 @@ class Sale:
                 return self._go(S.FINALIZING)
             case ((S.REVEALED | S.FINALIZING), Paid()):
                 return self._go(S.CREDITED)
-            case ((S.REVEALED | S.FINALIZING), Refunded()):
-                return self._go(S.REFUNDED, note="disputed")
+            case ((S.REVEALED | S.FINALIZING), Disputed()):
+                return self._go(S.DISPUTED, note="a leaf was proved to be bad")
             case S.CREDITED, Withdrawn():
                 return self._go(S.PAID)
             case _:

@@ -48,7 +48,7 @@ from node.protocol.types import (
 
 M = TypeVar("M")
 
-SECRETS: Final = frozenset({"secret", "private_key"})
+SECRETS: Final = frozenset({"secret", "private_key", "dh"})
 """Fields whose value is never shown, not even in an error."""
 
 MAX_TEXT: Final = 4_096

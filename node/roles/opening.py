@@ -18,10 +18,12 @@ from typing import Final, TypeVar
 
 from node.chain.answers import wei
 from node.chain.client import ChainClient, Endpoint, is_development_chain
-from node.chain.deploy import deploy_escrow, load_or_make_salt
+from node.chain.deploy import MarketPlan, deploy_market, load_or_make_salt
+from node.chain.deployment import newest_escrow
 from node.chain.errors import ChainUnavailableError, WrongContractError
 from node.chain.port import Escrow
 from node.chain.rpc_server import serve_chain
+from node.chain.seats import take_seat
 from node.chain.web3_escrow import open_escrow
 from node.chronicle import ChainAway
 from node.config.table import Config, ConfigError, Origin
@@ -48,6 +50,8 @@ PLAY_MONEY: Final = Wei(100 * 10**18)
 """What the faucet of a development chain gives to a new account."""
 PLAY_VALUE: Final = Wei(10**18)
 """What an agent with play money bids for the removal of its whole loss."""
+PLAY_BOND: Final = Wei(10**18)
+"""What a broker puts up on a development chain, and the least in the registry there."""
 PLAY_MONEY_NOTICE: Final = "This is a development chain: the money is play money."
 LONGEST_BACKOFF: Final = 5.0
 CONFIRMATIONS: Final = 12
@@ -117,27 +121,43 @@ def open_node(
         if chain_url:
             print(PLAY_MONEY_NOTICE, file=sys.stderr, flush=True)  # noqa: T201 (a promise to the user)
         _patiently(lambda: _top_up(client, account.address), observer)
-    escrow_address = market.escrow
+    journal = Journal(home.journal)
+    stack.callback(journal.close)
+    escrow_address = config.escrow
+    if escrow_address == NO_ADDRESS:
+        # a later deployment moves no node: its open trades are in the market that it began in
+        escrow_address = (
+            _escrow_of(journal, chain_id) or newest_escrow(home.root, chain_id) or market.escrow
+        )
+    salt = home.root / "escrow.salt"
+    unasked = play_money and config.role == "broker" and config.quorum == (1, 1)
+    # one that we deployed unasked is deployed once more where the chain has begun anew
+    if unasked and salt.exists() and escrow_address == _unasked(salt, account.address).escrow:
+        escrow_address = NO_ADDRESS
     if escrow_address == NO_ADDRESS:
         if config.role != "broker":
             raise _missing("escrow", "name the escrow of the market, or join a broker here")
+        if config.quorum != (1, 1):
+            raise _missing("escrow", "deploy it first, with the accounts of all its brokers")
         if not play_money:
             raise _missing("escrow", "deploy it first; only play-money chains get one unasked")
-        salt = load_or_make_salt(home.root / "escrow.salt")
-        domain = _patiently(
-            lambda: deploy_escrow(client, account.private_key, account.address, salt), observer
-        )
+        plan = _unasked(salt, account.address)
+        domain = _patiently(lambda: deploy_market(client, account.private_key, plan), observer)
     else:
         domain = Domain(chain_id=chain_id, escrow=escrow_address)
-    # an escrow takes the quotes of one broker alone: another's could be signed, and never funded
+    # a quote of a broker without a seat could be signed, and never funded
     broker = account.address if config.role == "broker" else None
+    # what an agent joins says itself how many sign; its quotes are held to it when they are funded
+    quorum = config.quorum[0] if config.role == "broker" else None
     escrow = _patiently(
-        lambda: open_escrow(endpoint, account.private_key, domain, broker=broker), observer
+        lambda: open_escrow(endpoint, account.private_key, domain, broker=broker, quorum=quorum),
+        observer,
     )
     stack.callback(escrow.close)
-    journal = Journal(home.journal)
-    stack.callback(journal.close)
     _bind(journal, escrow.domain, home)
+    if broker is not None:
+        bond = PLAY_BOND if config.bond is None and play_money else config.bond
+        _patiently(lambda: take_seat(client, account.private_key, domain, bond=bond), observer)
     peer = load_or_create_peer_key(home.peer_key)
     return Opened(
         config=config,
@@ -210,6 +230,19 @@ def _embedded_chain(home: Home) -> Iterator[str]:
         thread.join(5)
 
 
+def _unasked(salt: Path, broker: Address) -> MarketPlan:
+    """Return the market that a broker on a development chain has to itself."""
+    return MarketPlan(salt=load_or_make_salt(salt), brokers=(broker,), minimum_bond=PLAY_BOND)
+
+
+def _escrow_of(journal: Journal, chain_id: int) -> Address | None:
+    """Return the escrow that a data directory began in, if that was on this chain."""
+    match journal.recall("market"):
+        case [int() as known, str() as escrow] if known == chain_id:
+            return Address(escrow)
+    return None
+
+
 def _bind(journal: Journal, domain: Domain, home: Home) -> None:
     """Keep a data directory to the market it began in: its open trades are nobody else's."""
     ours: list[cbor.Value] = [domain.chain_id, domain.escrow]
@@ -218,7 +251,8 @@ def _bind(journal: Journal, domain: Domain, home: Home) -> None:
         journal.remember("market", ours)
     elif known != ours:
         raise WrongContractError(
-            f"{home.root} belongs to the market {known!r}, not {ours!r}; name another --data-dir"
+            f"{home.root} belongs to the market {known!r}, not {ours!r}; name that escrow with "
+            "--escrow, or another --data-dir"
         )
 
 

@@ -46,6 +46,10 @@ LEAST_REVEAL_SECONDS: Final = 5
 DAY: Final = 86_400
 BLOCK_SECONDS: Final = 15
 """A slow block of a public chain."""
+ROOM_BLOCKS: Final = 8
+"""To decide in what a step asks for, and have it mined."""
+DISPUTE_WINDOW: Final = 60
+"""In a broker's quotes, on play money, where none was named."""
 
 
 @asynccontextmanager
@@ -116,8 +120,12 @@ async def broker_of(opened: Opened, station: Station) -> Broker:
             fund_seconds=config.fund_seconds,
             reveal_seconds=config.reveal_seconds,
             grace_seconds=config.grace_seconds,
-            dispute_window_seconds=config.dispute_window_seconds,
+            dispute_window_seconds=dispute_window(
+                config, confirmations=opened.confirmations, play_money=opened.play_money
+            ),
             trial_seed=None if seed is None else Digest(bytes.fromhex(seed[2:])),
+            quorum=config.quorum,
+            peers=opened.brokers,
         ),
         confirmations=opened.confirmations,
     )
@@ -150,15 +158,36 @@ def _appraiser(config: Config) -> Appraiser:
     )
 
 
+def dispute_window(config: Config, *, confirmations: int, play_money: bool) -> int:
+    """Return what a broker quotes, in seconds: by default what a buyer here would accept."""
+    if config.dispute_window_seconds is not None:
+        return config.dispute_window_seconds
+    return max(DISPUTE_WINDOW, _deep(confirmations, play_money=play_money))
+
+
+def least_dispute_window(config: Config, *, confirmations: int, play_money: bool) -> int:
+    """Return what a buyer accepts, in seconds.
+
+    With real money even a buyer that believes a reveal only once it is deep has time to dispute.
+    """
+    return max(config.minimum_dispute_window, _deep(confirmations, play_money=play_money))
+
+
+def _deep(confirmations: int, *, play_money: bool) -> int:
+    return 0 if play_money else BLOCK_SECONDS * (confirmations + ROOM_BLOCKS)
+
+
 def _patience(opened: Opened) -> Patience:
     """Return the waits that an agent agrees to; with real money, blocks enough for each step."""
     blocks = 0 if opened.play_money else BLOCK_SECONDS
     return Patience(
-        least_dispute_window=opened.config.minimum_dispute_window,
+        least_dispute_window=least_dispute_window(
+            opened.config, confirmations=opened.confirmations, play_money=opened.play_money
+        ),
         longest_dispute_window=LONGEST_DISPUTE_WINDOW,
         # a payment must be deep before the reveal, and the reveal mined before any refund
-        least_reveal_seconds=LEAST_REVEAL_SECONDS + blocks * (opened.confirmations + 8),
-        least_grace=1 + blocks * 8,
+        least_reveal_seconds=LEAST_REVEAL_SECONDS + blocks * (opened.confirmations + ROOM_BLOCKS),
+        least_grace=1 + blocks * ROOM_BLOCKS,
     )
 
 

@@ -9,7 +9,7 @@ the journal, and each is asked what its state still owes the world.
 from __future__ import annotations
 
 import contextlib
-from typing import Final, Protocol, assert_never
+from typing import Final, assert_never
 
 import trio
 
@@ -17,6 +17,8 @@ from node.chain.errors import ChainUnavailableError
 from node.chain.port import (
     Block,
     Call,
+    Dispute,
+    DisputedEvent,
     EscrowEvent,
     Finalize,
     Fund,
@@ -38,6 +40,7 @@ from node.protocol.eip712 import digest
 from node.protocol.errors import LocalProtocolError, MarketError
 from node.protocol.events import (
     Deliver,
+    Disputed,
     Effect,
     FetchGoods,
     Funded,
@@ -60,29 +63,15 @@ from node.protocol.schema import to_map
 from node.protocol.types import Digest
 from node.settlement.reconcile import Doubts, View, agrees, gives_up
 from node.settlement.trade import Machine, Record, Trade, machine_of
-from node.settlement.treasury import FIRST_BACKOFF, Ending, Treasury
+from node.settlement.treasury import Ending, Treasury
 from node.settlement.watch import ChainWatch
+from node.settlement.workshop import Unpacking, Workshop
 
 EXPIRY_SECONDS: Final = 0.5
 RECONCILE_SECONDS: Final = 30.0
-LONGEST_REPAIR: Final = 60.0
-"""Between two tries to open goods that our own disk withholds."""
 NO_TRADE: Final = Digest(bytes(32))
 """Under this name the journal keeps withdrawals that no open trade asks for."""
 TradeEvent = PurchaseEvent | SaleEvent
-
-
-class Workshop(Protocol):
-    """What a node does for its trades besides transactions."""
-
-    async def fetch_goods(self, purchase: PurchaseRecord) -> PurchaseEvent:
-        """Return `GoodsVerified` or `GoodsRefused`; keep trying while that can still help."""
-
-    async def deliver(self, purchase: PurchaseRecord, secret: Digest) -> PurchaseEvent:
-        """Return `Delivered` or `BadGoods`."""
-
-    async def publish_receipt(self, receipt: bytes) -> None:
-        """Tell the market."""
 
 
 class TradeDesk:
@@ -103,6 +92,7 @@ class TradeDesk:
         self._watch = watch
         self._journal = journal
         self._workshop = workshop
+        self._unpacking = Unpacking(treasury, workshop, observer)
         self._observer = observer
         self._clock = clock
         self._trades: dict[tuple[Digest, str], Trade] = {}
@@ -126,7 +116,7 @@ class TradeDesk:
                 self._after(trade, trade.machine.resume(self._clock()), before)
             nursery.start_soon(self._expire_for_ever)
             nursery.start_soon(self._reconcile_for_ever)
-            nursery.start_soon(self._watch.run, self._tell, self._tick)
+            nursery.start_soon(self._watch.run, self._tell, self._tick, self._glimpse)
             await self._watch.anchored.wait()
             self.running.set()
             await trio.sleep_forever()
@@ -225,8 +215,9 @@ class TradeDesk:
                 assert isinstance(machine, Purchase)
                 self._take(trade, await self._fetch_goods(machine.record))
             case Deliver(secret):
-                assert isinstance(machine, Purchase)
-                self._take(trade, await self._deliver(machine.record, secret))
+                opened = await self._unpacking.deliver(trade, secret)
+                assert opened is not None
+                self._take(trade, opened)
             case PublishReceipt(receipt):
                 await self._workshop.publish_receipt(receipt)
             case Transact(step):
@@ -255,19 +246,6 @@ class TradeDesk:
             self._observer.emit(OurFault(during="fetch-goods", reason=str(error)))
             return GoodsRefused(f"by a fault of our own: {error}")
 
-    async def _deliver(self, purchase: PurchaseRecord, secret: Digest) -> PurchaseEvent:
-        """Open what was paid for. A fault of our own must be mended, and ends nothing."""
-        pause = FIRST_BACKOFF
-        while True:
-            try:
-                return await self._workshop.deliver(purchase, secret)
-            except JournalError:
-                raise
-            except MarketError as error:
-                self._observer.emit(OurFault(during="deliver", reason=str(error)))
-            await trio.sleep(pause)
-            pause = min(2 * pause, LONGEST_REPAIR)
-
     def _call(self, trade: Trade, step: Step) -> Call:
         record, quote = trade.machine.record, trade.quote
         if step is Step.WITHDRAW:
@@ -285,6 +263,10 @@ class TradeDesk:
                 return Finalize(quote)
             case Step.REFUND:
                 return Refund(quote)
+            case Step.DISPUTE:
+                assert isinstance(record, PurchaseRecord)
+                assert record.evidence is not None
+                return Dispute(quote, record.evidence)
             case _:
                 assert_never(step)
 
@@ -311,10 +293,25 @@ class TradeDesk:
                 told = Paid()
             case RefundedEvent():
                 told = Refunded()
+            case DisputedEvent():
+                told = Disputed()
             case _:
                 assert_never(event)
         for trade in trades:
             self._take(trade, told)
+
+    async def _glimpse(self, event: EscrowEvent) -> None:
+        """Have goods opened whose secret is seen, and not deep yet: see `workshop`."""
+        if not isinstance(event, RevealedEvent) or self._nursery is None:
+            return
+        trade = self._trades.get((event.trade_id, "buyer"))
+        quote = None if trade is None else trade.quote
+        if trade is None or quote is None or not self._unpacking.may_dispute(trade, event):
+            return
+        terms = await self._treasury.ask(lambda escrow: escrow.terms(event.trade_id))
+        if terms == digest(self._domain, quote)[: len(terms)]:
+            trade.glimpsed = True
+            self._nursery.start_soon(self._unpacking.dispute_early, trade, Digest(event.secret))
 
     def _is_of(self, trade: Trade, terms: bytes) -> bool:
         """Whether what was funded is this very quote: a trade id alone does not say so.

@@ -31,6 +31,7 @@ _BELIEVED: Final[dict[State, frozenset[EscrowState]]] = {
     PurchaseState.FUNDING: frozenset({_NONE}),
     PurchaseState.FUNDED: frozenset({_FUNDED}),
     PurchaseState.REFUNDING: frozenset({_FUNDED}),
+    PurchaseState.DISPUTING: frozenset({_REVEALED}),
     PurchaseState.DELIVERED: frozenset({_REVEALED}),
     SaleState.PREPARED: frozenset({_NONE}),
     SaleState.COUNTERSIGNED: frozenset({_NONE}),
@@ -70,11 +71,16 @@ def agrees(machine: Machine, on_chain: EscrowState) -> bool:
 
 
 def gives_up(machine: Machine, chain_time: UnixTime) -> bool:
-    """Return whether a tick at `chain_time` ends the trade: never funded, or lapsed."""
+    """Return whether a tick at `chain_time` ends the trade: never funded, lapsed, or too late
+    to be disputed.
+    """
     record = machine.record
     quote = record.deal.quote if isinstance(record, BrokerageRecord) else record.quote
     if quote is None:
         return False
+    if machine.state is PurchaseState.DISPUTING:
+        assert isinstance(machine, Purchase)
+        return chain_time > machine.disputable_until
     late, lapsed = chain_time > quote.fund_by, chain_time > quote.lapses_after
     return (late and machine.state in _UNFUNDED) or (lapsed and machine.state in _LAPSING)
 

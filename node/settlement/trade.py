@@ -27,11 +27,11 @@ _SIDES: Final[dict[type[Machine], str]] = {
 }
 
 _SINCE: Final[dict[str, dict[str, cbor.Value]]] = {
-    "buyer": {"layers": []},
-    "seller": {"told": False},
-    "broker": {"revealed_at": 0},
+    "buyer": {"layers": [], "revealed_at": 0, "evidence": None, "notice": b""},
+    "seller": {"told": False, "revealed_at": 0},
+    "broker": {"revealed_at": 0, "notice": b""},
 }
-"""Fields that older records do not have yet."""
+"""Fields that older records do not have yet: each that has a default."""
 
 
 @dataclass
@@ -40,6 +40,10 @@ class Trade:
 
     machine: Machine
     settled: trio.Event = field(default_factory=trio.Event)
+    opening: trio.Lock = field(default_factory=trio.Lock)
+    """Held by whoever opens its goods."""
+    glimpsed: bool = False
+    """Whether its goods were opened at the first sight of the secret."""
 
     @property
     def side(self) -> str:

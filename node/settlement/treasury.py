@@ -10,7 +10,8 @@ What is not mined for long is signed again at its own nonce, for the chain's pre
 of two transactions with one nonce at most one is ever mined. What the pool lost below that
 nonce is offered again too, or nothing after it would ever be mined.
 
-Reveals have the first turn: each has a deadline after which its seller loses the sale.
+Reveals and disputes have the first turn: each has a deadline after which its seller loses the
+sale, or its buyer the money.
 
 Before each attempt the chain is asked whether the step is needed at all: somebody else may
 have finalized or refunded, and a transaction that would revert only costs gas.
@@ -53,7 +54,7 @@ POLL_SECONDS: Final = 0.1
 MINING_PATIENCE: Final = 60.0
 """After so long without being mined, the attempt is signed again with the chain's present fees."""
 YIELD_SECONDS: Final = 15.0
-"""So long after it was sent, what is not mined lets a reveal have its turn."""
+"""So long after it was sent, what is not mined lets an urgent step have its turn."""
 REOFFER_SECONDS: Final = 10.0
 FIRST_BACKOFF: Final = 0.2
 LONGEST_BACKOFF: Final = 5.0
@@ -78,15 +79,19 @@ _NEEDED_IN: Final = {
     Step.REVEAL: EscrowState.FUNDED,
     Step.FINALIZE: EscrowState.REVEALED,
     Step.REFUND: EscrowState.FUNDED,
+    Step.DISPUTE: EscrowState.REVEALED,
 }
 _DONE_IN: Final = {
-    Step.FUND: {EscrowState.FUNDED, EscrowState.REVEALED, EscrowState.PAID, EscrowState.REFUNDED},
-    Step.REVEAL: {EscrowState.REVEALED, EscrowState.PAID},
+    Step.FUND: frozenset(EscrowState) - {EscrowState.NONE},
+    Step.REVEAL: {EscrowState.REVEALED, EscrowState.PAID, EscrowState.DISPUTED},
     Step.FINALIZE: {EscrowState.PAID},
     Step.REFUND: {EscrowState.REFUNDED},
+    Step.DISPUTE: {EscrowState.DISPUTED},
 }
-_PATIENT: Final = frozenset({Step.FINALIZE, Step.REFUND, Step.WITHDRAW})
-"""Steps that are only ever too early: they are tried again until they are done."""
+_PATIENT: Final = frozenset({Step.FINALIZE, Step.REFUND, Step.DISPUTE, Step.WITHDRAW})
+"""Steps that are tried again until they are done, or are not wanted any more."""
+_URGENT: Final = frozenset({Step.REVEAL, Step.DISPUTE})
+"""Steps with a deadline after which money is lost: they have the first turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,7 @@ class Treasury:
         self.journal = journal
         self.observer = observer
         self._turn = trio.Lock()
-        self._reveals_waiting = 0
+        self._urgent_waiting = 0
 
     async def ask(self, question: Callable[[Escrow], T]) -> T:
         """Ask the chain in a thread. Raises `ChainUnavailableError` when it is down."""
@@ -161,16 +166,16 @@ class Treasury:
 
     @contextlib.asynccontextmanager
     async def _turn_for(self, step: Step) -> AsyncIterator[None]:
-        """Hold the account's lock; whoever gets it while a reveal waits goes to the end again."""
-        if step is Step.REVEAL:
-            self._reveals_waiting += 1
+        """Hold the account's lock; who gets it while an urgent step waits goes to the end again."""
+        if step in _URGENT:
+            self._urgent_waiting += 1
             try:
                 await self._turn.acquire()
             finally:
-                self._reveals_waiting -= 1
+                self._urgent_waiting -= 1
         else:
             await self._turn.acquire()
-            while self._reveals_waiting:
+            while self._urgent_waiting:
                 self._turn.release()
                 await self._turn.acquire()
         try:
@@ -257,7 +262,7 @@ class Treasury:
                 outcome = await self._look(row)
                 if outcome is not None:
                     return Ending.DONE if outcome.succeeded else Ending.REVERTED
-            if self._reveals_waiting and now > began + YIELD_SECONDS:
+            if self._urgent_waiting and now > began + YIELD_SECONDS:
                 return None
             if now > looked_for_gaps + REOFFER_SECONDS:
                 looked_for_gaps = now

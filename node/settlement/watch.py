@@ -3,10 +3,14 @@
 The watermark (the last block that was told) is journalled after its events were taken in,
 so a restart may tell a block twice but never skips one; machines ignore what is not news.
 When the chain cannot be reached the watch says so once, backs off, and goes on.
+
+What is not that deep yet is shown too, to whoever wants a glimpse: as often as there is a new
+head, without a promise that it is shown at all, or stays.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -41,6 +45,7 @@ class ChainWatch:
         if isinstance(journal.recall("watermark"), int):
             self.anchored.set()
         self._heads: deque[Block] = deque(maxlen=4_096)
+        self._glimpsed: Block | None = None
         self._rewind_by = 0
         """Blocks to tell again. Taken up between two steps: one that is under way would write
         its own watermark over it."""
@@ -49,12 +54,13 @@ class ChainWatch:
         self,
         tell: Callable[[EscrowEvent], Awaitable[None]],
         tick: Callable[[Block], Awaitable[None]],
+        glimpse: Callable[[EscrowEvent], Awaitable[None]] | None = None,
     ) -> None:
         """Tell each event in chain order, then the block up to which all was told. For ever."""
         backoff = POLL_SECONDS
         while True:
             try:
-                await self._step(tell, tick)
+                await self._step(tell, tick, glimpse)
                 if backoff != POLL_SECONDS:
                     self.observer.emit(ChainBack())
                 backoff = POLL_SECONDS
@@ -69,10 +75,13 @@ class ChainWatch:
         self,
         tell: Callable[[EscrowEvent], Awaitable[None]],
         tick: Callable[[Block], Awaitable[None]],
+        glimpse: Callable[[EscrowEvent], Awaitable[None]] | None,
     ) -> None:
         head = await trio.to_thread.run_sync(self.escrow.head)
         if not self._heads or head.number > self._heads[-1].number:
             self._heads.append(head)
+        if glimpse is not None:
+            await self._show(head, glimpse)
         deep = head.number - self.confirmations
         done = self._watermark(deep)
         if done > deep:
@@ -87,6 +96,16 @@ class ChainWatch:
         told = next((block for block in reversed(self._heads) if block.number <= done), None)
         if told is not None:
             await tick(told)
+
+    async def _show(self, head: Block, glimpse: Callable[[EscrowEvent], Awaitable[None]]) -> None:
+        """Show what is above the confirmations; an endpoint without those logs holds up nothing."""
+        first = max(head.number - self.confirmations + 1, 0)
+        if head == self._glimpsed or first > head.number:
+            return
+        with contextlib.suppress(ChainUnavailableError):
+            for event in await trio.to_thread.run_sync(self.escrow.events, first, head.number):
+                await glimpse(event)
+            self._glimpsed = head
 
     def rewind(self, blocks: int) -> None:
         """Tell the last blocks once more, from the next step on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, cast
@@ -97,7 +97,8 @@ class Station:
         self.task = task
         self.book = OfferBook(domain, trusted_brokers, frozenset({keys.address}))
         self._brokers: frozenset[PeerId] = frozenset()
-        self._settled_by: Address | None = None
+        self._seated: dict[PeerId, Address] = {}
+        """Accounts under which brokers that we joined by sit in the escrow."""
         self._trade_retention = trade_retention
         self._making = 0
         self.served: set[Digest] = set()
@@ -185,13 +186,19 @@ class Station:
         offer = self.book.offer(name, self.clock())
         return offer if offer is not None and offer.seller == self.account else None
 
-    def joins(self, brokers: Mapping[PeerId, str], account: Address) -> None:
+    def joins(self, brokers: Collection[PeerId]) -> None:
         """Name the brokers that we joined by; only they may ask us for anything.
 
-        `account` is the one whose signature the escrow takes: terms of another are no terms.
+        Their terms are none before the account that signs them is `settled_by`.
         """
         self._brokers = frozenset(brokers)
-        self._settled_by = account
+
+    def settled_by(self, broker: PeerId, account: Address) -> None:
+        """Take the terms of a broker that we joined by, under an account that has a seat.
+
+        Terms of another account are no terms: the escrow would not take its quotes.
+        """
+        self._seated[broker] = account
         self.book.favoured |= {account}
 
     def has_joined(self, broker: PeerId) -> bool:
@@ -226,9 +233,10 @@ class Station:
 
     def notice_with_digest(self, broker: PeerId) -> tuple[Digest, BrokerNotice] | None:
         """Return the newest live notice of a broker that we joined by, for our task."""
-        if broker not in self._brokers:
+        account = self._seated.get(broker)
+        if broker not in self._brokers or account is None:
             return None
-        return self.book.notice_of(broker, self.task, self.clock(), account=self._settled_by)
+        return self.book.notice_of(broker, self.task, self.clock(), account=account)
 
     def notice_of(self, broker: PeerId) -> BrokerNotice | None:
         """Return the terms of a broker that we joined by."""

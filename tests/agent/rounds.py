@@ -50,7 +50,7 @@ def session_on(journal: Journal) -> Session:
         clock=clock,
     )
     others: dict[str, Any] = dict.fromkeys(("buyer", "seller", "purse", "settings"))
-    return Session(station=station, desk=desk, broker=nobody, **others)
+    return Session(station=station, desk=desk, brokers=nobody, **others)
 
 
 def save(journal: Journal, record: PurchaseRecord) -> None:

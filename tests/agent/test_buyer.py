@@ -10,16 +10,46 @@ import trio
 from trio.testing import MockClock
 
 from node.agent import buyer
-from node.agent.buyer import Buyer
+from node.agent.buyer import Buyer, NoPrice
+from node.agent.consent import Consent
+from node.chain.errors import ChainUnavailableError
 from node.net.errors import PeerUnreachableError
 from node.observe import Observer
+from node.protocol.errors import RemoteProtocolError
 from node.protocol.events import GoodsRefused, GoodsVerified
+from node.protocol.messages import NoDeal
 from node.protocol.purchase import FUND_MARGIN
-from node.protocol.types import UnixTime
-from tests.protocol.cast import FUND_BY, NOW, SELLER, purchase_record
+from node.protocol.quote import Quote
+from node.protocol.types import UnixTime, Wei
+from tests.protocol.cast import (
+    BUYER,
+    DOMAIN,
+    FUND_BY,
+    NOTICE,
+    NOW,
+    OFFER,
+    OFFER_DIGEST,
+    SELLER,
+    purchase_record,
+    word,
+)
 
 LAST = FUND_BY - FUND_MARGIN
 """The last second in which a deposit is begun."""
+
+
+class Willing(Consent):
+    """Finds every quote well signed, unless a test says otherwise."""
+
+    def __init__(self, *answers: Exception) -> None:
+        self.answers = list(answers)
+        self.asked = 0
+
+    async def require(self, quote: Quote, signatures: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self.asked += 1
+        if self.answers:
+            raise self.answers.pop(0)
 
 
 def clock() -> UnixTime:
@@ -37,7 +67,37 @@ def ours() -> Buyer:
         blobs=SimpleNamespace(put_hashes=lambda *_: None, has=lambda _: True),
     )
     settings: Any = None
-    return Buyer(station, settings)
+    return Buyer(station, settings, Willing())
+
+
+@pytest.mark.parametrize(
+    ("said", "because"),
+    [("ask", "cash"), ("fee", "cash"), ("below-quorum", "below-quorum"), ("busy", "busy")],
+)
+async def test_that_we_lack_cash_is_no_reason_of_a_broker_that_cannot_quote(
+    ours: Buyer, said: str, because: str
+) -> None:
+    """With more cash there would have been a price; with more brokers, only elsewhere."""
+
+    async def no_deal(*_: Any, **__: Any) -> NoDeal:
+        await trio.lowlevel.checkpoint()
+        return NoDeal(reason=said)
+
+    station: Any = ours._station
+    station.account, station.domain = BUYER.account, DOMAIN
+    station.keys = SimpleNamespace(account=BUYER.account_key)
+    station.ask_either = no_deal
+    settings: Any = SimpleNamespace(value_of=lambda _: Wei(1_000))
+    ours._settings = settings
+    tried: Any = SimpleNamespace(
+        result=SimpleNamespace(gain=1, trial_id=word("a trial")),
+        notice=NOTICE,
+        offer=OFFER,
+        offer_digest=OFFER_DIGEST,
+    )
+    desk: Any = None
+    assert await ours.buy(tried, desk, most=Wei(999)) == NoPrice(because)
+    assert await ours.buy(tried, desk, most=Wei(1_000)) == NoPrice(said)
 
 
 async def test_no_download_goes_on_for_a_trade_that_is_given_up(
@@ -95,6 +155,38 @@ async def test_nothing_is_fetched_for_a_trade_whose_time_has_gone(
     monkeypatch.setattr(buyer, "fetch_hashes", never)
     await trio.sleep(LAST + 1 - NOW)
     assert isinstance(await ours.fetch_goods(purchase_record()), GoodsRefused)
+
+
+@pytest.fixture
+def goods_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All goods are there at once."""
+
+    async def whole(*_: Any, **__: Any) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return b""
+
+    monkeypatch.setattr(buyer, "fetch_hashes", whole)
+    monkeypatch.setattr(trio.to_thread, "run_sync", no_thread)
+
+
+async def test_nothing_is_paid_on_a_quote_whose_brokers_have_left_their_seats(
+    ours: Buyer, goods_come: None, autojump_clock: MockClock
+) -> None:
+    ours._consent = Willing(RemoteProtocolError("not-of-the-quorum", "0xb has no seat"))
+    given = await ours.fetch_goods(purchase_record())
+    assert isinstance(given, GoodsRefused)
+    assert "not-of-the-quorum" in given.reason
+
+
+async def test_a_chain_that_is_away_is_asked_until_it_says_who_sits(
+    ours: Buyer, goods_come: None, autojump_clock: MockClock
+) -> None:
+    ours._consent = Willing(*[ChainUnavailableError("away")] * 5)
+    assert await ours.fetch_goods(purchase_record()) == GoodsVerified()
+    assert trio.current_time() == pytest.approx(5 * buyer.RETRY_SECONDS)
+    ours._consent = Willing(*[ChainUnavailableError("away")] * 100_000)
+    assert isinstance(await ours.fetch_goods(purchase_record()), GoodsRefused)
+    assert clock() == LAST + 1
 
 
 async def no_thread(question: Any, *arguments: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +12,22 @@ import pytest
 
 from node.agent.seller import OWN_GAIN, Seller
 from node.journal import Journal, TradeRow
+from node.protocol.bids import AskingPrice, check_ask
 from node.protocol.errors import RemoteProtocolError
-from node.protocol.messages import Ask, AskRequest
+from node.protocol.messages import Ask, AskRequest, PrepareGoods
 from node.protocol.types import Wei
-from tests.protocol.cast import NOTICE, OFFER, OFFER_DIGEST, TRADE_ID
+from tests.protocol.cast import (
+    BUYER,
+    BUYER_KEY,
+    BUYER_NONCE,
+    DOMAIN,
+    NOTICE,
+    OFFER,
+    OFFER_DIGEST,
+    SELLER,
+    TRADE_ID,
+    word,
+)  # fmt: skip
 
 ETHER = Wei(10**18)
 ASKED = AskRequest(trade_id=TRADE_ID, offer_digest=OFFER_DIGEST, fee_basis_points=0)
@@ -46,13 +59,17 @@ def start(journal: Journal) -> Start:
     def begin() -> Seller:
         station: Any = SimpleNamespace(
             journal=journal,
+            domain=DOMAIN,
+            keys=SimpleNamespace(account=SELLER.account_key),
             book=SimpleNamespace(receipts=lambda _: []),
+            account=SELLER.account,
             own_offer=lambda _: OFFER,
             notice_of=lambda _: NOTICE,
         )
         desk: Any = Desk()
         settings: Any = SimpleNamespace(ask=ask)
-        return Seller(station, desk, settings)
+        consent: Any = None
+        return Seller(station, desk, settings, consent)
 
     return begin
 
@@ -60,6 +77,8 @@ def start(journal: Journal) -> Start:
 async def asks(seller: Seller) -> int:
     answer = await seller._ask(PEER, ASKED)
     assert isinstance(answer, Ask)
+    asking = AskingPrice(trade_id=TRADE_ID, offer_digest=OFFER_DIGEST, ask=answer.ask)
+    check_ask(DOMAIN, asking, answer.signature, SELLER.account)
     return answer.ask
 
 
@@ -88,6 +107,30 @@ async def test_a_gain_that_is_none_of_ours_is_no_gain(
     journal.remember(OWN_GAIN, fact)
     assert start().own_gain_value is None
     assert await asks(start()) == OFFER.reserve
+
+
+async def test_what_was_asked_for_one_offer_is_no_ask_for_another(start: Start) -> None:
+    """A broker names the id of a trade of the dear offer, and the cheap offer."""
+    seller: Any = start()
+    seller._desk = SimpleNamespace(find=lambda *_: None)
+    dear = PrepareGoods(
+        trade_id=TRADE_ID,
+        offer_digest=OFFER_DIGEST,
+        buyer=BUYER.account,
+        buyer_key=BUYER_KEY,
+        buyer_nonce=BUYER_NONCE,
+    )
+    cheap = dataclasses.replace(ASKED, offer_digest=word("the cheap offer"))
+    answer = await seller._ask(PEER, cheap)
+    assert isinstance(answer, Ask)
+    with pytest.raises(RemoteProtocolError) as refused:
+        await seller._prepare(PEER, dear)
+    assert refused.value.reason == "never-asked"
+    # nor does its signature stand for the dear one before other brokers
+    claimed = AskingPrice(trade_id=TRADE_ID, offer_digest=OFFER_DIGEST, ask=answer.ask)
+    with pytest.raises(RemoteProtocolError) as refused:
+        check_ask(DOMAIN, claimed, answer.signature, SELLER.account)
+    assert refused.value.reason == "not-the-sellers-ask"
 
 
 def test_of_a_sale_that_was_pruned_nothing_is_served(start: Start, journal: Journal) -> None:

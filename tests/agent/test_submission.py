@@ -9,6 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from node.agent.brokers import Brokers
 from node.agent.selection import in_turn
 from node.agent.submission import UNREACHED_SECONDS, Submission
 from node.protocol.errors import RemoteProtocolError
@@ -16,6 +17,19 @@ from node.protocol.types import Address, Digest, PeerId, UnixTime
 
 BROKER = PeerId("broker")
 STRANGER = PeerId("stranger")
+
+
+class OnlyOne(Brokers):
+    """The brokers of an agent that has one."""
+
+    def __init__(self) -> None:
+        self.current = BROKER
+
+    def begin_round(self) -> None: ...
+
+    async def pass_over(self, error: RemoteProtocolError) -> bool:
+        await trio.lowlevel.checkpoint()
+        return False
 
 
 class Broker:
@@ -38,7 +52,7 @@ class Broker:
 
     def submission(self) -> Submission:
         station: Any = self
-        return Submission(station, BROKER, self.report)
+        return Submission(station, OnlyOne(), self.report)
 
 
 async def test_a_seller_that_its_broker_cannot_reach_asks_for_a_while_and_goes_on(
@@ -82,7 +96,7 @@ def test_whom_our_brokers_receipts_name_is_tried_first_then_the_newest() -> None
     offers = [offered(1, 10), offered(2, 30), offered(3, 20), offered(4, 40)]
     receipts = [receipt(1, BROKER), receipt(3, STRANGER)]
     missed = {offers[3][0]}
-    found = in_turn(offers, receipts=receipts, broker=BROKER, missed=missed, most=9)
+    found = in_turn(offers, receipts=receipts, brokers={BROKER}, missed=missed, most=9)
     assert [name[0] for name, _ in found] == [1, 2, 3, 4]
-    found = in_turn(offers, receipts=receipts, broker=BROKER, missed=missed, most=2)
+    found = in_turn(offers, receipts=receipts, brokers={BROKER}, missed=missed, most=2)
     assert [name[0] for name, _ in found] == [1, 2]

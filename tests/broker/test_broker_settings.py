@@ -16,7 +16,9 @@ from node.protocol.types import UnixTime
 from tests.protocol.cast import BROKER, DOMAIN, NOW, receipt, seal
 
 WINDOWS = ("fund_seconds", "reveal_seconds", "grace_seconds", "dispute_window_seconds")
-USUAL: dict[str, Any] = {name: SETTINGS[name].default for name in WINDOWS}
+PLAY = 60
+"""The dispute window on play money; on real money the confirmations decide."""
+USUAL: dict[str, Any] = {name: SETTINGS[name].default or PLAY for name in WINDOWS}
 ROOM = MAX_LIFETIME - LEAST_PRICE_HISTORY
 
 

@@ -6,8 +6,9 @@ import hashlib
 from dataclasses import dataclass, field
 
 from node.chain.client import ChainClient, Endpoint
-from node.chain.deploy import deploy_escrow
+from node.chain.deploy import MarketPlan, deploy_market
 from node.chain.port import Call, TransactionOutcome
+from node.chain.seats import take_seat
 from node.chain.tester import DevelopmentChain
 from node.chain.web3_escrow import Web3Escrow, open_escrow
 from node.protocol.eip712 import Domain, digest
@@ -20,6 +21,8 @@ ETHER = 10**18
 BUYER, SELLER, BROKER = b"\x01" * 32, b"\x02" * 32, b"\x03" * 32
 SECRET = b"\x05" * 32
 SALT = Digest(b"\x07" * 32)
+BOND = Wei(ETHER)
+PLAN = MarketPlan(salt=SALT, brokers=(address_of(BROKER),), minimum_bond=BOND)
 
 
 class Clock:
@@ -96,5 +99,6 @@ def build(chain: DevelopmentChain, endpoint: Endpoint, clock: Clock) -> Market:
     client = ChainClient(endpoint, timeout=5.0)
     for key in (BUYER, SELLER, BROKER):
         client.request_funds(address_of(key), Wei(10 * ETHER))
-    domain = deploy_escrow(client, BROKER, address_of(BROKER), SALT)
+    domain = deploy_market(client, BROKER, PLAN)
+    take_seat(client, BROKER, domain, bond=BOND)
     return Market(chain, endpoint, clock, client, domain)

@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 import requests
+from eth_abi.abi import encode
 from eth_tester import EthereumTester
 from eth_tester.exceptions import TransactionFailed
+from eth_utils.crypto import keccak
+from eth_utils.hexadecimal import encode_hex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from web3 import EthereumTesterProvider, HTTPProvider, Web3
@@ -22,10 +25,11 @@ from web3.exceptions import Web3Exception
 from web3.providers import BaseProvider
 
 from contracts import load_artifact
+from node.chain.check import escrow_artifact
 from node.chain.client import MAX_ANSWER, ChainClient
 from node.chain.codec import EscrowCodec
-from node.chain.deploy import escrow_artifact
 from node.chain.errors import (
+    CallRefusedError,
     ChainAnswerError,
     ChainError,
     ChainUnavailableError,
@@ -36,6 +40,7 @@ from node.chain.errors import (
 from node.chain.in_process import InProcessProvider
 from node.chain.port import EscrowState, Fees, Fund, Reveal, Withdraw
 from node.chain.rpc_server import ChainServer
+from node.chain.seats import take_seat
 from node.chain.tester import DevelopmentChain
 from node.chain.transactions import Wallet
 from node.chain.web3_escrow import Web3Escrow, open_escrow
@@ -68,7 +73,7 @@ def escrow_on(provider: BaseProvider | str, timeout: float = 0.3) -> Web3Escrow:
     """Return an escrow that has not looked at the chain."""
     client = ChainClient(provider, timeout)
     codec = EscrowCodec(escrow_artifact().abi)
-    return Web3Escrow(client, Wallet(BUYER, 1), DOMAIN, codec, address_of(SELLER))
+    return Web3Escrow(client, Wallet(BUYER, 1), DOMAIN, codec, 1)
 
 
 def result(value: object) -> dict[str, object]:
@@ -276,7 +281,8 @@ def test_a_receipt_or_an_event_that_was_not_asked_for_is_refused(
     quote, signature = market.quote()
     funded = do(buyer, Fund(quote, signature))
     honest = InProcessProvider(chain)
-    logs = market.client.ask("eth_getLogs", {"fromBlock": "0x0", "toBlock": "0xff"})
+    block = hex(funded.block)
+    logs = market.client.ask("eth_getLogs", {"fromBlock": block, "toBlock": block})
 
     class Lying(BaseProvider):
         def make_request(self, method: Any, params: Any) -> Any:
@@ -311,10 +317,8 @@ def test_a_receipt_or_an_event_that_was_not_asked_for_is_refused(
 
 # --- what endpoints say when they refuse
 
-WRONG_STATE = "0x" + next(
-    selector.hex()
-    for selector, name in EscrowCodec(load_artifact("ParameterEscrow").abi)._errors.items()
-    if name == "WrongState"
+WRONG_STATE = encode_hex(
+    keccak(text="WrongState(bytes32,uint8)")[:4] + encode(["bytes32", "uint8"], [b"\7" * 32, 3])
 )
 
 
@@ -328,7 +332,7 @@ WRONG_STATE = "0x" + next(
         (refusal("Too Many Requests", code=429), ChainUnavailableError),
         (refusal("transaction underpriced"), TransactionRefusedError),
         (TransactionFailed(f"execution reverted: {bytes.fromhex(WRONG_STATE[2:])!r}"),
-         TransactionRefusedError),
+         CallRefusedError),
         (OSError("network is unreachable"), ChainUnavailableError),
         (requests.ConnectionError("down"), ChainUnavailableError),
         (json.JSONDecodeError("Expecting value", "", 0), ChainAnswerError),
@@ -356,9 +360,11 @@ def test_each_refusal_has_its_name(said: Any, expected: type[ChainError]) -> Non
 )
 def test_a_chain_that_refuses_a_revert_at_once_gives_the_same_name(said: Any) -> None:
     escrow = escrow_on(Scripted(eth_sendRawTransaction=said))
-    with pytest.raises(TransactionRefusedError) as caught:
+    with pytest.raises(CallRefusedError) as caught:
         escrow.broadcast(b"\x02")
     assert caught.value.reason == "WrongState"
+    assert caught.value.values == {"tradeId": b"\7" * 32, "state": 3}
+    assert caught.value.detail == f"tradeId = 0x{32 * '07'}, state = 3"
 
 
 @pytest.mark.parametrize(
@@ -392,17 +398,27 @@ def test_web3s_own_http_provider_serves_as_well(chain: DevelopmentChain, clock: 
 def test_eth_testers_own_provider_serves_as_well() -> None:
     provider = EthereumTesterProvider(EthereumTester())
     web3 = Web3(provider)
-    artifact = escrow_artifact()
-    creation = artifact.bytecode + bytes(12) + bytes.fromhex(address_of(BROKER)[2:])
-    sent = web3.eth.send_transaction({"data": creation})
-    address = web3.eth.get_transaction_receipt(sent)["contractAddress"]
-    assert address is not None
-    for key in (BUYER, SELLER):
+
+    def deploy(name: str, types: tuple[str, ...] = (), *values: object) -> str:
+        data = load_artifact(name).bytecode + encode(types, values)
+        sent = web3.eth.send_transaction({"data": data, "gas": 8_000_000})
+        address = web3.eth.get_transaction_receipt(sent)["contractAddress"]
+        assert address is not None
+        return address
+
+    registry, court = deploy("BrokerRegistry", ("uint256",), 1), deploy("DeliveryCourt")
+    address = deploy(
+        "ParameterEscrow",
+        ("address", "address", "uint256", "address[]"),
+        *(registry, court, 1, [address_of(BROKER)]),
+    )
+    for key in (BUYER, SELLER, BROKER):
         web3.eth.send_transaction({"to": address_of(key), "value": web3.to_wei(10, "ether")})
     clock = Clock()
     clock.now = web3.eth.get_block("latest")["timestamp"]
     domain = Domain(chain_id=web3.eth.chain_id, escrow=Address(address))
     market = Market(None, provider, clock, ChainClient(provider), domain)  # type: ignore[arg-type]
+    assert take_seat(market.client, BROKER, domain, bond=Wei(1)) == 3
     buyer, seller = market.escrow(BUYER), market.escrow(SELLER)
     quote, signature = market.quote()
 

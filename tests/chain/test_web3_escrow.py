@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from pathlib import Path
 
 import pytest
 
-from node.chain.codec import GAS_LIMITS
+from contracts.artifact import read_artifact
+from node.chain.abi import Functions
+from node.chain.check import registry_artifact
+from node.chain.codec import BROKER_DISPUTE_GAS, GAS_LIMITS
+from node.chain.deploy import Part, deploy_market, deploy_part
 from node.chain.errors import (
     FeeTooHighError,
     NonceTooLowError,
@@ -16,6 +22,8 @@ from node.chain.errors import (
 )
 from node.chain.port import (
     Call,
+    Dispute,
+    DisputedEvent,
     EscrowState,
     Fees,
     Finalize,
@@ -26,15 +34,24 @@ from node.chain.port import (
     RefundedEvent,
     Reveal,
     RevealedEvent,
+    Seat,
     Withdraw,
     WithdrawnEvent,
 )
+from node.chain.reverts import Revert
+from node.chain.transactions import Wallet, send_and_wait
 from node.chain.web3_escrow import Web3Escrow, open_escrow
-from node.protocol.eip712 import Domain
+from node.protocol import merkle
+from node.protocol.dispute import Evidence, proves_bad
+from node.protocol.eip712 import Domain, digest
 from node.protocol.errors import LocalProtocolError
-from node.protocol.signing import address_of
-from node.protocol.types import Address, Digest, UnixTime, Wei
-from tests.chain.market import BROKER, BUYER, ETHER, SECRET, SELLER, Market, do
+from node.protocol.quote import Quote
+from node.protocol.signing import address_of, sign_digest
+from node.protocol.types import NO_ADDRESS, Address, Digest, UnixTime, Wei
+from tests.chain.market import BROKER, BUYER, ETHER, PLAN, SECRET, SELLER, Market, do
+from tests.protocol.bad_goods import Goods, bad_goods
+
+ARTIFACTS = Path(__file__).resolve().parents[1] / "contracts" / "artifacts"
 
 
 def test_a_trade_is_funded_revealed_finalized_and_withdrawn(market: Market) -> None:
@@ -81,7 +98,9 @@ def test_a_trade_is_funded_revealed_finalized_and_withdrawn(market: Market) -> N
     assert events[2] == PaidEvent(
         events[2].block, events[2].transaction, quote.trade_id, due, quote.fee
     )
-    assert events[3] == WithdrawnEvent(withdrawn.block, events[3].transaction, account, due)
+    assert events[3] == WithdrawnEvent(
+        withdrawn.block, events[3].transaction, NO_ADDRESS, account, account, due
+    )
     assert buyer.events(funded.block, funded.block) == events[:1]
 
 
@@ -104,6 +123,23 @@ def test_an_unrevealed_payment_goes_back_to_the_buyer(market: Market) -> None:
     assert event.amount == quote.price
 
 
+def test_a_revert_comes_with_the_values_of_the_contracts_own_error(market: Market) -> None:
+    buyer, seller = market.escrow(BUYER), market.escrow(SELLER)
+    quote, signature = market.quote()
+
+    not_buyer = do(seller, Fund(quote, signature))
+    assert not_buyer.revert == "NotBuyer"
+    assert not_buyer.values == {"caller": seller.account, "buyer": buyer.account}
+    do(buyer, Fund(quote, signature))
+    wrong = do(seller, Reveal(quote, bytes(32)))
+    assert wrong.revert == "WrongSecret"
+    assert wrong.values == {
+        "tradeId": quote.trade_id,
+        "commitment": quote.secret_commitment,
+        "digest": hashlib.sha256(bytes(32)).digest(),
+    }
+
+
 def test_a_revert_is_named_after_the_contracts_own_error(market: Market) -> None:
     buyer, seller = market.escrow(BUYER), market.escrow(SELLER)
     quote, signature = market.quote()
@@ -115,7 +151,7 @@ def test_a_revert_is_named_after_the_contracts_own_error(market: Market) -> None
         return outcome.revert
 
     assert why(seller, Fund(quote, signature)) == "NotBuyer"
-    assert why(buyer, Fund(quote, foreign)) == "BadSignature"
+    assert why(buyer, Fund(quote, foreign)) == "NotSeated"
     assert why(seller, Reveal(quote, SECRET)) == "WrongState"
     assert do(buyer, Fund(quote, signature)).succeeded
     assert why(buyer, Fund(quote, signature)) == "WrongState"
@@ -184,6 +220,12 @@ def test_the_fixed_gas_limits_leave_twice_what_a_trade_takes(market: Market) -> 
     do(buyer, Fund(other, other_signature))
     market.clock.now = other.reveal_by + other.grace + 1
     used[Refund] = do(buyer, Refund(other)).gas_used
+    bad, evidence, bad_signature = tall_trade(market)
+    do(buyer, Fund(bad, bad_signature))
+    do(seller, Reveal(bad, SECRET))
+    dispute = do(buyer, Dispute(bad, evidence))
+    assert dispute.succeeded
+    assert 3 * dispute.gas_used <= 2 * GAS_LIMITS[Dispute], dispute.gas_used
     for kind, gas in used.items():
         assert 2 * gas <= GAS_LIMITS[kind], (kind, gas)
 
@@ -201,13 +243,122 @@ def test_another_chain_no_code_or_other_code_is_not_our_market(market: Market) -
     factory = Address("0x4e59b44847b379578588920cA78FbF26c0B4956C")
     with pytest.raises(WrongContractError, match="not that of ParameterEscrow"):
         opens(Domain(chain_id=chain_id, escrow=factory))
-    with pytest.raises(WrongContractError, match="does not trust broker"):
+    with pytest.raises(WrongContractError, match="does not list broker"):
         opens(market.domain, address_of(SELLER))
 
 
-def test_an_escrow_says_whose_quotes_it_takes(market: Market) -> None:
-    for key in (BUYER, SELLER):
-        assert market.escrow(key).broker == address_of(BROKER)
+def test_an_escrow_says_who_has_a_seat_in_it(market: Market) -> None:
+    escrow = market.escrow(BUYER)
+    assert escrow.seat(address_of(BROKER)) is Seat.TAKEN
+    assert escrow.seat(address_of(SELLER)) is Seat.STRANGER
+
+
+def test_an_escrow_that_wants_more_signatures_than_one_is_not_for_this_version(
+    market: Market,
+) -> None:
+    both = (address_of(BROKER), address_of(SELLER))
+    plan = dataclasses.replace(PLAN, brokers=both, threshold=2)
+    domain = deploy_market(market.client, BROKER, plan)
+    with pytest.raises(WrongContractError, match="wants 2 brokers"):
+        open_escrow(market.endpoint, BUYER, domain)
+
+
+def test_a_bad_leaf_is_disputed_and_the_price_goes_back(market: Market) -> None:
+    buyer, seller = market.escrow(BUYER), market.escrow(SELLER)
+    quote, goods, signature = bad_trade(market)
+    do(buyer, Fund(quote, signature))
+    do(seller, Reveal(quote, SECRET))
+    good = do(buyer, Dispute(quote, goods.show(2)))
+    assert (good.succeeded, good.revert) == (False, "GoodLeaf")
+    disputed = do(buyer, Dispute(quote, goods.show(1)))
+    assert disputed.succeeded
+    assert buyer.trade_state(quote.trade_id).state is EscrowState.DISPUTED
+    assert buyer.credit(buyer.account) == quote.price
+    (event,) = buyer.events(disputed.block, disputed.block)
+    assert event == DisputedEvent(disputed.block, event.transaction, quote.trade_id, 1, quote.price)
+    assert do(seller, Finalize(quote)).revert == "WrongState"
+
+
+def test_what_the_court_refuses_has_the_courts_own_name(market: Market) -> None:
+    buyer = market.escrow(BUYER)
+    quote, goods, signature = bad_trade(market)
+    do(buyer, Fund(quote, signature))
+    do(buyer, Reveal(quote, SECRET))
+    shown = goods.show(1)
+    other = Digest(b"\x66" * 32)
+    for changes, name in (
+        ({"dh": other}, "WrongSharedSecret"),
+        ({"secret": other}, "WrongSecret"),
+        ({"index": 3}, "NoSuchLeaf"),
+        ({"leaf": b""}, "WrongLeafLength"),
+        ({"goods_path": ()}, "WrongPathLength"),
+        ({"leaf": bytes(1_024)}, "NotInGoods"),
+        ({"offered": other}, "NotInOffer"),
+    ):
+        evidence = dataclasses.replace(shown, **changes)
+        assert not proves_bad(quote, evidence)
+        assert do(buyer, Dispute(quote, evidence)).revert == name
+    market.clock.now += quote.dispute_window + 1
+    assert do(buyer, Dispute(quote, shown)).revert == "DisputeClosed"
+
+
+def test_a_buyer_can_pay_for_the_slashing_of_a_broker_of_sixteen_markets(market: Market) -> None:
+    deaf = read_artifact(ARTIFACTS / "DeafMarket.json")
+    wallet = Wallet(BROKER, market.domain.chain_id)
+    registry = Functions("BrokerRegistry", registry_artifact().abi, ("serve",))
+    for number in range(15):  # and the escrow itself
+        part = Part(artifact=deaf, salt=Digest(bytes([number]) * 32), creation=deaf.bytecode)
+        deploy_part(market.client, wallet, part)
+        send_and_wait(
+            market.client, wallet, PLAN.registry, registry.call("serve", part.address), Wei(0),
+            gas=300_000, read_revert=lambda _: Revert("unknown"), timeout=5.0,
+        )  # fmt: skip
+    buyer, broker = market.escrow(BUYER), market.escrow(BROKER)
+    quote, evidence, signature = tall_trade(market, levels=20, encryptor=broker.account)
+    do(buyer, Fund(quote, signature))
+    do(broker, Reveal(quote, SECRET))
+    disputed = do(buyer, Dispute(quote, evidence))
+    assert disputed.succeeded, disputed
+    assert 1_000_000 < disputed.gas_used < 0.9 * BROKER_DISPUTE_GAS
+    assert buyer.seat(broker.account) is Seat.EMPTY
+
+
+def tall_trade(
+    market: Market, *, levels: int = 24, encryptor: Address | None = None
+) -> tuple[Quote, Evidence, bytes]:
+    """Return a bad leaf of goods of so many levels: nothing but its two paths is needed."""
+    quote = market.quote(2)[0]
+    if encryptor is not None:
+        quote = dataclasses.replace(quote, encryptor=encryptor)
+    size = merkle.LEAF_BYTES << levels
+    leaves = merkle.leaf_count(size)
+    path = tuple(Digest(hashlib.sha256(bytes([level])).digest()) for level in range(levels))
+    leaf = hashlib.shake_128(b"goods").digest(1_024)
+    offered = Digest(hashlib.sha256(b"another leaf").digest())
+    tops = []
+    for start in (merkle.leaf_hash(0, leaf), offered):
+        node: bytes = start
+        for sibling in path:
+            node = hashlib.sha256(b"\x01" + node + sibling).digest()
+        tops.append(merkle.bind_root(node, leaves, size))
+    small = bad_goods(Digest(SECRET), quote.trade_id)
+    quote = dataclasses.replace(
+        small.terms(quote),
+        goods_root=tops[0], offer_root=tops[1], leaf_count=leaves, byte_length=size,
+    )  # fmt: skip
+    evidence = Evidence(
+        secret=Digest(SECRET), dh=small.dh, index=0, leaf=leaf,
+        goods_path=path, offered=offered, offer_path=path,
+    )  # fmt: skip
+    return quote, evidence, sign_digest(BROKER, digest(market.domain, quote))
+
+
+def bad_trade(market: Market) -> tuple[Quote, Goods, bytes]:
+    """Return a quote for goods of which leaf 1 is bad, those goods, and the broker's signature."""
+    quote = market.quote()[0]
+    goods = bad_goods(Digest(SECRET), quote.trade_id)
+    quote = goods.terms(quote)
+    return quote, goods, sign_digest(BROKER, digest(market.domain, quote))
 
 
 def test_a_negative_block_is_our_own_mistake(market: Market) -> None:

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from node.chain.client import ChainClient
-from node.chain.deploy import deploy_escrow
+from node.chain.deploy import MarketPlan, deploy_market
 from node.cli.doctor import check_compiler, check_disk, check_python
 from node.cli.doctor_market import check_clock
 from node.home import Home
@@ -48,7 +48,8 @@ def escrow(chain_url: str) -> Address:
     try:
         account = address_of(KEY)
         client.request_funds(account, Wei(10**18))
-        return deploy_escrow(client, KEY, account, Digest(bytes(32))).escrow
+        plan = MarketPlan(salt=Digest(bytes(32)), brokers=(account,), minimum_bond=Wei(1))
+        return deploy_market(client, KEY, plan).escrow
     finally:
         client.close()
 

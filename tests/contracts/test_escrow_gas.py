@@ -2,27 +2,71 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from contracts.gas import committed, floor, measure, table
+from contracts.gas import Row, committed, floor, measure
 
 ROOT = Path(__file__).resolve().parents[2]
 
+BUDGETS = {
+    "fund": 62_000,
+    "reveal": 46_500,
+    "dispute20": 240_000,
+    "batch50": 22_000,
+    "claim": 62_000,
+}
+
+# Where the floor leaves out what the operation is made of: the cipher, and the walk over the lists
+# of a batch, which the calldata of two buyers nearly hides (EIP-7623); the consents of 50 do not.
+ABOVE = {
+    "dispute20": 1.8,
+    "batch50": 1.1,
+    "batch50, 50 buyers": 1.45,
+    "further signature": 1.15,
+    "claim, again": 1.1,
+}
+
+
+@cache
+def measured() -> list[Row]:
+    """Return the gas of every operation, measured once."""
+    return measure()
+
 
 def test_gas_is_as_committed() -> None:
-    assert table() == committed(), "run scripts/compile_contracts.py --gas and look at the change"
+    found = {row.operation: {"gas": row.gas, "floor": row.floor} for row in measured()}
+    assert found == committed(), "run scripts/compile_contracts.py --gas and look at the change"
 
 
 def test_no_operation_is_below_its_floor_or_far_above_it() -> None:
-    for row in measure():
-        assert row.floor <= row.gas <= 1.05 * row.floor, row
+    for row in measured():
+        assert row.floor <= row.gas <= ABOVE.get(row.operation, 1.075) * row.floor, row
 
 
-def test_funding_and_revealing_keep_within_their_budgets() -> None:
-    gas = {row.operation: row.gas for row in measure()}
-    assert gas["fund"] <= 63_500
-    assert gas["reveal"] <= 47_900
+def test_every_operation_keeps_within_its_budget() -> None:
+    gas = {row.operation: row.gas for row in measured()}
+    for operation, budget in BUDGETS.items():
+        assert gas[operation] <= budget
+
+
+def test_the_committed_table_keeps_within_every_budget() -> None:
+    rows = committed()
+    for operation, budget in BUDGETS.items():
+        assert rows[operation]["floor"] <= rows[operation]["gas"] <= budget
+
+
+def test_the_table_on_the_front_page_is_the_committed_one() -> None:
+    readme = (ROOT / "README.md").read_text()
+    rows = committed()
+    for operation in ("fund", "further signature", "reveal", "dispute20", "batch50", "claim"):
+        gas, least = rows[operation]["gas"], rows[operation]["floor"]
+        assert f"| {gas:,} | floor" in readme
+        assert f" {least:,} | {gas / least:.3f} |" in readme
+    for operation in ("finalize", "refund"):
+        first, again = rows[f"{operation}, first"]["gas"], rows[f"{operation}, again"]["gas"]
+        assert f"| {first:,} / {again:,} | floor |" in readme
 
 
 def test_the_floor_of_calldata_is_what_the_fork_charges() -> None:
@@ -48,4 +92,4 @@ def test_the_benchmark_has_a_row_for_each_operation(bench: ModuleType) -> None:
     for row in rows:
         assert set(row) == {"case", "value", "unit", "against", "ratio"}
         assert (row["unit"], row["against"]) == ("gas", "floor")
-        assert 1 <= row["ratio"] < 1.05
+        assert 1 <= row["ratio"] < 1.8

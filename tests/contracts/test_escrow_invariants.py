@@ -21,12 +21,20 @@ from hypothesis.stateful import (
     rule,
 )
 
-from contracts.stage import Quote, RevertedError, Stage, State
+from contracts.artifact import read_artifact
+from contracts.batch import secret_of
+from contracts.stage import ZERO, Quote, RevertedError, Stage, State
+from node.protocol import delivery, merkle
+from tests.contracts.conftest import ARTIFACTS
+from tests.contracts.deliveries import DH, Evidence, noise
 
 PARTIES = ("buyer", "seller", "treasury", "rival")
-TERMINAL = (State.PAID, State.REFUNDED)
+TERMINAL = (State.PAID, State.REFUNDED, State.DISPUTED)
+GOODS = 100
+"""Bytes of each delivery: one short leaf."""
 
 parties = st.sampled_from(PARTIES)
+assets = st.sampled_from(("ether", "token"))
 sums = st.integers(1, 1000)
 durations = st.tuples(st.integers(1, 50), st.integers(0, 50), st.integers(0, 50))
 
@@ -38,15 +46,27 @@ class EscrowMachine(RuleBasedStateMachine):
 
     @initialize(target=quotes)
     def set_up(self) -> Quote:
-        """Begin with a quote, and no trade, no credit, no ether."""
+        """Begin with a quote, and no trade, no credit, no money."""
         self.stage = Stage()
+        self.token = self.stage.deploy(read_artifact(ARTIFACTS / "Token.json"))
+        self.assets = {"ether": ZERO, "token": self.token.address}
+        for party in PARTIES:
+            account = self.stage.accounts[party]
+            self.stage.send("mint", account, 2**128, sender=party, to=self.token)
+            approved = (self.stage.escrow.address, 2**256 - 1)
+            self.stage.send("approve", *approved, sender=party, to=self.token)
         self.states: dict[bytes, tuple[State, int]] = {}
         self.funded: dict[bytes, Quote] = {}
         self.secrets: dict[bytes, bytes] = {}
+        self.good: dict[bytes, bool] = {}
         self.mined = True
         self.published: dict[bytes, bytes] = {}
-        self.credits = dict.fromkeys(PARTIES, 0)
+        self.credits = {(a, party): 0 for a in self.assets.values() for party in PARTIES}
+        self.open_books()
         return self.signed("buyer", "seller", "treasury", (1000, 10), (10, 20, 20))
+
+    def open_books(self) -> None:
+        """Begin whatever else there is to be written down."""
 
     @rule(
         target=quotes,
@@ -55,6 +75,8 @@ class EscrowMachine(RuleBasedStateMachine):
         treasury=parties,
         money=st.tuples(sums, sums),
         times=durations,
+        asset=assets,
+        good=st.booleans(),
     )
     def agree(
         self,
@@ -63,13 +85,15 @@ class EscrowMachine(RuleBasedStateMachine):
         treasury: str,
         money: tuple[int, int],
         times: tuple[int, int, int],
+        asset: str,
+        good: bool,
     ) -> Quote:
         """Make a quote; who is who may coincide."""
-        return self.signed(buyer, seller, treasury, money, times)
+        return self.signed(buyer, seller, treasury, money, times, asset, good)
 
     @rule(
         target=quotes, buyer=parties, seller=parties, money=st.tuples(sums, sums), times=durations,
-        sold=st.booleans(),
+        sold=st.booleans(), asset=assets, good=st.booleans(),
     )  # fmt: skip
     def trade(
         self,
@@ -78,9 +102,11 @@ class EscrowMachine(RuleBasedStateMachine):
         money: tuple[int, int],
         times: tuple[int, int, int],
         sold: bool,
+        asset: str,
+        good: bool,
     ) -> Quote:
         """Do at once what leads to a trade that waits for its end."""
-        quote = self.signed(buyer, seller, "treasury", money, times)
+        quote = self.signed(buyer, seller, "treasury", money, times, asset, good)
         self.fund(quote)
         for honest in (False, True) if sold else ():
             self.reveal(quote, seller, honest)
@@ -106,7 +132,8 @@ class EscrowMachine(RuleBasedStateMachine):
             expected = "FundingClosed"
         arguments = (quote, self.stage.signature(quote))
         role = self.role(quote.buyer)
-        if self.attempt(expected, "fund", *arguments, sender=role, value=quote.price):
+        value = quote.price if quote.asset == ZERO else 0
+        if self.attempt(expected, "fund", *arguments, sender=role, value=value):
             self.enter(quote, State.FUNDED)
             self.funded[quote.trade_id] = quote
 
@@ -134,8 +161,8 @@ class EscrowMachine(RuleBasedStateMachine):
             expected = "TooEarly"
         if self.attempt(expected, "finalize", quote, sender=sender):
             self.enter(quote, State.PAID)
-            self.credits[self.role(quote.seller)] += quote.price - quote.fee
-            self.credits[self.role(quote.fee_recipient)] += quote.fee
+            self.credit(quote.asset, quote.seller, quote.price - quote.fee)
+            self.credit(quote.asset, quote.fee_recipient, quote.fee)
 
     @rule(quote=quotes, sender=parties)
     def refund(self, quote: Quote, sender: str) -> None:
@@ -147,7 +174,22 @@ class EscrowMachine(RuleBasedStateMachine):
             expected = "TooEarly"
         if self.attempt(expected, "refund", quote, sender=sender):
             self.enter(quote, State.REFUNDED)
-            self.credits[self.role(quote.buyer)] += quote.price
+            self.credit(quote.asset, quote.buyer, quote.price)
+
+    @rule(quote=quotes, sender=parties)
+    def dispute(self, quote: Quote, sender: str) -> None:
+        """Show the one leaf of the goods, in time or late, bad or not."""
+        state, since = self.state(quote)
+        expected = None
+        if state is not State.REVEALED:
+            expected = "WrongState"
+        elif self.stage.now() > since + quote.dispute_window:
+            expected = "DisputeClosed"
+        elif self.good[quote.trade_id]:
+            expected = "GoodLeaf"
+        if self.attempt(expected, "dispute", quote, self.evidence(quote), sender=sender):
+            self.enter(quote, State.DISPUTED)
+            self.credit(quote.asset, quote.buyer, quote.price)
 
     @precondition(lambda self: self.funded)
     @rule(data=st.data(), step=st.sampled_from(["reveal", "finalize", "refund"]), extra=sums)
@@ -161,12 +203,14 @@ class EscrowMachine(RuleBasedStateMachine):
         self.attempt(expected, step, richer, *secret, sender="rival")
 
     @precondition(lambda self: any(self.credits.values()))
-    @rule(party=parties, sender=parties)
-    def withdraw(self, party: str, sender: str) -> None:
+    @rule(party=parties, sender=parties, asset=assets)
+    def withdraw(self, party: str, sender: str, asset: str) -> None:
         """Have somebody paid what it is owed."""
-        expected = None if self.credits[party] else "NothingOwed"
-        if self.attempt(expected, "withdraw", self.stage.accounts[party], sender=sender):
-            self.credits[party] = 0
+        owed = (self.assets[asset], party)
+        expected = None if self.credits[owed] else "NothingOwed"
+        arguments = (owed[0], self.stage.accounts[party])
+        if self.attempt(expected, "withdraw", *arguments, sender=sender):
+            self.credits[owed] = 0
 
     @rule(seconds=st.sampled_from((400, 51, 1)))
     def wait(self, seconds: int) -> None:
@@ -180,10 +224,13 @@ class EscrowMachine(RuleBasedStateMachine):
         treasury: str,
         money: tuple[int, int],
         times: tuple[int, int, int],
+        asset: str = "ether",
+        good: bool = True,
     ) -> Quote:
         """Return a quote of a trade id of its own, that can be funded now."""
         number = len(self.secrets).to_bytes(32)
-        self.secrets[number] = hashlib.sha256(number).digest()
+        self.secrets[number] = secret_of(number)
+        self.good[number] = good
         accounts, now = self.stage.accounts, self.stage.now()
         price, fee = money
         reveal_in, grace, window = times
@@ -192,6 +239,12 @@ class EscrowMachine(RuleBasedStateMachine):
             buyer=accounts[buyer],
             seller=accounts[seller],
             fee_recipient=accounts[treasury],
+            asset=self.assets[asset],
+            offer_root=merkle.root_of(noise(GOODS)),
+            goods_root=merkle.root_of(self.goods(number)),
+            leaf_count=1,
+            byte_length=GOODS,
+            dh_commitment=delivery.dh_commitment(DH, number),
             price=price,
             fee=min(fee, price),
             secret_commitment=hashlib.sha256(self.secrets[number]).digest(),
@@ -200,6 +253,23 @@ class EscrowMachine(RuleBasedStateMachine):
             grace=grace,
             dispute_window=window,
         )
+
+    def goods(self, trade_id: bytes) -> bytes:
+        """Return what the encryptor made of the offer."""
+        if not self.good[trade_id]:
+            return bytes(GOODS)
+        key = delivery.delivery_key(self.secrets[trade_id], DH, trade_id)
+        return delivery.apply_to_leaf(key, 0, noise(GOODS))
+
+    def evidence(self, quote: Quote) -> Evidence:
+        """Return what a buyer can show of the trade."""
+        offered = merkle.leaf_hash(0, noise(GOODS))
+        goods = self.goods(quote.trade_id)
+        return Evidence(self.secrets[quote.trade_id], DH, 0, goods, (), offered, ())
+
+    def credit(self, asset: str, account: str, amount: int) -> None:
+        """Write down that an account is owed so much more."""
+        self.credits[asset, self.role(account)] += amount
 
     def attempt(self, expected: str | None, function: str, *arguments: Any, **how: Any) -> bool:
         """Make a call that must end as expected; say whether it went through."""
@@ -239,21 +309,34 @@ class EscrowMachine(RuleBasedStateMachine):
         if not self.mined:
             return  # a refused call is not mined: there is nothing new to see
         self.mined = False
-        opened = (State.FUNDED, State.REVEALED)
-        held = sum(q.price for i, q in self.funded.items() if self.states[i][0] in opened)
-        held += sum(self.credits.values())
-        assert self.stage.balance(self.stage.escrow.address) == held
-        for party in PARTIES:
-            assert self.stage.view("credits", self.stage.accounts[party]) == self.credits[party]
+        for asset in self.assets.values():
+            assert self.money(asset) == self.held(asset)
+        for (asset, party), amount in self.credits.items():
+            assert self.stage.view("credits", asset, self.stage.accounts[party]) == amount
         for trade_id in self.secrets:
             expected = self.states.get(trade_id, (State.NONE, 0))
             assert self.stage.trade(trade_id) == expected
+
+    def held(self, asset: str) -> int:
+        """Return what the escrow must hold: open trades and credits."""
+        opened = (State.FUNDED, State.REVEALED)
+        own = [quote for quote in self.funded.values() if quote.asset == asset]
+        trades = sum(quote.price for quote in own if self.state(quote)[0] in opened)
+        return trades + sum(amount for (a, _), amount in self.credits.items() if a == asset)
+
+    def money(self, asset: str) -> int:
+        """Return what the escrow does hold."""
+        escrow = self.stage.escrow.address
+        if asset == ZERO:
+            return self.stage.balance(escrow)
+        amount: int = self.stage.view("balanceOf", escrow, of=self.token)
+        return amount
 
     @invariant()
     def a_paid_seller_has_published_the_secret(self) -> None:
         """What is published matches the commitment, and comes before the money."""
         for trade_id, (state, _) in self.states.items():
-            revealed = state in (State.REVEALED, State.PAID)
+            revealed = state in (State.REVEALED, State.PAID, State.DISPUTED)
             assert revealed == (trade_id in self.published)
             if revealed:
                 digest = hashlib.sha256(self.published[trade_id]).digest()
@@ -267,16 +350,18 @@ class EscrowMachine(RuleBasedStateMachine):
                 step = "finalize" if state is State.REVEALED else "refund"
                 self.stage.wait_until(max(self.stage.now(), self.too_early(quote) + 1))
                 self.stage.send(step, quote, sender="stranger")
-        for party in PARTIES:
-            if self.stage.view("credits", self.stage.accounts[party]):
-                self.stage.send("withdraw", self.stage.accounts[party], sender="stranger")
-            assert self.stage.view("credits", self.stage.accounts[party]) == 0
-        assert self.stage.balance(self.stage.escrow.address) == 0
+        for asset, party in self.credits:
+            owed = (asset, self.stage.accounts[party])
+            if self.stage.view("credits", *owed):
+                self.stage.send("withdraw", *owed, sender="stranger")
+            assert self.stage.view("credits", *owed) == 0
+        for asset in self.assets.values():
+            assert self.money(asset) == 0
 
 
 TestEscrowMachine = EscrowMachine.TestCase
 TestEscrowMachine.settings = settings(
-    max_examples=20,
+    max_examples=6,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -5,17 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from contracts.artifact import read_artifact
 from contracts.stage import SECRET, ZERO, Contract, Outcome, Quote, Stage, State
 
 Refused = Callable[..., AbstractContextManager[None]]
-
-ARTIFACTS = Path(__file__).resolve().parent / "artifacts"
+Deploy = Callable[..., Contract]
 
 
 def revealed(stage: Stage, quote: Quote) -> Outcome:
@@ -40,7 +37,7 @@ def refunded(stage: Stage, quote: Quote) -> Outcome:
 
 def credit(stage: Stage, role: str) -> int:
     """Return what the escrow owes to a role."""
-    amount: int = stage.view("credits", stage.accounts[role])
+    amount: int = stage.view("credits", ZERO, stage.accounts[role])
     return amount
 
 
@@ -92,6 +89,28 @@ def test_a_reveal_needs_a_funded_trade(stage: Stage, refused: Refused) -> None:
     paid(stage, quote)
     with refused("WrongState", quote.trade_id, State.PAID):
         stage.send("reveal", quote, SECRET, sender="seller")
+
+
+def test_a_secret_is_revealed_once(stage: Stage, refused: Refused) -> None:
+    """Else every reveal would put the payment off."""
+    quote = stage.quote()
+    outcome = revealed(stage, quote)
+    with refused("WrongState", quote.trade_id, State.REVEALED):
+        stage.send("reveal", quote, SECRET, sender="buyer")
+    assert stage.trade(quote.trade_id) == (State.REVEALED, outcome.time)
+
+
+def test_who_never_reveals_is_never_paid(stage: Stage, refused: Refused) -> None:
+    quote = stage.quote()
+    refunded(stage, quote)
+    with refused("WrongState", quote.trade_id, State.REFUNDED):
+        stage.send("reveal", quote, SECRET, sender="seller")
+    with refused("WrongState", quote.trade_id, State.REFUNDED):
+        stage.send("finalize", quote, sender="seller")
+    with refused("NothingOwed", ZERO, quote.seller.lower(), 0):
+        stage.send("withdraw", ZERO, quote.seller, sender="seller")
+    stage.send("withdraw", ZERO, quote.buyer, sender="stranger")
+    assert stage.balance(stage.escrow.address) == 0
 
 
 @pytest.mark.parametrize("field", sorted(set(Quote._fields) - {"trade_id"}))
@@ -215,21 +234,27 @@ def test_a_stranger_can_have_an_account_paid(stage: Stage, refused: Refused) -> 
     paid(stage, quote)
     treasury = stage.accounts["treasury"]
     before = stage.balance(treasury)
-    outcome = stage.send("withdraw", treasury, sender="stranger")
+    outcome = stage.send("withdraw", ZERO, treasury, sender="stranger")
     assert stage.balance(treasury) - before == quote.fee
     assert credit(stage, "treasury") == 0
     assert stage.balance(stage.escrow.address) == quote.price - quote.fee
     (event,) = outcome.events
-    assert event == ("Withdrawn", {"account": treasury.lower(), "amount": quote.fee})
-    with refused("NothingOwed", treasury.lower()):
-        stage.send("withdraw", treasury, sender="treasury")
+    assert event.name == "Withdrawn"
+    assert event.fields == {
+        "asset": ZERO,
+        "account": treasury.lower(),
+        "recipient": treasury.lower(),
+        "amount": quote.fee,
+    }
+    with refused("NothingOwed", ZERO, treasury.lower(), 0):
+        stage.send("withdraw", ZERO, treasury, sender="treasury")
 
 
 def test_an_account_that_is_owed_nothing_cannot_withdraw(stage: Stage, refused: Refused) -> None:
     stage.fund(stage.quote())
     for role in ("seller", "buyer", "stranger"):
-        with refused("NothingOwed", stage.accounts[role].lower()):
-            stage.send("withdraw", stage.accounts[role], sender=role)
+        with refused("NothingOwed", ZERO, stage.accounts[role].lower(), 0):
+            stage.send("withdraw", ZERO, stage.accounts[role], sender=role)
 
 
 def test_credits_of_several_trades_add_up(stage: Stage) -> None:
@@ -242,28 +267,24 @@ def test_credits_of_several_trades_add_up(stage: Stage) -> None:
     for price, trade_id in ((5, b"5" * 32), (7, b"7" * 32)):
         refunded(stage, stage.quote(trade_id=trade_id, price=price, fee=1))
     assert credit(stage, "buyer") == 12
-    outcome = stage.send("withdraw", seller, sender="stranger")
+    outcome = stage.send("withdraw", ZERO, seller, sender="stranger")
     assert outcome.events[0].fields["amount"] == sold.price - sold.fee + both.price
 
 
-def recipient(stage: Stage, name: str) -> Contract:
-    """Deploy one of the contracts under `sources`."""
-    artifact = read_artifact(ARTIFACTS / f"{name}.json")
-    return stage.deploy(artifact, *([stage.escrow.address] if name == "Reentrant" else []))
-
-
-def test_an_account_that_refuses_its_money_stays_credited(stage: Stage, refused: Refused) -> None:
-    refusing = recipient(stage, "Refusing")
+def test_an_account_that_refuses_its_money_stays_credited(
+    stage: Stage, refused: Refused, deploy: Deploy
+) -> None:
+    refusing = deploy("Refusing")
     quote = stage.quote(seller=refusing.address, fee=0, fee_recipient=ZERO)
     paid(stage, quote)
     with refused("WithdrawalFailed", refusing.address.lower(), quote.price):
-        stage.send("withdraw", refusing.address, sender="stranger")
-    assert stage.view("credits", refusing.address) == quote.price
+        stage.send("withdraw", ZERO, refusing.address, sender="stranger")
+    assert stage.view("credits", ZERO, refusing.address) == quote.price
     assert stage.balance(stage.escrow.address) == quote.price
 
 
-def test_a_reentrant_account_is_paid_once(stage: Stage) -> None:
-    reentrant = recipient(stage, "Reentrant")
+def test_a_reentrant_account_is_paid_once(stage: Stage, deploy: Deploy) -> None:
+    reentrant = deploy("Reentrant", stage.escrow.address)
     others = stage.quote(trade_id=b"o" * 32)
     stage.fund(others)
     quote = stage.quote(buyer=reentrant.address)
@@ -271,10 +292,43 @@ def test_a_reentrant_account_is_paid_once(stage: Stage) -> None:
     stage.send("fund", quote, signature, sender="buyer", value=quote.price, to=reentrant)
     stage.wait_until(quote.reveal_by + quote.grace + 1)
     stage.send("refund", quote, sender="stranger")
-    stage.send("withdraw", reentrant.address, sender="stranger")
+    stage.send("withdraw", ZERO, reentrant.address, sender="stranger")
     assert stage.view("payments", of=reentrant) == 1
     assert stage.balance(reentrant.address) == quote.price
     assert stage.balance(stage.escrow.address) == others.price
     selectors = {entry["name"]: selector for selector, entry in stage.escrow.errors.items()}
     assert stage.view("withdrawAnswer", of=reentrant) == selectors["NothingOwed"]
     assert stage.view("refundAnswer", of=reentrant) == selectors["WrongState"]
+
+
+def test_nobody_sends_more_credits_than_it_has(stage: Stage, refused: Refused) -> None:
+    quote = stage.quote()
+    paid(stage, quote)
+    owed, rival = quote.price - quote.fee, stage.accounts["rival"]
+    for amount in (0, owed + 1):
+        with refused("NothingOwed", ZERO, stage.accounts["seller"].lower(), owed):
+            stage.send("withdrawTo", ZERO, rival, amount, sender="seller")
+    assert credit(stage, "seller") == owed
+
+
+def test_credits_are_sent_to_nobody_that_could_never_take_them(
+    stage: Stage, refused: Refused, deploy: Deploy
+) -> None:
+    paid(stage, stage.quote())
+    for nobody in (ZERO, stage.escrow.address.lower()):
+        with refused("BadRecipient", nobody):
+            stage.send("withdrawTo", ZERO, nobody, 1, sender="seller")
+    refusing = deploy("Refusing").address
+    with refused("WithdrawalFailed", refusing.lower(), 1):
+        stage.send("withdrawTo", ZERO, refusing, 1, sender="seller")
+
+
+def test_an_owner_sends_its_credits_wherever_it_likes(stage: Stage) -> None:
+    quote = stage.quote()
+    paid(stage, quote)
+    owed, rival = quote.price - quote.fee, stage.accounts["rival"]
+    before = stage.balance(rival)
+    stage.send("withdrawTo", ZERO, rival, 1, sender="seller")
+    stage.send("withdrawTo", ZERO, rival, owed - 1, sender="seller")
+    assert stage.balance(rival) - before == owed
+    assert credit(stage, "seller") == 0

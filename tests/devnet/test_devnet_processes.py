@@ -74,7 +74,7 @@ def test_the_ledger_balances_to_the_wei(report: dict[str, Any]) -> None:
 
 def test_bytes_crossed_libp2p_and_the_chain_gave_receipts(report: dict[str, Any]) -> None:
     network = report["network"]
-    for protocol in ("/pm/broker/1", "/pm/params/1", "/pm/goods/1"):
+    for protocol in ("/pm/broker/2", "/pm/params/1", "/pm/goods/1"):
         assert network["bytes_in"][protocol] > 0
         assert network["bytes_out"][protocol] > 0
     assert network["accepted"] > 0

@@ -17,7 +17,7 @@ from node.chain.port import (
     WithdrawnEvent,
 )
 from node.devnet.ledger import read_ledger
-from node.protocol.types import Address, Digest, UnixTime, Wei
+from node.protocol.types import NO_ADDRESS, Address, Digest, UnixTime, Wei
 from tests.protocol.cast import BUYER, DOMAIN, SELLER
 
 A, B, C = (Digest(bytes([number]) * 32) for number in (1, 2, 3))
@@ -26,6 +26,10 @@ TRANSACTION = Digest(bytes(32))
 
 def funded(block: int, trade: Digest, price: int) -> FundedEvent:
     return FundedEvent(block, TRANSACTION, trade, BUYER.account, SELLER.account, Wei(price))
+
+
+def drawn(block: int, account: Address, amount: int) -> WithdrawnEvent:
+    return WithdrawnEvent(block, TRANSACTION, NO_ADDRESS, account, account, Wei(amount))
 
 
 class Escrow:
@@ -61,9 +65,9 @@ def escrow() -> Any:
         [funded(1, A, 100), funded(1, B, 70)],
         [RevealedEvent(2, TRANSACTION, A, bytes(32))],
         [PaidEvent(3, TRANSACTION, A, Wei(98), Wei(2)), RefundedEvent(3, TRANSACTION, B, Wei(70))],
-        [WithdrawnEvent(4, TRANSACTION, SELLER.account, Wei(98))],
+        [drawn(4, SELLER.account, 98)],
         [funded(5, C, 1_000)],
-        [WithdrawnEvent(6, TRANSACTION, BUYER.account, Wei(70))],
+        [drawn(6, BUYER.account, 70)],
     ]
     return Escrow(mined, [0, 170, 170, 170, 72, 1_072, 1_002])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from node.agent.agent import Agent
+from node.agent.consent import Consent
 from node.agent.seller import Seller
 from node.chain.port import EscrowState
 from node.settlement.trade import Trade
@@ -24,7 +25,8 @@ class Cheat(Agent):
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         station = self.station
-        self.seller = self.seller_class(station, self.desk, arguments["settings"])
+        consent = Consent(arguments["escrow"])
+        self.seller = self.seller_class(station, self.desk, arguments["settings"], consent)
         self.desk._treasury = self.treasury_class(
             arguments["escrow"], station.journal, station.observer
         )

@@ -27,9 +27,10 @@ from node.agent.agent import Agent
 from node.agent.buyer import NoPrice
 from node.agent.settings import AgentSettings
 from node.chain.client import ChainClient
-from node.chain.deploy import deploy_escrow
+from node.chain.deploy import MarketPlan, deploy_market
 from node.chain.in_process import InProcessProvider
 from node.chain.port import EscrowEvent, EscrowState
+from node.chain.seats import take_seat
 from node.chain.tester import DevelopmentChain, fund_account, wall_clock
 from node.chain.web3_escrow import Web3Escrow, open_escrow
 from node.chronicle import NodeReady, PeerFault, TradeChanged
@@ -150,7 +151,9 @@ class Party:
                 async with open_host(self.keys.peer, self.listen, on_fault=fault) as network:
                     self.network = network
                     self.listen = network.addresses()[0].split("/p2p/")[0]
-                    self.escrow = open_escrow(self.line, self.keys.account, self.market.domain)
+                    self.escrow = open_escrow(
+                        self.line, self.keys.account, self.market.domain, quorum=None
+                    )
                     self.station = Station(
                         keys=self.keys,
                         domain=self.market.domain,
@@ -346,7 +349,8 @@ class Market:
         name = trade if isinstance(trade, bytes) else trade.machine.record.trade_id
         opened = {"delivered", "complete"}
         await eventually(lambda: opened & set(buyer.states(name)), f"{buyer.name} delivered")
-        self.skip(WINDOWS.dispute_window_seconds + 1)
+        window = WINDOWS.dispute_window_seconds
+        self.skip((bought(trade).quote.dispute_window if isinstance(trade, Trade) else window) + 1)
         await buyer.reaches(name, "complete")
         await seller.reaches(name, "paid")
         assert self.state(name) is EscrowState.PAID
@@ -402,10 +406,14 @@ async def open_market(
         chain = stack.enter_context(DevelopmentChain(clock=clock, block_seconds=1))
         client = ChainClient(InProcessProvider(chain))
         key = seed_of("account of broker")
-        fund_account(chain, address_of(key), Wei(ETHER))
-        domain = await trio.to_thread.run_sync(
-            lambda: deploy_escrow(client, key, address_of(key), Digest(secrets.token_bytes(32)))
+        fund_account(chain, address_of(key), Wei(2 * ETHER))
+        plan = MarketPlan(
+            salt=Digest(secrets.token_bytes(32)),
+            brokers=(address_of(key),),
+            minimum_bond=Wei(ETHER),
         )
+        domain = await trio.to_thread.run_sync(lambda: deploy_market(client, key, plan))
+        await trio.to_thread.run_sync(lambda: take_seat(client, key, domain, bond=Wei(ETHER)))
         nursery = await stack.enter_async_context(trio.open_nursery())
         market = Market(folder, nursery, clock, chain, client, domain)
         await market.join("broker", broker, **broker_settings)

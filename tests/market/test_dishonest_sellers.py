@@ -14,29 +14,32 @@ from typing import Any
 import pytest
 import trio
 
+from node.agent.brokers import fails
 from node.agent.seller import Seller, Served
-from node.chain.port import Call, EscrowState, RefundedEvent, Reveal, RevealedEvent
-from node.params.encoding import encode_tensors
-from node.protocol import delivery, merkle
+from node.chain.port import (
+    Call,
+    EscrowState,
+    RefundedEvent,
+    Reveal,
+    RevealedEvent,
+)
 from node.protocol.eip712 import digest
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.events import Step
 from node.protocol.messages import (
     PLAIN_HASHES,
+    SELLER_UNREACHABLE,
     Countersign,
     Countersigned,
     GoodsPrepared,
-    PrepareGoods,
     StreamMessage,
 )
-from node.protocol.offer import Offer
-from node.protocol.sale import Sale
 from node.protocol.signing import sign_digest
 from node.protocol.types import Digest, PeerId, UnixTime
 from node.settlement.trade import Trade
 from node.settlement.treasury import Ending, Treasury
 from tests.market.cheats import cheat, honest_trade, market_with, untouched
-from tests.market.market import bought, weights
+from tests.market.market import bought
 
 # ── before any money moves ──
 
@@ -271,66 +274,6 @@ async def test_a_secret_that_comes_late_but_before_a_refund_is_as_good_as_one_in
         assert market.ledger().balances
 
 
-class Garbler(Seller):
-    """Encrypts other weights than it offered, with the right key."""
-
-    async def _encrypt(self, question: PrepareGoods, offer: Offer) -> Trade:
-        blobs = self._station.blobs
-        garbage = blobs.put_bytes(encode_tensors(weights("garbage")))
-        trade = await super()._encrypt(question, offer)
-        sale = trade.machine
-        assert isinstance(sale, Sale)
-        record = sale.record
-        dh = delivery.shared_secret(record.private_key, record.buyer_key)
-        key = delivery.delivery_key(record.secret, dh, record.trade_id)
-        goods = blobs.encrypt(garbage.root, key)
-        sale.record = dataclasses.replace(record, goods_root=goods.root)
-        self._desk.changed(trade, record)
-        return trade
-
-
-async def test_garbage_that_was_paid_for_is_proved_and_the_payment_is_pending(
-    tmp_path: Path,
-) -> None:
-    shell = cheat(Garbler)
-    async with market_with(tmp_path, shell, dispute_window_seconds=600) as market:
-        buyer, seller = market["buyer"], market["cheat"]
-        await seller.offer()
-        trade = await buyer.buy(seller)
-        name = trade.machine.record.trade_id
-        await buyer.reaches(name, "cheated")
-        await trade.settled.wait()
-
-        # the evidence: the first leaf of what the buyer paid for that opens to something else
-        record = bought(trade)
-        assert record.secret is not None
-        quote, blobs = record.quote, buyer.station.blobs
-        leaf = int(record.note.split()[1])
-        dh = delivery.shared_secret(record.private_key, record.seller_key)
-        key = delivery.delivery_key(record.secret, dh, name)
-        goods = blobs.read(quote.goods_root, 0, quote.byte_length)
-        opened = merkle.leaf_hashes(delivery.Keystream(key).apply(goods))
-        offered = blobs.hashes(quote.offer_root)
-        assert merkle.root_of_hashes(offered, quote.byte_length) == quote.offer_root
-        assert opened[: 32 * leaf] == offered[: 32 * leaf]
-        assert opened[32 * leaf :][:32] != offered[32 * leaf :][:32]
-        assert not blobs.has(quote.offer_root)
-        assert not blobs.has(record.evaluation.merged_root)
-
-        # which outlives every tidying up
-        buyer.shell.session.forget_blobs()
-        assert blobs.has(quote.goods_root)
-        assert len(blobs.hashes(quote.offer_root)) == 32 * quote.leaf_count
-
-        # the money: pending, until there is a dispute to take it back by
-        assert market.state(name) is EscrowState.REVEALED
-        assert market.ledger().held == quote.price
-
-        # and the market goes on; its windows are long, so that nothing else is over yet
-        other = await buyer.buy(market["honest"])
-        await buyer.reaches(other.machine.record.trade_id, "delivered")
-
-
 async def test_the_reveal_of_a_cheat_is_the_only_thing_that_it_can_publish(tmp_path: Path) -> None:
     """A seller that reveals another secret than it committed to is refused by the contract."""
 
@@ -351,3 +294,31 @@ async def test_the_reveal_of_a_cheat_is_the_only_thing_that_it_can_publish(tmp_p
         assert attempt.succeeded is False
         market.skip(60 + 60 + 10)
         await buyer.reaches(name, "refunded")
+
+
+STEPS_OF_A_SELLER = ("_ask", "_prepare", "_countersign")
+
+
+@pytest.mark.parametrize("step", STEPS_OF_A_SELLER)
+async def test_whatever_a_seller_answers_no_buyer_passes_its_broker_over_for_it(
+    tmp_path: Path, step: str
+) -> None:
+    """Else a seller could drive buyers from honest brokers, to one that is its friend."""
+    reasons = ["below-quorum", "busy", "no-notice", "internal-error", "truncated"]
+    said = iter(reasons)
+
+    async def answer(*_: object) -> Any:
+        await trio.lowlevel.checkpoint()
+        raise RemoteProtocolError(next(said), "of the broker, says the seller")
+
+    blaming = type("Blaming", (Seller,), {step: answer})
+    async with market_with(tmp_path, cheat(seller=blaming)) as market:
+        buyer, seller = market["buyer"], market["cheat"]
+        await seller.offer()
+        for reason in reasons:
+            with pytest.raises(RemoteProtocolError) as caught:
+                await buyer.buy(seller)
+            assert caught.value.reason == SELLER_UNREACHABLE, reason
+            assert caught.value.detail.startswith(reason)
+            assert not fails(caught.value)
+        await honest_trade(market)

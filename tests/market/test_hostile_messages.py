@@ -184,7 +184,7 @@ async def test_requests_that_are_nonsense_are_answered_with_their_fault(tmp_path
             (b"", "malformed"),
             (b"\xff" * 1_000, "malformed"),
             (cbor.encode(["ask-request", {}]), "malformed"),
-            (messages.encode(messages.Ask(ask=Wei(1))), "not-my-role"),
+            (messages.encode(messages.Ask(ask=Wei(1), signature=b"")), "not-my-role"),
             (ask_for(unknown, name), "not-my-role"),
             (
                 messages.encode(messages.TrialRequest(base_digest=name, offer_digest=name)),
@@ -197,7 +197,11 @@ async def test_requests_that_are_nonsense_are_answered_with_their_fault(tmp_path
             (
                 messages.encode(
                     messages.QuoteRequest(
-                        trial_id=unknown, valuation=Wei(1), buyer_nonce=unknown, buyer_key=key
+                        trial_id=unknown,
+                        valuation=Wei(1),
+                        buyer_nonce=unknown,
+                        buyer_key=key,
+                        signature=b"",
                     )
                 ),
                 "unknown-trial",

@@ -10,6 +10,7 @@ from typing import Any, Final
 from node.protocol import delivery, envelope
 from node.protocol.bargain import Patience, Wanted
 from node.protocol.brokerage import Brokerage, BrokerageRecord, BrokerageState
+from node.protocol.dispute import Evidence
 from node.protocol.eip712 import Domain, digest
 from node.protocol.evaluation import Evaluation, trial_seed
 from node.protocol.messages import Deal
@@ -305,12 +306,25 @@ def purchase_record(state: PurchaseState = PurchaseState.FETCHING) -> PurchaseRe
         receipt=whole.receipt,
         secret=SECRET if state in KNOWS_THE_SECRET else None,
         paid=state is PurchaseState.COMPLETE,
+        revealed_at=UnixTime(NOW + 100) if state in KNOWS_THE_SECRET else UnixTime(0),
+        evidence=EVIDENCE if state in ACCUSES else None,
     )
 
 
+EVIDENCE: Final = Evidence(
+    secret=SECRET,
+    dh=Digest(delivery.shared_secret(BUYER_PRIVATE, SELLER_KEY)),
+    index=17,
+    leaf=bytes(1_024),
+    goods_path=(word("beside the goods"),),
+    offered=word("a leaf"),
+    offer_path=(word("beside the leaf"),),
+)
+ACCUSES: Final = frozenset({PurchaseState.DISPUTING, PurchaseState.CHEATED})
 KNOWS_THE_SECRET: Final = frozenset(
     {
         PurchaseState.REVEALED,
+        PurchaseState.DISPUTING,
         PurchaseState.DELIVERED,
         PurchaseState.COMPLETE,
         PurchaseState.CHEATED,

@@ -9,13 +9,17 @@ from typing import Any, Final, TypeVar
 
 from hypothesis import strategies as st
 
+from node.protocol import clearing
+from node.protocol.bids import AskingPrice, Bid, BidAndAsk
 from node.protocol.brokerage import BrokerageRecord
+from node.protocol.dispute import Evidence
 from node.protocol.eip712 import Domain
 from node.protocol.evaluation import Evaluation
 from node.protocol.fees import MAX_FEE_BASIS_POINTS
 from node.protocol.messages import StreamMessage
 from node.protocol.offer import MAX_LIFETIME, STATEMENTS, Offer
 from node.protocol.purchase import PurchaseRecord
+from node.protocol.quorum import Commitment, Figure, Opening, SealedFigure
 from node.protocol.quote import Quote
 from node.protocol.sale import SaleRecord
 from node.protocol.schema import checksummed
@@ -32,17 +36,26 @@ from node.protocol.types import (
 
 M = TypeVar("M")
 
-SIGNED: Final[tuple[type[Any], ...]] = (*STATEMENTS.values(), Quote)
+SIGNED: Final[tuple[type[Any], ...]] = (*STATEMENTS.values(), Quote, Bid, AskingPrice)
 """What an account signs as typed data."""
 STREAMED: Final[tuple[type[Any], ...]] = typing.get_args(StreamMessage)
 MESSAGES: Final[tuple[type[Any], ...]] = (
     *SIGNED,
     *STREAMED,
     Evaluation,
+    Evidence,
     Domain,
+    clearing.ClearingDomain,
+    clearing.Opening,
+    clearing.Clearing,
     PurchaseRecord,
     SaleRecord,
     BrokerageRecord,
+    Figure,
+    SealedFigure,
+    Commitment,
+    Opening,
+    BidAndAsk,
 )
 
 uint64 = st.one_of(st.integers(0, UINT64_MAX), st.sampled_from([0, 1, 255, 2**32, UINT64_MAX]))

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts import stage
+from node.protocol.bids import AskingPrice, Bid
 from node.protocol.eip712 import Domain, camel, digest, struct_hash, type_string
 from node.protocol.quote import Quote, check_signer, trade_id_of
 from node.protocol.schema import checksummed, fields_of
@@ -47,6 +48,8 @@ TYPES: Final = {
         "uint64 leafCount,uint64 byteLength,bytes32 secretCommitment,bytes32 dhCommitment,"
         "uint64 fundBy,uint64 revealBy,uint64 grace,uint64 disputeWindow,bytes32 receiptHash)"
     ),
+    "Bid": "Bid(bytes32 tradeId,uint256 valuation,bytes32 buyerKey)",
+    "AskingPrice": "AskingPrice(bytes32 tradeId,bytes32 offerDigest,uint256 ask)",
 }
 """Frozen: signatures made over these stay valid for as long as the protocol lives."""
 
@@ -56,6 +59,8 @@ WRITTEN_DOWN: Final = {
     "BrokerNotice": "09408cdd2674b6e9d2f318389d52b005e62454c58a9e2c7de368c07da2fb599a",
     "Receipt": "fa6fac14be9c820c6a066dacdb334650ca5141dc92a1efd69dcd680584778a1e",
     "Quote": "62a16e2e429fa78cfb98fb3035b08a3d63150244dfdfe6b339beb1f0bb52b0c6",
+    "Bid": "e151360c639c3eb1f8598a32c66caadf1d795a571181c3dee9219bade77c1eba",
+    "AskingPrice": "6ae7f33ee6a9dd0bd1ff95644123a7406047d399119d108bdeb45d548d7734b4",
 }
 """Computed with eth_account 0.14; of `SAID`, in the market of `cast.DOMAIN`."""
 
@@ -70,6 +75,12 @@ SAID: Final[dict[str, Any]] = {
     "Quote": cast.quote(
         trade_id=cast.word("a trade"), receipt_hash=cast.word("a receipt"),
         dh_commitment=cast.word("a shared secret"),
+    ),
+    "Bid": Bid(
+        trade_id=cast.word("a trade"), valuation=cast.VALUATION, buyer_key=cast.word("a key")
+    ),
+    "AskingPrice": AskingPrice(
+        trade_id=cast.word("a trade"), offer_digest=cast.word("an offer"), ask=cast.ASK
     ),
 }  # fmt: skip
 

@@ -73,6 +73,7 @@ class TradePlay(RuleBasedStateMachine):
         `idle` hears it, and does nothing about it.
         """
         self.honest, self.seller_stays = honest, seller_stays
+        self.chain.goods_are_good = honest
         if rounds:
             self.countersign(broker_hears=True, buyer_hears=True)
         for number in range(rounds):
@@ -114,7 +115,6 @@ class TradePlay(RuleBasedStateMachine):
         self.broker.take(lambda m: m.countersigned(deal.seller_signature))
         if buyer_hears and self.chain.time < deal.quote.fund_by - FUND_MARGIN:
             self.buyer = Shell("buyer", Purchase(cast.purchase_record()), self.chain)
-            self.buyer.goods_are_good = self.honest
 
     @rule(who=WHO, number=st.integers(0, 3), goods_come=st.sampled_from([True, True, True, False]))
     def act(self, who: str, number: int, goods_come: bool) -> None:
@@ -176,6 +176,11 @@ class TradePlay(RuleBasedStateMachine):
         if self.chain.may(step, "stranger"):
             self.chain.broadcast(step, "stranger")
 
+    @precondition(lambda self: self.chain.may(Step.DISPUTE, "seller"))
+    @rule()
+    def a_cheat_repents(self) -> None:
+        self.chain.broadcast(Step.DISPUTE, "seller")
+
     @precondition(lambda self: self.chain.may(Step.REVEAL, "seller"))
     @rule()
     def a_careless_seller_reveals_by_hand(self) -> None:
@@ -200,8 +205,10 @@ class TradePlay(RuleBasedStateMachine):
     def a_key_that_was_shown_is_paid_for(self) -> None:
         if not self.careless:
             assert not (self.chain.secret_seen and self.chain.phase in {Phase.NONE, Phase.REFUNDED})
-        if self.chain.phase in {Phase.REVEALED, Phase.PAID}:
+        if self.chain.phase in {Phase.REVEALED, Phase.PAID, Phase.DISPUTED}:
             assert self.chain.secret_seen
+        if self.chain.phase is Phase.DISPUTED:
+            assert not self.honest
 
     @invariant()
     def what_the_buyer_believes_is_so(self) -> None:
@@ -214,13 +221,20 @@ class TradePlay(RuleBasedStateMachine):
                 assert phase is Phase.NONE
             case PurchaseState.FUNDED | PurchaseState.REFUNDING:
                 assert phase is not Phase.NONE
-            case PurchaseState.REVEALED | PurchaseState.DELIVERED | PurchaseState.CHEATED:
+            case PurchaseState.REVEALED | PurchaseState.DISPUTING:
+                assert phase in {Phase.REVEALED, Phase.PAID, Phase.DISPUTED}
+            case PurchaseState.DELIVERED:
                 assert phase in {Phase.REVEALED, Phase.PAID}
+            case PurchaseState.CHEATED:
+                assert phase in {Phase.REVEALED, Phase.PAID}
+                assert self.chain.time > self.chain.since + self.chain.quote.dispute_window or (
+                    phase is Phase.PAID
+                )
             case PurchaseState.COMPLETE:
                 assert phase is Phase.PAID
             case PurchaseState.CREDITED | PurchaseState.REFUNDED:
-                assert phase is Phase.REFUNDED
-        if state is PurchaseState.CHEATED:
+                assert phase in {Phase.REFUNDED, Phase.DISPUTED}
+        if state in {PurchaseState.DISPUTING, PurchaseState.CHEATED}:
             assert not self.honest
         if state is PurchaseState.REFUNDED:
             assert self.chain.wallets["buyer"] == START_MONEY
@@ -237,11 +251,13 @@ class TradePlay(RuleBasedStateMachine):
             case SaleState.REVEALING | SaleState.WITHHELD:
                 assert phase is not Phase.NONE
             case SaleState.REVEALED | SaleState.FINALIZING:
-                assert phase in {Phase.REVEALED, Phase.PAID}
+                assert phase in {Phase.REVEALED, Phase.PAID, Phase.DISPUTED}
             case SaleState.CREDITED | SaleState.PAID:
                 assert phase is Phase.PAID
             case SaleState.REFUNDED:
                 assert phase is Phase.REFUNDED
+            case SaleState.DISPUTED:
+                assert phase is Phase.DISPUTED
 
     @invariant()
     def a_receipt_is_published_for_a_paid_trade_only(self) -> None:
@@ -259,7 +275,6 @@ class TradePlay(RuleBasedStateMachine):
         if self.seller_stays:
             shells.append(self.seller)
         if self.buyer is not None:
-            self.buyer.goods_are_good = self.honest
             shells.append(self.buyer)
         for shell in shells:
             shell.skew = 0
@@ -297,8 +312,9 @@ class TradePlay(RuleBasedStateMachine):
                 PurchaseState.COMPLETE if self.honest else PurchaseState.CHEATED
             )
         else:
-            assert chain.phase in {Phase.NONE, Phase.REFUNDED}
+            assert chain.phase in {Phase.NONE, Phase.REFUNDED, Phase.DISPUTED}
             assert chain.wallets["buyer"] == START_MONEY
+            assert self.broker.published == 0
 
 
 def test_whatever_happens_the_buyer_has_weights_or_money_and_the_seller_money_or_its_key() -> None:
@@ -333,6 +349,90 @@ def test_no_absence_and_no_delay_costs_anybody_else(
                 ends.add(play.chain.phase)
     assert Phase.PAID in ends
     assert (Phase.REFUNDED in ends) >= (who == "seller")
+
+
+@pytest.mark.parametrize("helped", [True, False], ids=["helped", "alone"])
+@pytest.mark.parametrize("how", ["away", "idle"])
+@pytest.mark.parametrize("who", [None, "seller", "broker"])
+def test_bad_goods_are_paid_for_by_nobody_whatever_the_others_do(
+    who: str | None, how: str, helped: bool
+) -> None:
+    """A buyer that is there within the window has its money back."""
+    ends = set()
+    for since in range(1, 6 if who else 2):
+        play = TradePlay()
+        play.begin(
+            honest=False,
+            seller_stays=True,
+            helped=helped,
+            rounds=9,
+            pauses={},
+            away={who: since} if who and how == "away" else {},
+            idle={who: since} if who and how == "idle" else {},
+        )
+        for _ in range(12):  # whoever was away is back, and nobody waits for long
+            for each in ("buyer", "seller", "broker"):
+                play.go_on(each)
+            play.chain.advance(5)
+        play.teardown()
+        ends.add(play.chain.phase)
+    assert Phase.DISPUTED in ends
+    assert ends <= {Phase.DISPUTED, Phase.REFUNDED, Phase.NONE}
+
+
+@pytest.mark.parametrize("gone", [0, 1, 2])
+def test_a_buyer_that_dies_while_it_disputes_goes_on_with_it(gone: int) -> None:
+    play = accusing_trade()
+    buyer = play.buyer
+    assert buyer is not None
+    for _ in range(gone):
+        buyer.perform(0)
+    play.crash("buyer")
+    play.time_passes(5, set())
+    play.restart("buyer")
+    for _ in range(3):
+        play.go_on("buyer")
+        play.time_passes(5, set())
+    assert buyer.machine.state is PurchaseState.REFUNDED
+    play.teardown()
+    assert play.chain.phase is Phase.DISPUTED
+
+
+@pytest.mark.parametrize("finalized", [True, False])
+def test_a_buyer_that_comes_back_too_late_keeps_the_proof_and_sends_nothing(
+    finalized: bool,
+) -> None:
+    play = accusing_trade()
+    buyer = play.buyer
+    assert buyer is not None
+    play.crash("buyer")
+    play.time_passes(cast.DISPUTE_WINDOW + 1, set())
+    if finalized:
+        play.a_stranger_helps_itself(Step.FINALIZE)
+        play.time_passes(1, set())
+    play.restart("buyer")
+    play.listen("buyer", 100, remembers=True)
+    assert buyer.machine.state is PurchaseState.CHEATED
+    assert buyer.machine.record.evidence == cast.EVIDENCE
+    assert buyer.machine.record.paid is finalized
+    play.go_on("buyer")
+    assert not [sent for sent in play.chain.pool if sent.step is Step.DISPUTE]
+
+
+def accusing_trade() -> TradePlay:
+    """Return a trade whose buyer has found a bad leaf, and not said so yet."""
+    play = TradePlay()
+    play.begin(honest=False, seller_stays=True, helped=False, rounds=0, pauses={}, away={}, idle={})
+    play.countersign(broker_hears=True, buyer_hears=True)
+    for _ in range(20):
+        assert play.buyer is not None
+        if play.buyer.machine.state is PurchaseState.DISPUTING:
+            return play
+        for who in ("buyer", "seller", "broker"):
+            play.listen(who, 10, remembers=True)
+            play.act(who, 0, goods_come=True)
+        play.time_passes(1, set())
+    raise AssertionError("no bad leaf was found")
 
 
 def funded_trade() -> TradePlay:

@@ -78,7 +78,7 @@ def test_what_was_wrong_is_remembered() -> None:
     buyer.receive(GoodsRefused("x" * 5_000), NOW)
     assert buyer.record.note == "x" * 1_000
     buyer = a_purchase("revealed")
-    buyer.receive(BadGoods(17), NOW)
+    buyer.receive(BadGoods(cast.EVIDENCE), NOW)
     assert "17" in buyer.record.note
     for events in (
         (Delivered("as measured, but"), Paid()),

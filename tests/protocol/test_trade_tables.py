@@ -21,6 +21,7 @@ from node.protocol.events import (
     BadGoods,
     Deliver,
     Delivered,
+    Disputed,
     Effect,
     FetchGoods,
     Funded,
@@ -77,6 +78,19 @@ def delivered_late(machine: Purchase) -> list[Effect]:
     return machine.receive(Delivered(), NOW)
 
 
+def accused(*, paid: bool = False, chain_time: int = 0) -> Act:
+    """Bad goods, after the payment or at some time of the chain's."""
+
+    def act(machine: Purchase) -> list[Effect]:
+        if machine.state is PurchaseState.REVEALED and paid:
+            machine.receive(Paid(), NOW)
+        if machine.state is PurchaseState.REVEALED:
+            machine.receive(Tick(UnixTime(chain_time)), NOW)
+        return machine.receive(BadGoods(cast.EVIDENCE), NOW)
+
+    return act
+
+
 def signed_by_us(machine: Sale) -> list[Effect]:
     countersign(machine)
     return []
@@ -85,6 +99,15 @@ def signed_by_us(machine: Sale) -> list[Effect]:
 def signed_by_seller(machine: Brokerage) -> list[Effect]:
     machine.countersigned(cast.good_deal().seller_signature)
     return []
+
+
+LATE: Final = (
+    "chain is past fund_by",
+    "chain is past the dispute window",
+    "chain is past reveal_by + grace",
+    "chain is past the lapse",
+)
+"""What a buyer's chain may be past, one after the other."""
 
 
 # every way in which the world can speak to a machine: what is said, and in which rows it counts
@@ -101,20 +124,24 @@ PURCHASE: Final[list[tuple[set[str], Act]]] = [
     ({"delivered"}, told(Delivered())),
     ({"delivered"}, told(Delivered("the recipe does not give the weights"))),
     ({"delivered, paid before"}, delivered_late),
-    ({"bad goods"}, told(BadGoods(17))),
+    ({"bad goods, in time"}, accused()),
+    ({"bad goods, in time"}, accused(chain_time=PAYABLE_FROM)),
+    ({"bad goods, too late"}, accused(chain_time=PAYABLE_FROM + 1)),
+    ({"bad goods, too late"}, accused(paid=True)),
+    ({"disputed"}, told(Disputed())),
+    ({"disputed"}, told(Disputed(), REFUND_FROM + 1_000)),
     ({"paid"}, told(Paid())),
     ({"refunded"}, told(Refunded())),
     ({"withdrawn"}, told(Withdrawn())),
     (set(), tick(0)),
     (set(), tick(FUND_BY)),
     ({"chain is past fund_by"}, tick(FUND_BY + 1)),
-    ({"chain is past fund_by"}, tick(REFUND_FROM)),
-    ({"chain is past fund_by", "chain is past reveal_by + grace"}, tick(REFUND_FROM + 1)),
-    ({"chain is past fund_by", "chain is past reveal_by + grace"}, tick(LAPSES_AFTER)),
-    (
-        {"chain is past fund_by", "chain is past reveal_by + grace", "chain is past the lapse"},
-        tick(LAPSES_AFTER + 1),
-    ),
+    ({"chain is past fund_by"}, tick(PAYABLE_FROM)),
+    (set(LATE[:2]), tick(PAYABLE_FROM + 1)),
+    (set(LATE[:2]), tick(REFUND_FROM)),
+    (set(LATE[:3]), tick(REFUND_FROM + 1)),
+    (set(LATE[:3]), tick(LAPSES_AFTER)),
+    (set(LATE), tick(LAPSES_AFTER + 1)),
 ]
 SALE: Final[list[tuple[set[str], Act]]] = [
     ({"countersigned"}, signed_by_us),
@@ -128,6 +155,7 @@ SALE: Final[list[tuple[set[str], Act]]] = [
     ({"secret sent"}, told(SecretSent())),
     ({"secret sent"}, told(SecretSent(), REFUND_FROM + 1_000)),
     ({"refunded"}, told(Refunded())),
+    ({"disputed"}, told(Disputed())),
     ({"paid"}, told(Paid())),
     ({"withdrawn"}, told(Withdrawn())),
     (set(), tick(FUND_BY)),
@@ -148,6 +176,7 @@ BROKERAGE: Final[list[tuple[set[str], Act]]] = [
     ({"revealed"}, told(Revealed(SECRET, NOW))),
     ({"paid"}, told(Paid())),
     ({"refunded"}, told(Refunded())),
+    ({"disputed"}, told(Disputed())),
     ({"withdrawn"}, told(Withdrawn())),
     (set(), tick(FUND_BY)),
     ({"chain is past fund_by"}, tick(FUND_BY + 1)),
@@ -165,6 +194,7 @@ EFFECTS: Final[dict[str, Effect]] = {
     "reveal": Transact(Step.REVEAL),
     "finalize": Transact(Step.FINALIZE),
     "refund": Transact(Step.REFUND),
+    "dispute": Transact(Step.DISPUTE),
     "withdraw": Transact(Step.WITHDRAW),
     "deliver": Deliver(SECRET),
     "publish": PublishReceipt(RECEIPT),
@@ -277,6 +307,7 @@ OWED: Final[dict[str, dict[str, list[Effect]]]] = {
         "funding": [Transact(Step.FUND)],
         "refunding": [Transact(Step.REFUND)],
         "revealed": [Deliver(SECRET)],
+        "disputing": [Transact(Step.DISPUTE)],
         "credited": [Transact(Step.WITHDRAW)],
     },
     "sale": {
@@ -318,8 +349,8 @@ def test_only_what_a_state_owes_may_be_sent(name: str, state: str) -> None:
     ("name", "settled"),
     [
         ("purchase", {"complete", "refunded", "cheated", "abandoned", "delivered"}),
-        ("sale", {"paid", "refunded", "expired", "lapsed"}),
-        ("brokerage", {"paid", "refunded", "expired", "lapsed"}),
+        ("sale", {"paid", "refunded", "disputed", "expired", "lapsed"}),
+        ("brokerage", {"paid", "refunded", "disputed", "expired", "lapsed"}),
     ],
 )
 def test_a_trade_is_settled_where_nobody_waits_any_more(name: str, settled: set[str]) -> None:

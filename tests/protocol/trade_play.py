@@ -21,6 +21,7 @@ from node.protocol.events import (
     BadGoods,
     Deliver,
     Delivered,
+    Disputed,
     Effect,
     FetchGoods,
     Funded,
@@ -50,7 +51,7 @@ SELLERS_SKEW: Final = 60
 START_MONEY: Final = 10 * cast.PRICE
 
 M = TypeVar("M", Purchase, Sale, Brokerage)
-Told = Funded | Revealed | Paid | Refunded
+Told = Funded | Revealed | Paid | Refunded | Disputed
 
 
 class Phase(enum.Enum):
@@ -59,6 +60,7 @@ class Phase(enum.Enum):
     REVEALED = 2
     PAID = 3
     REFUNDED = 4
+    DISPUTED = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +92,8 @@ class EscrowModel:
         self.blocks: list[Block] = []
         self.pool: list[Pooled] = []
         self.secret_seen = False
+        self.goods_are_good = True
+        """What the court would find; only the buyer and the seller could show it."""
 
     def broadcast(self, step: Step, account: str) -> None:
         """Send, unless it is on its way."""
@@ -130,6 +134,13 @@ class EscrowModel:
                 )
             case Step.REFUND:
                 return self.phase is Phase.FUNDED and self.time > quote.reveal_by + quote.grace
+            case Step.DISPUTE:
+                return (
+                    self.phase is Phase.REVEALED
+                    and self.time <= self.since + quote.dispute_window
+                    and not self.goods_are_good
+                    and account in {"buyer", "seller"}
+                )
             case Step.WITHDRAW:
                 return self.credits[account] > 0
 
@@ -153,6 +164,10 @@ class EscrowModel:
                 self.locked -= quote.price
                 self.credits["buyer"] += quote.price
                 return self._enter(Phase.REFUNDED, Refunded())
+            case Step.DISPUTE:
+                self.locked -= quote.price
+                self.credits["buyer"] += quote.price
+                return self._enter(Phase.DISPUTED, Disputed())
             case Step.WITHDRAW:
                 self.wallets[sent.account] += self.credits.pop(sent.account)
                 return None
@@ -163,10 +178,11 @@ class EscrowModel:
 
 
 _DONE: Final = {
-    Step.FUND: {Phase.FUNDED, Phase.REVEALED, Phase.PAID, Phase.REFUNDED},
-    Step.REVEAL: {Phase.REVEALED, Phase.PAID, Phase.REFUNDED},
-    Step.FINALIZE: {Phase.PAID, Phase.REFUNDED},
-    Step.REFUND: {Phase.REFUNDED, Phase.REVEALED, Phase.PAID},
+    Step.FUND: set(Phase) - {Phase.NONE},
+    Step.REVEAL: {Phase.REVEALED, Phase.PAID, Phase.REFUNDED, Phase.DISPUTED},
+    Step.FINALIZE: {Phase.PAID, Phase.REFUNDED, Phase.DISPUTED},
+    Step.REFUND: {Phase.REFUNDED, Phase.REVEALED, Phase.PAID, Phase.DISPUTED},
+    Step.DISPUTE: {Phase.PAID, Phase.REFUNDED, Phase.DISPUTED},
 }
 """Where there is nothing left to do for a step."""
 
@@ -183,7 +199,6 @@ class Shell(Generic[M]):
         self.to_do: list[Effect] = []
         self.told = self.watermark = len(chain.blocks)
         self.published = 0
-        self.goods_are_good = True
         self._journal = b""
         self._save()
         self.to_do = list(machine.resume(self.now))
@@ -247,7 +262,8 @@ class Shell(Generic[M]):
                 self._tell(GoodsVerified() if goods_come else GoodsRefused("unreachable"))
             case Deliver(secret):
                 assert delivery.secret_commitment(secret) == self.chain.quote.secret_commitment
-                self._tell(Delivered() if self.goods_are_good else BadGoods(3))
+                good = self.chain.goods_are_good
+                self._tell(Delivered() if good else BadGoods(cast.EVIDENCE))
             case PublishReceipt():
                 assert self.chain.phase is Phase.PAID
                 self.published += 1
@@ -270,7 +286,7 @@ class Shell(Generic[M]):
             chain.broadcast(step, self.name)
             if step is Step.REVEAL:
                 self._tell(SecretSent())
-        elif step is Step.FUND:
+        elif step in {Step.FUND, Step.DISPUTE}:
             return  # refused, and no later block would take it
         self.to_do.append(effect)  # until it is seen to be done
 

@@ -22,6 +22,8 @@ from node.chain.errors import (
 from node.chain.port import (
     Block,
     Call,
+    Dispute,
+    DisputedEvent,
     EscrowEvent,
     EscrowState,
     Fees,
@@ -33,15 +35,18 @@ from node.chain.port import (
     RefundedEvent,
     Reveal,
     RevealedEvent,
+    Seat,
     SignedTransaction,
     TradeState,
     TransactionOutcome,
     Withdraw,
     WithdrawnEvent,
 )
+from node.protocol import merkle
+from node.protocol.dispute import proves_bad
 from node.protocol.eip712 import Domain, digest
 from node.protocol.signing import address_of
-from node.protocol.types import Address, Digest, UnixTime, Wei
+from node.protocol.types import NO_ADDRESS, Address, Digest, UnixTime, Wei
 
 T = TypeVar("T")
 ETHER = 10**18
@@ -90,6 +95,7 @@ class FakeChain:
     """Whether a call that would revert is refused when it is broadcast, or mined and paid for."""
     broker: Address = address_of(bytes([3]) * 32)
     """Whose quotes the contract takes; no signature is checked here."""
+    threshold: int = 1
     base_fee: int = 10
     paused: bool = False
     """Whether blocks leave the pool alone."""
@@ -162,7 +168,9 @@ class FakeChain:
                 raise RevertError("NothingOwed")
             self.balances[call.account] = self.balances.get(call.account, 0) + amount
             self.balances[DOMAIN.escrow] -= amount
-            return [WithdrawnEvent(block, hash_, call.account, Wei(amount))]
+            return [
+                WithdrawnEvent(block, hash_, NO_ADDRESS, call.account, call.account, Wei(amount))
+            ]
         quote = call.quote
         name = quote.trade_id
         if isinstance(call, Fund):
@@ -172,12 +180,15 @@ class FakeChain:
                 raise RevertError("NotBuyer")
             if now > quote.fund_by:
                 raise RevertError("FundingClosed")
+            if quote.leaf_count != merkle.leaf_count(quote.byte_length):
+                raise RevertError("WrongLeafCount")
             self.balances[sender] -= quote.price
             self.balances[DOMAIN.escrow] = self.balances.get(DOMAIN.escrow, 0) + quote.price
             self.deals[name] = Deal(EscrowState.FUNDED, UnixTime(now), digest(DOMAIN, quote))
             return [FundedEvent(block, hash_, name, quote.buyer, quote.seller, quote.price)]
         deal = self.deals.get(name)
-        expected = EscrowState.REVEALED if isinstance(call, Finalize) else EscrowState.FUNDED
+        late = isinstance(call, Finalize | Dispute)
+        expected = EscrowState.REVEALED if late else EscrowState.FUNDED
         if deal is None or deal.state is not expected:
             raise RevertError("WrongState")
         if deal.terms != digest(DOMAIN, quote):
@@ -196,6 +207,14 @@ class FakeChain:
                 self._owe(quote.seller, to_seller)
                 self._owe(quote.fee_recipient, quote.fee)
                 return [PaidEvent(block, hash_, name, to_seller, quote.fee)]
+            case Dispute(_, evidence):
+                if now > deal.since + quote.dispute_window:
+                    raise RevertError("DisputeClosed")
+                if not proves_bad(quote, evidence):
+                    raise RevertError("GoodLeaf")
+                deal.state, deal.since = EscrowState.DISPUTED, UnixTime(now)
+                self._owe(quote.buyer, quote.price)
+                return [DisputedEvent(block, hash_, name, evidence.index, quote.price)]
             case Refund():
                 if now <= quote.refund_from:
                     raise RevertError("TooEarly")
@@ -289,8 +308,12 @@ class FakeEscrow:
         return self._account
 
     @property
-    def broker(self) -> Address:
-        return self.chain.broker
+    def threshold(self) -> int:
+        return self.chain.threshold
+
+    def seat(self, account: Address) -> Seat:
+        self._begin("seat")
+        return self._end("seat", Seat.TAKEN if account == self.chain.broker else Seat.STRANGER)
 
     def head(self) -> Block:
         self._begin("head")

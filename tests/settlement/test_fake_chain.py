@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from node.chain.in_process import InProcessProvider
 from node.chain.port import (
     Call,
+    Dispute,
     EscrowEvent,
     EscrowState,
     Finalize,
@@ -20,9 +21,11 @@ from node.chain.port import (
     Withdraw,
 )
 from node.chain.tester import DevelopmentChain
-from node.protocol.signing import address_of
+from node.protocol.eip712 import digest
+from node.protocol.signing import address_of, sign_digest
 from node.protocol.types import Digest, UnixTime
 from tests.chain.market import BROKER, BUYER, SECRET, SELLER, Clock, build
+from tests.protocol.bad_goods import bad_goods
 from tests.settlement.fake_chain import ETHER, FakeChain, FakeEscrow
 
 KEYS = {"buyer": BUYER, "seller": SELLER, "broker": BROKER}
@@ -33,6 +36,8 @@ STEPS = (
     "lie",
     "finalize",
     "refund",
+    "dispute",
+    "dispute a good leaf",
     "withdraw",
     "other terms",
 )
@@ -58,13 +63,16 @@ def words(events: Sequence[EscrowEvent]) -> tuple[str, ...]:
     """Events without block and transaction, which are each chain's own."""
     told = []
     for event in events:
-        amounts = [getattr(event, n, None) for n in ("price", "to_seller", "fee", "amount")]
+        amounts = [getattr(event, n, None) for n in ("price", "to_seller", "fee", "leaf", "amount")]
         told.append(f"{type(event).__name__} {amounts}")
     return tuple(told)
 
 
 GOOD = [("fund", 1), ("other terms", 0), ("lie", 0), ("reveal", 130), ("finalize", 1)]
 GOOD += [("finalize", 25), ("withdraw", 0), ("withdraw", 0)]
+BAD = [("dispute", 0), ("fund", 1), ("dispute", 1), ("reveal", 1), ("dispute a good leaf", 1)]
+BAD += [("dispute", 0), ("dispute", 1), ("finalize", 25), ("refund", 130), ("withdraw", 0)]
+LATE = [("fund", 1), ("reveal", 1), ("dispute", 25), ("finalize", 0)]
 SILENT = [("fund by another", 0), ("fund", 25), ("fund", 0), ("refund", 25), ("refund", 130)]
 SILENT += [("reveal", 0), ("refund", 0)]
 
@@ -72,13 +80,17 @@ SILENT += [("reveal", 0), ("refund", 0)]
 @settings(max_examples=4, deadline=None)
 @example(script=GOOD)
 @example(script=SILENT)
+@example(script=BAD)
+@example(script=LATE)
 @example(script=[("fund", 130)])
 @given(script=_script)
 def test_the_fake_and_the_contract_agree_on_every_call(script: list[tuple[str, int]]) -> None:
     clock = Clock()
     with DevelopmentChain(clock=clock) as chain:
         real = build(chain, InProcessProvider(chain), clock)
-        quote, signature = real.quote()
+        goods = bad_goods(Digest(SECRET), real.quote()[0].trade_id)
+        quote = goods.terms(real.quote()[0])
+        signature = sign_digest(BROKER, digest(real.domain, quote))
         fake = FakeChain(clock, instant=True, broker=address_of(BROKER))
         for key in KEYS.values():
             fake.balances[address_of(key)] = 10 * ETHER
@@ -95,15 +107,17 @@ def test_the_fake_and_the_contract_agree_on_every_call(script: list[tuple[str, i
             "lie": ("seller", Reveal(quote, b"\x09" * 32)),
             "finalize": ("broker", Finalize(quote)),
             "refund": ("broker", Refund(quote)),
+            "dispute": ("seller", Dispute(quote, goods.show(1))),
+            "dispute a good leaf": ("buyer", Dispute(quote, goods.show(2))),
             "withdraw": ("broker", Withdraw(address_of(SELLER))),
             "other terms": ("seller", Reveal(other, SECRET)),
         }
         for step, seconds in script:
             clock.now = UnixTime(clock.now + seconds)
             who, call = calls[step]
-            seen, brokers = [], set()
+            seen, seats = [], set()
             for escrow in (real.escrow(KEYS[who]), FakeEscrow(fake, address_of(KEYS[who]))):
-                brokers.add(escrow.broker)
+                seats.add(tuple(escrow.seat(address_of(key)) for key in KEYS.values()))
                 signed = escrow.sign(call, escrow.next_nonce())
                 escrow.broadcast(signed.raw)
                 outcome = escrow.receipt(signed.hash)
@@ -121,5 +135,5 @@ def test_the_fake_and_the_contract_agree_on_every_call(script: list[tuple[str, i
                     )
                 )
             assert seen[0] == seen[1], step
-            assert len(brokers) == 1
+            assert len(seats) == 1
         assert fake.total == 30 * ETHER

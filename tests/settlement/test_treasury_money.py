@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from node.chain.errors import ChainUnavailableError
-from node.chain.port import EscrowState, Finalize, Fund, Refund, Reveal, Withdraw
+from node.chain.port import Dispute, EscrowState, Finalize, Fund, Refund, Reveal, Withdraw
 from node.chronicle import (
     TransactionDelayed,
     TransactionRefused,
@@ -25,6 +25,7 @@ from tests.settlement.trades import (
     Node,
     always,
     fund,
+    goods_of,
     long_quote_of,
     quote_of,
     secret_of,
@@ -319,21 +320,23 @@ async def test_what_the_pool_lost_is_offered_again_when_a_later_nonce_waits_for_
     assert trio.current_time() - began < YIELD_SECONDS + REOFFER_SECONDS + 8
 
 
-async def test_a_reveal_goes_before_the_deposits_that_came_first(
-    buyer: Node, chain: FakeChain
+@pytest.mark.parametrize("step", [Step.REVEAL, Step.DISPUTE])
+async def test_what_has_a_deadline_goes_before_the_deposits_that_came_first(
+    buyer: Node, chain: FakeChain, step: Step
 ) -> None:
     sold = quote_of(9)
-    chain.deals[sold.trade_id] = Deal(EscrowState.FUNDED, wall(), digest(DOMAIN, sold))
+    reveal, dispute = Reveal(sold, secret_of(9)), Dispute(sold, goods_of(9).show(1))
+    call = reveal if step is Step.REVEAL else dispute
+    state = EscrowState.FUNDED if step is Step.REVEAL else EscrowState.REVEALED
+    chain.deals[sold.trade_id] = Deal(state, wall(), digest(DOMAIN, sold))
     async with trio.open_nursery() as nursery:
         for number in range(4):
             nursery.start_soon(fund, buyer, long_quote_of(number))
         await trio.sleep(0.5)
         nursery.start_soon(
-            lambda: buyer.treasury.carry_out(
-                sold.trade_id, Step.REVEAL, Reveal(sold, secret_of(9)), wanted=always
-            )
+            lambda: buyer.treasury.carry_out(sold.trade_id, step, call, wanted=always)
         )
-    assert [type(t.call) for t in chain.history][:2] == [Fund, Reveal]
+    assert [type(t.call) for t in chain.history][:2] == [Fund, type(call)]
     assert len(chain.calls(Fund, succeeded=True)) == 4
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from node.observe import Event, Observer
 from node.observe.observer import Record
 from node.params.errors import StoreError
 from node.protocol.brokerage import BrokerageRecord, BrokerageState
+from node.protocol.dispute import Evidence
 from node.protocol.evaluation import Evaluation
 from node.protocol.events import BadGoods, Delivered, GoodsVerified, PurchaseEvent, Step
 from node.protocol.messages import Deal
@@ -28,10 +30,12 @@ from node.protocol.types import NO_ADDRESS, Address, Digest, Millionths, PeerId,
 from node.settlement.desk import TradeDesk
 from node.settlement.treasury import Ending, Treasury
 from node.settlement.watch import ChainWatch
+from tests.protocol.bad_goods import Goods, bad_goods
 from tests.settlement.fake_chain import ETHER, FakeChain, FakeEscrow
 
 START = 1_700_000_000
 BUYER, SELLER, BROKER = (address_of(bytes([n]) * 32) for n in (1, 2, 3))
+OFFER = Digest(bytes(32))
 FUND_BY, REVEAL_BY, GRACE, DISPUTE_WINDOW = 30, 60, 10, 5
 
 
@@ -56,9 +60,19 @@ def secret_of(number: int) -> Digest:
     return Digest(bytes([number + 100]) * 32)
 
 
+def goods_of(number: int = 0) -> Goods:
+    """Goods of which leaf 1 is bad; a bench that says nothing of it takes them to be good."""
+    return bad_goods(secret_of(number), trade_id_of(BUYER, SELLER, OFFER, nonce_of(number)))
+
+
+def nonce_of(number: int) -> Digest:
+    return Digest(bytes([number]) * 32)
+
+
+@functools.cache
 def quote_of(number: int = 0, *, price: int = ETHER, fee: int = ETHER // 100) -> Quote:
-    return Quote(
-        trade_id=trade_id_of(BUYER, SELLER, Digest(bytes(32)), Digest(bytes([number]) * 32)),
+    terms = Quote(
+        trade_id=trade_id_of(BUYER, SELLER, OFFER, nonce_of(number)),
         buyer=BUYER,
         seller=SELLER,
         encryptor=SELLER,
@@ -78,6 +92,7 @@ def quote_of(number: int = 0, *, price: int = ETHER, fee: int = ETHER // 100) ->
         dispute_window=DISPUTE_WINDOW,
         receipt_hash=Digest(b"\x0d" * 32),
     )
+    return goods_of(number).terms(terms)
 
 
 def long_quote_of(number: int = 0, *, price: int = ETHER) -> Quote:
@@ -141,7 +156,8 @@ class Bench:
 
     fetching: float = 0.5
     delivering: float = 0.5
-    bad_leaf: int | None = None
+    evidence: Evidence | None = None
+    """Of bad goods."""
     full: int = 0
     """How often the disk is full."""
     published: list[bytes] = field(default_factory=list)
@@ -156,7 +172,7 @@ class Bench:
         await trio.sleep(self.delivering)
         self._write()
         self.delivered.append(secret)
-        return Delivered() if self.bad_leaf is None else BadGoods(self.bad_leaf)
+        return Delivered() if self.evidence is None else BadGoods(self.evidence)
 
     def _write(self) -> None:
         if self.full:

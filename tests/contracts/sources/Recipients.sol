@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.37;
 
+import {Credits} from "../../../contracts/src/Credits.sol";
 import {IParameterEscrow} from "../../../contracts/src/IParameterEscrow.sol";
+import {Quote} from "../../../contracts/src/Quote.sol";
 
 /// @dev A buyer that, when it is paid, tries everything again that could pay it once more.
 contract Reentrant {
@@ -17,11 +19,11 @@ contract Reentrant {
 
     receive() external payable {
         payments += 1;
-        withdrawAnswer = _try(abi.encodeCall(IParameterEscrow.withdraw, (address(this))));
+        withdrawAnswer = _try(abi.encodeCall(Credits.withdraw, (address(0), address(this))));
         refundAnswer = _try(_refund);
     }
 
-    function fund(IParameterEscrow.Quote calldata quote, bytes calldata signature) external payable {
+    function fund(Quote calldata quote, bytes calldata signature) external payable {
         _refund = abi.encodeCall(IParameterEscrow.refund, (quote));
         ESCROW.fund{value: msg.value}(quote, signature);
     }

@@ -1,0 +1,189 @@
+"""``pm-node verify``: whether a receipt holds, by measuring again what it says was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from node.cli.invocation import Invocation, on_node
+
+if TYPE_CHECKING:
+    from broker_node.appraisal import Appraiser
+    from broker_node.quorum.receipts import ReceiptFile
+    from node.config.table import Config
+
+FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
+SHORTEST_PREFIX: Final = 4
+
+
+@click.command()
+@click.argument("receipt", metavar="RECEIPT.json", type=FILE)
+@click.option("--base", type=FILE, required=True, help="the buyer's own weights")
+@click.option("--sold", type=FILE, required=True, help="what was sold")
+@click.option(
+    "--no-notice", is_flag=True, help="take a file without the broker's terms, which hold its rows"
+)
+@on_node
+def verify(node: Invocation, receipt: Path, base: Path, sold: Path, no_notice: bool) -> None:
+    """Measure again what RECEIPT.json says was measured; `pm-node trade receipt` writes one.
+
+    Weights are safetensors, or as a node keeps them: in its data directory, blobs/ROOT, where ROOT
+    is the receipt's base_root or sold_root without 0x.
+
+    The rows are those of --dataset in --data-folder, divided as --protocol says. With --chain and
+    --escrow, those who signed must have seats in that escrow now. Exit code 0: it holds. 1: it
+    does not; the line says which field is said to be what, and is what.
+    """
+    from broker_node.quorum.receipts import check_measured_again, check_signed, model_of
+    from node.cli.receipt_file import read
+    from node.params.architecture import parse_architecture
+    from node.params.encoding import load_weights
+    from node.protocol.errors import RemoteProtocolError
+
+    file, config = read(receipt), node.load().config
+    if file.notice is None and not no_notice:
+        raise RemoteProtocolError(
+            "notice",
+            "notice is null: the broker's terms are not in the file, and nobody can see who chose "
+            "the rows; ask for a whole one, or say --no-notice",
+        )
+    check_signed(file, shared_rows=config.protocol == "paper")
+    threshold = _check_seats(file, config, node.home(config).root)
+    evaluation = file.evaluation
+    architecture = parse_architecture(evaluation.architecture)
+    ours = model_of(architecture, load_weights(base), root=evaluation.base_root, field="base_root")
+    theirs = model_of(
+        architecture, load_weights(sold), root=evaluation.sold_root, field="sold_root"
+    )
+    found = check_measured_again(file, ours, theirs, _appraiser(config))
+    unchecked = _unchecked(file, threshold)
+    if node.json_output:
+        told: dict[str, Any] = {
+            "holds": True,
+            "trade_id": "0x" + file.quote.trade_id.hex(),
+            "signers": list(file.signers),
+            "threshold": threshold,
+            "rows_chosen_by_notice": file.notice is not None,
+            "not_checked": unchecked,
+            "said": {"gain": evaluation.gain, "bound": evaluation.bound},
+            "found": {"gain": found.gain, "bound": found.bound},
+        }
+        click.echo(json.dumps(told, indent=2))
+        return
+    seated = "" if threshold is None else f", all seated now; {threshold} must sign"
+    click.echo(
+        f"trade 0x{file.quote.trade_id.hex()} holds: a gain of {found.gain / 1e6:.6f} "
+        f"(said {evaluation.gain / 1e6:.6f}), signed by {len(file.signers)}{seated}"
+    )
+    for each in unchecked:
+        click.echo(f"not checked: {each}")
+
+
+def _unchecked(file: ReceiptFile, threshold: int | None) -> list[str]:
+    """Return what a receipt was not held to."""
+    unchecked = []
+    if file.notice is None:
+        unchecked.append("who chose the rows, and how many: the broker's notice is not in the file")
+    if threshold is None:
+        unchecked.append(
+            "whether those who signed are brokers, and enough: name --chain and --escrow"
+        )
+    return unchecked
+
+
+def _check_seats(file: ReceiptFile, config: Config, root: Path) -> int | None:
+    """Return how many must sign, once all who did are seen to sit; None if no chain is named.
+
+    Raises `RemoteProtocolError` naming the field, and `MarketError` if the chain cannot say.
+    """
+    import secrets
+
+    from broker_node.quorum.replay import differs
+    from node.chain.client import ChainClient
+    from node.chain.deployment import newest_escrow
+    from node.chain.port import Seat
+    from node.chain.web3_escrow import open_escrow
+    from node.protocol.types import NO_ADDRESS
+
+    domain, escrow = file.domain, config.escrow
+    if config.chain and escrow == NO_ADDRESS:
+        client = ChainClient(config.chain)
+        try:
+            escrow = newest_escrow(root, client.chain_id()) or NO_ADDRESS
+        finally:
+            client.close()
+    if escrow == NO_ADDRESS:
+        return None
+    if domain.escrow != escrow:
+        differs("escrow", domain.escrow, escrow)
+    if not config.chain:
+        return None
+    # a key of nobody's: it only reads
+    opened = open_escrow(config.chain, secrets.token_bytes(32), domain, quorum=None)
+    try:
+        if len(file.signers) < opened.threshold:
+            differs("signers", len(file.signers), f"fewer than the {opened.threshold} that must")
+        for signer in file.signers:
+            if opened.seat(signer) is not Seat.TAKEN:
+                differs("signers", signer, "without a seat in the escrow now")
+    finally:
+        opened.close()
+    return opened.threshold
+
+
+@click.command("receipt")
+@click.argument("trade_id", metavar="ID")
+@on_node
+def trade_receipt(node: Invocation, trade_id: str) -> None:
+    """Print what was measured for a trade, with all that vouches for it, for `pm-node verify`."""
+    from node.cli.receipt_file import of_trade, write
+    from node.journal import Journal
+
+    path = node.existing_home(node.load().config).journal
+    digits = trade_id.lower().removeprefix("0x")
+    if len(digits) < SHORTEST_PREFIX or not path.exists():
+        raise _no_trade(trade_id)
+    journal = Journal(path, read_only=True)
+    try:
+        rows = [row for row in journal.trades() if row.trade_id.hex().startswith(digits)]
+        if len({row.trade_id for row in rows}) != 1:
+            raise _no_trade(trade_id)
+        row = next((row for row in rows if row.role != "seller"), rows[0])
+        file = of_trade(journal, row)
+        click.echo(write(file))
+        if file.notice is None:
+            click.echo(
+                "pm-node: the broker's notice was not kept with this trade, which is of an older "
+                "version: `pm-node verify` takes it with --no-notice alone",
+                err=True,
+            )
+    finally:
+        journal.close()
+
+
+def _no_trade(trade_id: str) -> click.BadParameter:
+    return click.BadParameter(
+        f"{trade_id!r} begins no trade, or several; `pm-node trade list` prints all",
+        param_hint="ID",
+    )
+
+
+def _appraiser(config: Config) -> Appraiser:
+    """Return who measures on the rows that the settings name."""
+    from broker_node.appraisal import DrillAppraiser, MarketAppraiser
+    from broker_node.evaluate.validation import ValidationSet
+    from node.data.datasets import load
+    from node.data.folder import default_data_folder
+    from node.data.split import SplitProtocol, split_test
+
+    if config.dataset == "random":
+        return DrillAppraiser()
+    protocol: SplitProtocol = "paper" if config.protocol == "paper" else "clean"
+    dataset = load(config.dataset, config.data_folder or default_data_folder(), seed=config.seed)
+    return MarketAppraiser(
+        ValidationSet.of(split_test(dataset, protocol=protocol).validation),
+        classes=dataset.outputs,
+    )
