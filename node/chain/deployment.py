@@ -170,8 +170,16 @@ def newest_escrow(root: Path, chain_id: int) -> Address | None:
 
     Raises as `read_deployments`.
     """
+    return next(reversed(deployed_escrows(root, chain_id)), None)
+
+
+def deployed_escrows(root: Path, chain_id: int) -> tuple[Address, ...]:
+    """Return the escrows that a data directory deployed on a chain, the newest last.
+
+    Raises as `read_deployments`.
+    """
     markets = read_deployments(deployments_file(root, chain_id), chain_id)
-    return Address(str(markets[-1]["escrow"])) if markets else None
+    return tuple(Address(str(market["escrow"])) for market in markets)
 
 
 def read_deployments(path: Path, chain_id: int) -> list[dict[str, Any]]:

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from broker_node.appraisal import Appraiser
     from broker_node.quorum.receipts import ReceiptFile
     from node.config.table import Config
+    from node.protocol.types import Address
 
 FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 SHORTEST_PREFIX: Final = 4
+FITTED: Final = "whether the recipe was fitted to the rows that score it: no replay can tell"
 
 
 @click.command()
@@ -34,8 +36,13 @@ def verify(node: Invocation, receipt: Path, base: Path, sold: Path, no_notice: b
     is the receipt's base_root or sold_root without 0x.
 
     The rows are those of --dataset in --data-folder, divided as --protocol says. With --chain and
-    --escrow, those who signed must have seats in that escrow now. Exit code 0: it holds. 1: it
-    does not; the line says which field is said to be what, and is what.
+    --escrow, those who signed must have seats in that escrow now. Without --escrow it is one that
+    the data directory deployed on the chain. Exit code 0: it holds. 1: it does not; the line says
+    which field is said to be what, and is what.
+
+    What is measured is the receipt's own recipe (permutation, scales, share): that it was fitted to
+    the rows goes unseen, for what it gains on them it does gain. Brokers of a quorum make one of
+    their own before they sign.
     """
     from broker_node.quorum.receipts import check_measured_again, check_signed, model_of
     from node.cli.receipt_file import read
@@ -83,8 +90,8 @@ def verify(node: Invocation, receipt: Path, base: Path, sold: Path, no_notice: b
 
 
 def _unchecked(file: ReceiptFile, threshold: int | None) -> list[str]:
-    """Return what a receipt was not held to."""
-    unchecked = []
+    """Return what a receipt was not held to; the first of it never can be, by replaying alone."""
+    unchecked = [FITTED]
     if file.notice is None:
         unchecked.append("who chose the rows, and how many: the broker's notice is not in the file")
     if threshold is None:
@@ -103,22 +110,24 @@ def _check_seats(file: ReceiptFile, config: Config, root: Path) -> int | None:
 
     from broker_node.quorum.replay import differs
     from node.chain.client import ChainClient
-    from node.chain.deployment import newest_escrow
+    from node.chain.deployment import deployed_escrows
     from node.chain.port import Seat
     from node.chain.web3_escrow import open_escrow
     from node.protocol.types import NO_ADDRESS
 
-    domain, escrow = file.domain, config.escrow
-    if config.chain and escrow == NO_ADDRESS:
+    domain = file.domain
+    ours: tuple[Address, ...] = (config.escrow,)
+    if config.chain and config.escrow == NO_ADDRESS:
         client = ChainClient(config.chain)
         try:
-            escrow = newest_escrow(root, client.chain_id()) or NO_ADDRESS
+            # a market of ours may have had others after it: the receipt's own is the one to ask
+            ours = deployed_escrows(root, client.chain_id()) or (NO_ADDRESS,)
         finally:
             client.close()
-    if escrow == NO_ADDRESS:
+    if ours == (NO_ADDRESS,):
         return None
-    if domain.escrow != escrow:
-        differs("escrow", domain.escrow, escrow)
+    if domain.escrow not in ours:
+        differs("escrow", domain.escrow, ours[-1])
     if not config.chain:
         return None
     # a key of nobody's: it only reads

@@ -33,20 +33,12 @@ def require_tools(compiler: ModuleType) -> list[str]:
     pytest.skip(why)
 
 
-def test_recompiling_gives_the_committed_bytes(compiler: ModuleType) -> None:
-    """On the first engine that is there."""
-    check_bytes(compiler, require_tools(compiler)[0])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["node", "mini-racer"])
-def test_each_engine_gives_the_same_bytes(compiler: ModuleType, engine: str) -> None:
+def test_each_engine_gives_the_committed_bytes(compiler: ModuleType, engine: str) -> None:
+    """Slow; `compile_contracts.py --check` does the same, and is a part of `make lint`."""
     if engine not in require_tools(compiler):
         pytest.skip(f"{engine} is not there")
-    check_bytes(compiler, engine)
-
-
-def check_bytes(compiler: ModuleType, engine: str) -> None:
     built: dict[Path, bytes] = compiler.build(engine)
     assert len(built) == len(compiler.TARGETS)
     assert compiler.stale(built) == []

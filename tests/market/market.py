@@ -336,6 +336,11 @@ class Market:
     def ledger(self) -> Ledger:
         return read_ledger(self.broker.escrow)
 
+    async def drawn_ledger(self) -> Ledger:
+        """The ledger once everybody has drawn what it is owed, for which nobody else waits."""
+        await eventually(lambda: self.ledger().credited == 0, "everything drawn")
+        return self.ledger()
+
     def state(self, trade: Trade | Digest) -> EscrowState:
         name = trade if isinstance(trade, bytes) else trade.machine.record.trade_id
         return self.broker.escrow.trade_state(Digest(name)).state

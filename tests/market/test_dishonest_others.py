@@ -263,7 +263,7 @@ async def test_a_buyer_that_never_pays_learns_nothing(tmp_path: Path) -> None:
         sent = [raw for raw in raw_transactions(market) if secret_of(seller, name) in raw]
         assert not sent
         await market.all_over()
-        assert market.ledger().balances
+        assert (await market.drawn_ledger()).balances
 
 
 def secret_of(seller: Party, trade_id: Digest) -> bytes:
@@ -343,7 +343,7 @@ async def test_a_broker_that_vanishes_stops_nothing_but_its_own_negotiation(
         await complete(market, buyer, seller)
         market.skip(61)
         await market.all_over()
-        assert market.ledger().balances
+        assert (await market.drawn_ledger()).balances
 
 
 async def noticed(away: Party) -> None:
@@ -368,7 +368,7 @@ async def test_an_endpoint_that_is_away_for_a_while_only_delays(tmp_path: Path) 
         broker.line.cut = False  # `see_paid` asks by it
         await market.see_paid(name, buyer, seller)
         await broker.reaches(name, "paid")
-        assert market.ledger().balances
+        assert (await market.drawn_ledger()).balances
         for away in (buyer, seller, broker):
             told = [type(event).__name__ for event in away.events]
             assert ("ChainAway" in told, "ChainBack" in told) == (True, True), away.name

@@ -222,7 +222,7 @@ async def test_a_seller_that_never_reveals_is_not_paid_and_the_buyer_is(tmp_path
         assert refunded.amount == bought(trade).quote.price
         assert not [e for e in market.events(RevealedEvent) if e.trade_id == name]
         await market.all_over()
-        ledger = market.ledger()
+        ledger = await market.drawn_ledger()
         assert ledger.balances
         assert ledger.refunded == refunded.amount
 
@@ -271,7 +271,7 @@ async def test_a_secret_that_comes_late_but_before_a_refund_is_as_good_as_one_in
         await market.see_paid(trade, buyer, seller)
         assert buyer.station.blobs.has(bought(trade).evaluation.merged_root)
         await market.all_over()
-        assert market.ledger().balances
+        assert (await market.drawn_ledger()).balances
 
 
 async def test_the_reveal_of_a_cheat_is_the_only_thing_that_it_can_publish(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ async def test_garbage_that_was_paid_for_is_proved_and_the_money_comes_back(tmp_
         # and the honest trade beside it goes on
         await market.see_paid(other, buyer, market["honest"])
         await market.all_over()
-        ledger = market.ledger()
+        ledger = await market.drawn_ledger()
         assert ledger.balances
         assert ledger.refunded == quote.price
 

@@ -44,7 +44,7 @@ async def test_a_learner_buys_what_another_offers_and_everybody_is_paid_to_the_w
         assert market.state(paid.trade_id) is EscrowState.PAID
 
         # money: what came in went out, and every share is what the quote says
-        ledger = market.ledger()
+        ledger = await market.drawn_ledger()
         price = paid.to_seller + paid.fee
         assert ledger.balances
         assert (ledger.deposited, ledger.paid_out, ledger.fees) == (price, paid.to_seller, paid.fee)
@@ -78,7 +78,7 @@ async def test_a_mutual_trade_is_two_trades(tmp_path: Path) -> None:
         for party in (one, two):
             await played_out(party)
         await market.all_over()
-        ledger = market.ledger()
+        ledger = await market.drawn_ledger()
         assert ledger.balances
         assert len(ledger.states) == len(market.events(PaidEvent)) >= 2
         assert {r.role for p in (one, two) for r in p.journal.trades()} == {"buyer", "seller"}

@@ -65,7 +65,7 @@ async def test_two_of_three_brokers_sign_and_the_trade_is_paid(tmp_path: Path) -
         assert len(by) == 2
         assert "broker" in by
         await market.see_paid(trade, buyer, seller)
-        ledger = market.ledger()
+        ledger = await market.drawn_ledger()
         assert ledger.balances
         assert ledger.fees == bought(trade).quote.fee
         assert lead_figures(market) == [DrillAppraiser.GAIN] * 3
@@ -96,7 +96,7 @@ async def test_a_broker_that_says_ten_times_the_gain_moves_the_price_by_no_more_
         assert moved <= most_moved(NOISE)
         assert price_at(market, trade, 10 * honest) > 5 * bought(trade).quote.price
         await market.see_paid(trade, buyer, seller)
-        assert market.ledger().balances
+        assert (await market.drawn_ledger()).balances
 
 
 async def test_one_broker_down_two_still_sign_and_two_down_there_is_no_deal(
@@ -109,7 +109,7 @@ async def test_one_broker_down_two_still_sign_and_two_down_there_is_no_deal(
         trade = await buyer.buy(seller)
         assert signers(market, trade) == {"broker", "second"}
         await market.see_paid(trade, buyer, seller)
-        before = market.ledger()
+        before = await market.drawn_ledger()
 
         # tried while there was a quorum, and quoted when there is none any more
         await market["second"].stop()
@@ -123,7 +123,7 @@ async def test_one_broker_down_two_still_sign_and_two_down_there_is_no_deal(
         assert caught.value.reason == "below-quorum"
         assert "1 of 2 brokers" in caught.value.detail
 
-        after = market.ledger()
+        after = await market.drawn_ledger()
         assert (after.deposited, after.paid_out) == (before.deposited, before.paid_out)
         assert after.balances
         assert [row.state for row in buyer.journal.trades()] == ["complete"]
@@ -175,7 +175,7 @@ async def test_brokers_that_are_restarted_between_trial_and_quote_sign_all_the_s
         again = await buyer.buy(seller, ours)
         assert signers(market, again) == {"broker", "second"}
         await market.see_paid(again, buyer, seller)
-        assert market.ledger().balances
+        assert (await market.drawn_ledger()).balances
 
 
 async def restarted(market: Market, name: str) -> None:

@@ -22,6 +22,7 @@ from node.chain.seats import take_seat
 from node.chain.tester import DevelopmentChain, fund_account
 from node.cli.main import run
 from node.cli.receipt_file import write
+from node.cli.verify import FITTED
 from node.params.encoding import save_safetensors, weights_root
 from node.protocol.eip712 import Domain, digest
 from node.protocol.signing import peer_id_of_seed
@@ -110,7 +111,7 @@ def test_signers_with_seats_are_enough_where_they_are_as_many_as_must_sign(
     captured = capsys.readouterr()
     assert code == 0, captured.err
     told = json.loads(captured.out)
-    assert (told["threshold"], told["not_checked"]) == (2, [])
+    assert (told["threshold"], told["not_checked"]) == (2, [FITTED])
 
 
 @pytest.mark.parametrize("signers", [(0,), (0, UNSEATED), (0, 7), (0, 1, 7)])
@@ -130,7 +131,7 @@ def test_what_was_not_checked_is_said_where_no_chain_is_named(
         assert place.told((0, 7), *words)[0] == 0
         told = json.loads(capsys.readouterr().out)
         assert told["threshold"] is None
-        assert "--chain and --escrow" in told["not_checked"][0]
+        assert "--chain and --escrow" in told["not_checked"][1]
 
 
 def test_a_receipt_of_another_escrow_is_told_by_that(
@@ -144,14 +145,21 @@ def test_a_receipt_of_another_escrow_is_told_by_that(
         )
 
 
-def test_the_escrow_that_the_data_directory_deployed_last_is_meant_where_none_is_named(
+def test_an_escrow_that_the_data_directory_deployed_is_meant_where_none_is_named(
     place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = place.folder / "node" / "deployments"
-    path = folder / f"{place.domain.chain_id}.json"
-    write_deployment(path, place.domain.chain_id, describe(place.plan, "test"))
+    chain_id = place.domain.chain_id
+    path = place.folder / "node" / "deployments" / f"{chain_id}.json"
+    other = dataclasses.replace(place.plan, salt=Digest(bytes([1] * 32)))
     try:
-        assert place.told(SEATED, "--chain", place.url)[0] == 0
-        assert json.loads(capsys.readouterr().out)["threshold"] == 2
+        write_deployment(path, chain_id, describe(other, "test"))
+        assert place.told(SEATED, "--chain", place.url)[0] == 1
+        assert f"escrow is said to be {place.domain.escrow}, and is {other.escrow}" in (
+            capsys.readouterr().err
+        )
+        for plan in (place.plan, dataclasses.replace(place.plan, salt=Digest(bytes([2] * 32)))):
+            write_deployment(path, chain_id, describe(plan, "test"))
+            assert place.told(SEATED, "--chain", place.url)[0] == 0
+            assert json.loads(capsys.readouterr().out)["threshold"] == 2
     finally:
         path.unlink()

@@ -169,7 +169,7 @@ def test_a_file_without_the_notice_is_refused_unless_that_is_said(
     assert verified(folder, less, "--no-notice") == 0
     assert "not checked: who chose the rows" in capsys.readouterr().out
     assert verified(folder, less, "--no-notice", "--json") == 0
-    assert len(json.loads(capsys.readouterr().out)["not_checked"]) == 2
+    assert len(json.loads(capsys.readouterr().out)["not_checked"]) == 3
 
 
 def test_what_is_said_to_be_without_a_notice_is_checked_where_there_is_one(
