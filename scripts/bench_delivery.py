@@ -6,6 +6,8 @@ Making goods is `node.params.goods.make_goods`, as a seller's node does it: the 
 offered once more, the ciphertext, its leaf hashes and their root. The cases take turns, each in
 a process of its own, whose peak resident memory is a row too. *Kept* is what `BlobStore.encrypt`
 does, which also writes the goods onto the disk and waits for it; the others throw them away.
+*By hashlib* is how leaves are hashed on a machine without `node.protocol._tree_hashing`; a row
+says whether this is one.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ if str(ROOT) not in sys.path:
 
 from node.params.goods import make_goods  # noqa: E402  (the path above comes first)
 from node.params.store import BlobStore  # noqa: E402
+from node.protocol import merkle, plain_tree_hashing, tree_hashing  # noqa: E402
 from node.protocol.types import Digest  # noqa: E402
 
 MIB: Final = 1 << 20
@@ -63,6 +66,15 @@ def made(processes: int) -> Callable[[Path, BlobStore], str]:
     return case
 
 
+def by_hashlib(path: Path, store: BlobStore) -> str:
+    """Goods that are thrown away, made without the module in C."""
+    vars(merkle)["tree_hashing"] = plain_tree_hashing
+    try:
+        return made(1)(path, store)
+    finally:
+        vars(merkle)["tree_hashing"] = tree_hashing
+
+
 def kept(processes: int) -> Callable[[Path, BlobStore], str]:
     """Goods that are on the disk in the end."""
 
@@ -77,6 +89,7 @@ CASES: Final[Mapping[str, Callable[[Path, BlobStore], str]]] = {
     PLAIN: plain,
     f"{WHAT}: one process": made(1),
     f"{WHAT}: two processes": made(2),
+    f"{WHAT}: one process, by hashlib": by_hashlib,
     "the same, kept: one process": kept(1),
     "the same, kept: two processes": kept(2),
 }
@@ -135,7 +148,14 @@ def rows(mib: int = 1024, rounds: int = 3) -> list[dict[str, Any]]:
         }
         for case, values in rates.items()
     ]
-    return table + memory(played, ref.byte_length / MIB)
+    how = {
+        "case": "leaves are hashed by",
+        "value": "SHA extensions" if tree_hashing.IN_C else "hashlib",
+        "unit": "",
+        "against": None,
+        "ratio": None,
+    }
+    return [*table, *memory(played, ref.byte_length / MIB), how]
 
 
 def memory(played: Mapping[str, list[dict[str, Any]]], mib: float) -> list[dict[str, Any]]:
@@ -181,7 +201,8 @@ def main() -> None:
         print(json.dumps(table, indent=2))
         return
     for row in table:
-        print(f"{row['case']:<56} {row['value']:>8} {row['unit']:<5} ×{row['ratio']}")
+        ratio = "" if row["ratio"] is None else f"×{row['ratio']}"
+        print(f"{row['case']:<56} {row['value']:>8} {row['unit']:<5} {ratio}".rstrip())
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 
 Needs Python 3.11 or later and nothing else; what the system lacks is named together with
 the command that installs it. A stamp, written last, makes the next run a matter of
-milliseconds, and is void once pyproject.toml or constraints.txt change or the checkout
-moves. An interrupted run is simply run again; two at once wait for each other.
+milliseconds, and is void once pyproject.toml, constraints.txt or what is compiled change or
+the checkout moves. An interrupted run is simply run again; two at once wait for each other.
 """
 
 from __future__ import annotations
@@ -169,8 +169,9 @@ def pinned(name: str) -> str:
 def fingerprint() -> str:
     """Return what a finished set-up of this very checkout is stamped with."""
     digest = hashlib.sha256(f"{FORMAT}\0{ROOT}\0".encode())
-    for name in ("pyproject.toml", "constraints.txt"):
-        digest.update((ROOT / name).read_bytes() + b"\0")
+    compiled = sorted(ROOT.glob("node/protocol/*.c"))
+    for path in (ROOT / "pyproject.toml", ROOT / "constraints.txt", ROOT / "setup.py", *compiled):
+        digest.update(path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 

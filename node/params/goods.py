@@ -1,8 +1,8 @@
 """Goods are made of a blob: its root once more, the ciphertext, and the root of that.
 
 All three come of one reading, a chunk at a time, so that memory does not grow with the blob.
-Most of the time goes into hashing leaves, which a thread does not do beside another, for a
-leaf is so short that the interpreter's lock is held meanwhile. A second *process* does: it
+Most of the time goes into hashing leaves, which hashlib does not do in a thread beside another,
+for a leaf is so short that the interpreter's lock is held meanwhile. A second *process* does: it
 makes the latter half of large goods. It is this module, run by itself. What it is to do, the
 key too, it reads from a pipe, which nobody sees in a list of processes; it writes ciphertext
 and leaf hashes into the same files, at their places, and answers with the nodes over its
@@ -22,8 +22,8 @@ from pathlib import Path
 from threading import Thread
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
-from node.params.disk import chunks, write_all, writing
-from node.protocol import merkle
+from node.params.disk import STREAM_BYTES, chunks_in_place, write_all, writing
+from node.protocol import merkle, tree_hashing
 from node.protocol.delivery import BLOCKS_PER_LEAF, Keystream
 from node.protocol.errors import LocalProtocolError
 from node.protocol.merkle import BATCH_LEAVES, LEAF_BYTES, TreeTop
@@ -32,7 +32,7 @@ from node.protocol.types import DIGEST_BYTES, Digest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TWO_PROCESSES_FROM: Final = 128 << 20
+TWO_PROCESSES_FROM: Final = (256 if tree_hashing.IN_C else 128) << 20
 """Bytes of a blob below which a second process is not worth its start."""
 BATCH_BYTES: Final = BATCH_LEAVES * LEAF_BYTES
 _CHECKOUT: Final = Path(__file__).resolve().parents[2]
@@ -65,10 +65,12 @@ class Stretch:
         offered, sold = TreeTop(), TreeTop()
         first = self.begin // LEAF_BYTES
         keystream = Keystream(bytes.fromhex(self.key), first * BLOCKS_PER_LEAF)
+        room = memoryview(bytearray(STREAM_BYTES))
         at = self.begin
         with writing(Path(self.goods)) as goods, writing(Path(self.hashes)) as hashes:
-            for chunk in chunks(Path(self.source), self.begin, self.end):
-                ciphertext = keystream.apply(chunk)
+            for chunk in chunks_in_place(Path(self.source), self.begin, self.end):
+                ciphertext = room[: len(chunk)]
+                keystream.apply_into(chunk, ciphertext)
                 first = at // LEAF_BYTES
                 of_plaintext, of_ciphertext = merkle.leaf_hashes_of_two(chunk, ciphertext, first)
                 offered.update(of_plaintext)

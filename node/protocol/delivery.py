@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import struct
 from hashlib import sha256
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
@@ -26,6 +26,9 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
 from node.protocol.merkle import LEAF_BYTES
 from node.protocol.types import DIGEST_BYTES, Digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 BLOCK_BYTES: Final = 64
 BLOCKS_PER_LEAF: Final = LEAF_BYTES // BLOCK_BYTES
@@ -111,14 +114,29 @@ class Keystream:
     def apply(self, chunk: bytes | memoryview) -> bytes:
         """Return `chunk` XOR the next bytes of the keystream."""
         view = memoryview(chunk).cast("B")
-        pieces = []
-        while len(view) > self._left:
-            pieces.append(self._context.update(view[: self._left]))
-            view = view[self._left :]
+        return b"".join([context.update(view[part]) for context, part in self._contexts(len(view))])
+
+    def apply_into(self, chunk: bytes | memoryview, into: bytearray | memoryview) -> None:
+        """Write `chunk` XOR the next bytes of the keystream into a buffer of the same length.
+
+        Raises `LocalProtocolError` for one of another.
+        """
+        view, target = memoryview(chunk).cast("B"), memoryview(into).cast("B")
+        if len(view) != len(target):
+            raise LocalProtocolError(f"{len(view)} bytes into a buffer of {len(target)}")
+        for context, part in self._contexts(len(view)):
+            context.update_into(view[part], target[part])
+
+    def _contexts(self, length: int) -> Iterator[tuple[CipherContext, slice]]:
+        """The contexts for the next `length` bytes, each with the part of them that it is for."""
+        begin = 0
+        while length - begin > self._left:
+            end = begin + self._left
+            yield self._context, slice(begin, end)
+            begin = end
             self._open()
-        self._left -= len(view)
-        last = self._context.update(view)
-        return b"".join((*pieces, last)) if pieces else last
+        self._left -= length - begin
+        yield self._context, slice(begin, length)
 
 
 def _context(key: bytes, block: int) -> CipherContext:

@@ -149,6 +149,25 @@ def test_a_stream_goes_on_past_each_256_gib(before: int, turn: int) -> None:
     assert b"".join(stream.apply(bytes(n)) for n in _pieces(len(want), 64)) == want
 
 
+@given(keys, st.binary(max_size=3000), st.integers(0, 50), st.integers(1, 700))
+def test_a_stream_into_a_buffer_of_ours_is_the_same_stream(
+    key: bytes, data: bytes, before: int, size: int
+) -> None:
+    first = 2**32 - before
+    stream, sealed = Keystream(key, first), bytearray(b"\xff" * len(data))
+    for at in range(0, len(data), size):
+        stream.apply_into(data[at : at + size], memoryview(sealed)[at : at + size])
+    assert sealed == Keystream(key, first).apply(data)
+    Keystream(key, first).apply_into(memoryview(sealed), sealed)
+    assert sealed == data
+
+
+@pytest.mark.parametrize("room", [0, 99, 101])
+def test_a_buffer_of_another_length_is_our_own_mistake(room: int) -> None:
+    with pytest.raises(LocalProtocolError):
+        Keystream(KEY).apply_into(bytes(100), bytearray(room))
+
+
 def _pieces(total: int, size: int) -> list[int]:
     return [min(size, total - at) for at in range(0, total, size)]
 

@@ -23,6 +23,9 @@ def bootstrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec.loader.exec_module(module)
     (tmp_path / "pyproject.toml").write_text("[project]\n")
     (tmp_path / "constraints.txt").write_text("torch==2.13.0\n")
+    (tmp_path / "setup.py").write_text("setup()\n")
+    (tmp_path / "node" / "protocol").mkdir(parents=True)
+    (tmp_path / "node" / "protocol" / "fast.c").write_text("int fast;\n")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "python").symlink_to(sys.executable)
     monkeypatch.setattr(module, "ROOT", tmp_path)
@@ -68,7 +71,9 @@ def test_the_first_run_installs_torch_first_and_the_second_does_nothing(
     assert steps == []
 
 
-@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
+@pytest.mark.parametrize(
+    "name", ["pyproject.toml", "constraints.txt", "setup.py", "node/protocol/fast.c"]
+)
 def test_a_change_of_what_is_wanted_runs_it_again(
     bootstrap: ModuleType, steps: Steps, name: str
 ) -> None:
@@ -106,8 +111,8 @@ def test_a_moved_checkout_is_set_up_anew(
     assert bootstrap.main() == 0
     before = bootstrap.fingerprint()
     elsewhere = bootstrap.ROOT / "copy"
-    elsewhere.mkdir()
-    for name in ("pyproject.toml", "constraints.txt"):
+    (elsewhere / "node" / "protocol").mkdir(parents=True)
+    for name in ("pyproject.toml", "constraints.txt", "setup.py", "node/protocol/fast.c"):
         (elsewhere / name).write_bytes((bootstrap.ROOT / name).read_bytes())
     monkeypatch.setattr(bootstrap, "ROOT", elsewhere)
     assert bootstrap.fingerprint() != before
