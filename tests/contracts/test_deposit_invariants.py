@@ -282,7 +282,7 @@ class DepositMachine(EscrowMachine):
 
 TestDepositMachine = DepositMachine.TestCase
 TestDepositMachine.settings = settings(
-    max_examples=8,
+    max_examples=5,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

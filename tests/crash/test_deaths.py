@@ -65,11 +65,8 @@ def moment(step: str, phase: str, actor: str) -> Moment:
 
 def test_the_deaths_at_which_most_is_at_stake(tmp_path: Path) -> None:
     kills = [
-        (moment("countersign", "saved", "seller"), "broker"),
         (moment("answer quote", "sent", "broker"), "broker"),
-        (moment("fund", "saved", "buyer"), "buyer"),
         (moment("fund", "sent", "buyer"), "buyer"),
-        (moment("fund", "sent", "buyer"), "chain"),
         (moment("reveal", "saved", "seller"), "seller"),
         (moment("reveal", "sent", "seller"), "seller"),
         (moment("deliver", "saved", "buyer"), "buyer"),
@@ -77,7 +74,7 @@ def test_the_deaths_at_which_most_is_at_stake(tmp_path: Path) -> None:
     ]
     cases = play(tmp_path, kills, [(moment("refund", "saved", "buyer"), "buyer")])
     assert cases[-1].outcome == "buyer has its money, seller its key"
-    assert sum(case.outcome.startswith("buyer has the weights") for case in cases) >= 6
+    assert sum(case.outcome.startswith("buyer has the weights") for case in cases) >= 5
 
 
 @pytest.mark.slow

@@ -27,12 +27,12 @@ def has_mnist() -> bool:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Two agents and a broker as three processes, the chain a fourth; five rounds."""
+    """Two agents and a broker as three processes, the chain a fourth; three rounds."""
     dataset = "mnist" if has_mnist() else "digits"
     folder = tmp_path_factory.mktemp("devnet")
     ended = subprocess.run(
         [
-            *(sys.executable, "-m", "node.cli.main", "devnet", "--processes", "--rounds", "5"),
+            *(sys.executable, "-m", "node.cli.main", "devnet", "--processes", "--rounds", "3"),
             *("--epochs-per-round", "5", "--warmup-epochs", "0", "--dataset", dataset),
             *("--arms", "aligned", "--name", str(folder / "run"), "--json"),
         ],
@@ -58,7 +58,7 @@ def test_the_buyers_test_accuracy_rises(report: dict[str, Any]) -> None:
     curves = report["arms"]["aligned"]["curves"]["0"]
     for agent in AGENTS:
         assert curves[agent][-1][1] > curves[agent][0][1] + 10
-        assert len(curves[agent]) == 25
+        assert len(curves[agent]) == 15
 
 
 def test_the_ledger_balances_to_the_wei(report: dict[str, Any]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -16,10 +18,12 @@ from node.devnet.logs import read_events
 from node.devnet.play import PATIENCE_SECONDS
 
 CHECKOUT = Path(__file__).parents[2]
-MODES = {"tasks": (), "processes": ("--processes",)}
+WORDS_OF = {"tasks": (), "processes": ("--processes",)}
+MODES = ("tasks", pytest.param("processes", marks=pytest.mark.slow))
 WARMUP = 2
 ROUNDS = 3
 LAST = 1
+Reports = Callable[[str], dict[str, Any]]
 """The round after which agent 2 goes away."""
 WORDS = (
     *("--dataset", "digits", "--agents", "3", "--arms", "aligned", "--free"),
@@ -34,37 +38,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reports(folder: Path) -> dict[str, dict[str, Any]]:
-    """The reports of both, which are played at the same time."""
-    started = {
-        mode: subprocess.Popen(
+def reports(folder: Path) -> Reports:
+    """The report of each mode, played when it is first asked for."""
+
+    @functools.cache
+    def played(mode: str) -> dict[str, Any]:
+        ended = subprocess.run(
             [
-                *(sys.executable, "-m", "node.cli.main", "devnet", *WORDS, *words),
+                *(sys.executable, "-m", "node.cli.main", "devnet", *WORDS, *WORDS_OF[mode]),
                 *("--name", str(folder / mode), "--json"),
             ],
-            cwd=CHECKOUT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for mode, words in MODES.items()
-    }
-    found = {}
-    try:
-        for mode, process in started.items():
-            out, err = process.communicate(timeout=300)
-            assert process.returncode == 0, (mode, err[-2_000:])
-            found[mode] = json.loads(out)
-    finally:
-        for process in started.values():
-            process.terminate()
-            process.communicate(timeout=120)
-    return found
+            cwd=CHECKOUT, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert ended.returncode == 0, (mode, ended.stderr[-2_000:])
+        report: dict[str, Any] = json.loads(ended.stdout)
+        return report
+
+    return played
 
 
-def test_processes_learn_the_same_as_tasks_to_the_bit(reports: dict[str, dict[str, Any]]) -> None:
-    tasks, processes = reports["tasks"], reports["processes"]
+@pytest.mark.slow
+def test_processes_learn_the_same_as_tasks_to_the_bit(reports: Reports) -> None:
+    tasks, processes = reports("tasks"), reports("processes")
     assert tasks["arms"]["aligned"]["curves"] == processes["arms"]["aligned"]["curves"]
     assert bought(tasks) == bought(processes)
     assert bought(tasks)
@@ -78,9 +73,9 @@ def bought(report: dict[str, Any]) -> list[list[Any]]:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_an_agent_that_leaves_plays_its_last_round_to_the_end_and_begins_no_other(
-    reports: dict[str, dict[str, Any]], folder: Path, mode: str
+    reports: Reports, folder: Path, mode: str
 ) -> None:
-    report = reports[mode]
+    report = reports(mode)
     curves = report["arms"]["aligned"]["curves"]["0"]
     assert [epoch for epoch, _ in curves["agent-2"]] == list(range(WARMUP + LAST))
     assert all(len(curves[name]) == WARMUP + ROUNDS for name in ("agent-0", "agent-1"))
@@ -92,9 +87,9 @@ def test_an_agent_that_leaves_plays_its_last_round_to_the_end_and_begins_no_othe
 
 @pytest.mark.parametrize("mode", MODES)
 def test_nobody_loses_a_trade_to_an_agent_that_left_or_waits_for_it(
-    reports: dict[str, dict[str, Any]], folder: Path, mode: str
+    reports: Reports, folder: Path, mode: str
 ) -> None:
-    assert reports[mode]["legs"]["aligned"]["lost"]["other"] == 0
+    assert reports(mode)["legs"]["aligned"]["lost"]["other"] == 0
     for name in ("agent-0", "agent-1"):
         ends = [time_of(event) for event in events(folder, mode, name, "round_played")]
         assert len(ends) == ROUNDS
@@ -104,9 +99,9 @@ def test_nobody_loses_a_trade_to_an_agent_that_left_or_waits_for_it(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_an_agent_that_left_comes_back_for_what_it_is_owed(
-    reports: dict[str, dict[str, Any]], folder: Path, mode: str
+    reports: Reports, folder: Path, mode: str
 ) -> None:
-    report = reports[mode]
+    report = reports(mode)
     assert len(events(folder, mode, "agent-2", "node_ready")) == 2
     assert report["complete"]
     assert report["ledger"]["balances"]

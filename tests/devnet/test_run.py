@@ -24,7 +24,7 @@ from node.devnet.report.document import CAUSES
 from node.devnet.spec import RunSpec
 
 CHECKOUT = Path(__file__).parents[2]
-ROUNDS = 4
+ROUNDS = 3
 
 
 def command(folder: Path, *words: str) -> list[str]:
