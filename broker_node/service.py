@@ -33,6 +33,7 @@ from node.chain.port import Escrow
 from node.chronicle import NodeReady, NodeStopped
 from node.net.transfer import Source, fetch_blob
 from node.protocol.brokerage import BrokerageRecord, BrokerageState
+from node.protocol.disclosure import Figures, told_of
 from node.protocol.errors import LocalProtocolError, MarketError, RemoteProtocolError
 from node.protocol.events import PurchaseEvent
 from node.protocol.messages import (
@@ -346,7 +347,8 @@ class Broker:
             )
             self._trials.keep(trial_id, tried)
         found = tried.trial.evaluation
-        return TrialResult(trial_id=trial_id, gain=found.gain, bound=found.bound, alpha=found.alpha)
+        told = told_of(self._settings.disclosure, Figures(found.gain, found.bound, found.alpha))
+        return TrialResult(trial_id=trial_id, gain=told.gain, bound=told.bound, alpha=told.alpha)
 
     def _offer(self, name: Digest) -> Offer:
         """Return a live offer of the market's book."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from node.protocol.disclosure import Disclosure
 from node.protocol.errors import LocalProtocolError
 from node.protocol.offer import MAX_LIFETIME
 from node.protocol.quorum import MAX_BROKERS
@@ -45,6 +46,8 @@ class BrokerSettings:
     trial_seed: Digest | None = None
     """Draws the rows of every trial; None for one drawn once for the life of the journal. The
     other brokers of a quorum hold us to the first that they heard of: it is set here, if lost."""
+    disclosure: Disclosure = Disclosure.FULL
+    """What a buyer hears of its trials before it has a deal."""
     receipt_seconds: int = MAX_LIFETIME
     quorum: tuple[int, int] = (1, 1)
     """How many brokers sign a quote, and of how many. More than half: no two quorums are without

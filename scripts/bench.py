@@ -24,7 +24,9 @@ BENCHMARKS: Final[Mapping[str, str]] = {
     "align": "aligning the units of one model to those of another",
     "alpha": "the search for the best share of a merge",
     "delivery": "making the goods of one trade, next to plain SHA-256",
+    "eeg": "clearing the weight market, on one core",
     "gas": "gas of the escrow's operations against their floor",
+    "nash": "a hundred thousand Nash bargains",
     "offers": "signed offers checked by a node's gossip validator",
     "transfer": "verified transfer of a parameter set over loopback",
 }

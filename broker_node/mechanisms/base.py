@@ -2,8 +2,8 @@
 
 Inside a mechanism money is in abstract units and floating point, as in the papers; the
 market's own prices come from functions on `Wei` (`nash.bargain`, `ask.market_ask`) that
-never touch a float. An outcome carries a certificate, which `verify` computes again from
-the inputs alone, without the solver.
+never touch a float. `verify` computes an outcome's certificate from the inputs alone, without
+the solver: what proves an optimum (shadow prices, a gap) the outcome states beside it.
 """
 
 from __future__ import annotations

@@ -1,26 +1,45 @@
 """What a seller believes of a buyer's valuation: distributions with their tails in closed form.
 
 Every price needs only two functions of a prior: `tail(p)` = P(v >= p), and `tail_area(a, b)`
-= ∫ₐᵇ tail. The expected profit of an ask follows from both (`bayesian_ask`).
+= ∫ₐᵇ tail. The expected profit of an ask follows from both (`bayesian_ask`). `between(a, b)`
+is P(a <= v <= b) without the cancellation of two tails; where the best ask is searched for,
+there are a `density` and `landmarks`, prices between which nothing is hidden.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, Protocol
+from dataclasses import dataclass, field
+from statistics import NormalDist
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
-from scipy.special import ndtri
 
+_STANDARD: Final = NormalDist()
 _SQRT_TAU: Final = math.sqrt(2 * math.pi)
 _BISECTIONS: Final = 60
 """Narrow an interval to the precision of a float."""
 
 
+_REACH: Final = 9.0
+"""Standard deviations that the landmarks of a normal lie on either side."""
+_LANDMARKS: Final = 2_000
+_SMALL: Final = 1e-150
+
+
 def _normal_tail(z: float) -> float:
     return math.erfc(z / math.sqrt(2)) / 2
+
+
+def _normal_density(z: float) -> float:
+    return math.exp(-z * z / 2) / _SQRT_TAU
+
+
+def _normal_between(start: float, end: float) -> float:
+    if start > 0:
+        return _normal_tail(start) - _normal_tail(end)
+    return _normal_tail(-end) - _normal_tail(-start)
 
 
 class Prior(Protocol):
@@ -40,8 +59,22 @@ class Prior(Protocol):
     def tail_area(self, start: float, end: float) -> float:
         """Return ∫ P(v >= t) dt over start … end, inf where it diverges."""
 
+    def between(self, start: float, end: float) -> float:
+        """Return P(start <= v <= end)."""
+
     def quantile(self, probability: float) -> float:
         """Return the valuation that a share `probability` (over 0, under 1) is below."""
+
+
+@runtime_checkable
+class Searched(Prior, Protocol):
+    """A distribution whose best ask has no formula."""
+
+    def density(self, price: float) -> float:
+        """Return the density of valuations, also outside of a truncation."""
+
+    def landmarks(self, start: float, end: float) -> np.ndarray:
+        """Return prices all over start … end (which may be infinite), fine where mass is."""
 
 
 def _normal_excess(price: float, mu: float, sigma: float) -> float:
@@ -66,6 +99,10 @@ class Uniform:
         width = self.high - self.low
         return before + ((self.high - start) ** 2 - (self.high - end) ** 2) / (2 * width)
 
+    def between(self, start: float, end: float) -> float:
+        inside = min(end, self.high) - max(start, self.low)
+        return max(0.0, inside) / (self.high - self.low)
+
     def quantile(self, probability: float) -> float:
         return self.low + probability * (self.high - self.low)
 
@@ -85,6 +122,10 @@ class Exponential:
         before = max(0.0, min(end, 0.0) - start)
         return before + (self.tail(start) - self.tail(end)) / self.rate
 
+    def between(self, start: float, end: float) -> float:
+        start = max(start, 0.0)
+        return self.tail(start) * -math.expm1(-self.rate * max(0.0, end - start))
+
     def quantile(self, probability: float) -> float:
         return -math.log1p(-probability) / self.rate
 
@@ -96,10 +137,10 @@ class Pareto:
     xm: float
     alpha: float
     high: float = math.inf
+    low: float = field(init=False)
 
-    @property
-    def low(self) -> float:
-        return self.xm
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "low", self.xm)
 
     def tail(self, price: float) -> float:
         return float((self.xm / max(price, self.xm)) ** self.alpha)
@@ -107,14 +148,26 @@ class Pareto:
     def tail_area(self, start: float, end: float) -> float:
         before = max(0.0, min(end, self.xm) - start)
         start, end = max(start, self.xm), max(end, self.xm)
-        if self.alpha == 1:
-            return before + self.xm * math.log(end / start)
         if math.isinf(end):
-            if self.alpha < 1:
-                return math.inf
-            return before + self.tail(start) * start / (self.alpha - 1)
+            return before + (
+                self.tail(start) * start / (self.alpha - 1) if self.alpha > 1 else math.inf
+            )
+        ratio = math.log(end / start)
         exponent = 1 - self.alpha
-        return float(before + self.xm**self.alpha * (end**exponent - start**exponent) / exponent)
+        grown = ratio if exponent == 0 else math.expm1(exponent * ratio) / exponent
+        return before + self.tail(start) * start * grown
+
+    def between(self, start: float, end: float) -> float:
+        start = max(start, self.xm)
+        if end <= start:
+            return 0.0
+        return self.tail(start) * -math.expm1(-self.alpha * math.log(end / start))
+
+    def density(self, price: float) -> float:
+        return 0.0 if price < self.xm else self.tail(price) * self.alpha / price
+
+    def landmarks(self, start: float, end: float) -> np.ndarray:
+        return np.geomspace(max(start, self.xm), max(end, self.xm), _LANDMARKS)
 
     def quantile(self, probability: float) -> float:
         return float(self.xm * (1 - probability) ** (-1 / self.alpha))
@@ -141,8 +194,26 @@ class MixtureNormal:
             for weight, mu, sigma in self.components
         )
 
+    def between(self, start: float, end: float) -> float:
+        return sum(
+            weight * _normal_between((start - mu) / sigma, (end - mu) / sigma)
+            for weight, mu, sigma in self.components
+        )
+
+    def density(self, price: float) -> float:
+        return sum(w * _normal_density((price - mu) / s) / s for w, mu, s in self.components)
+
+    def landmarks(self, start: float, end: float) -> np.ndarray:
+        count = max(40, _LANDMARKS // len(self.components))
+        found = []
+        for _, mu, sigma in self.components:
+            # past the start of a far tail the best ask is within a standard deviation
+            lowest = max(-_REACH, min((start - mu) / sigma, 1 / _SMALL))
+            found.append(mu + sigma * np.linspace(lowest, max(lowest, 0.0) + _REACH, count))
+        return np.concatenate(found)
+
     def quantile(self, probability: float) -> float:
-        z = float(ndtri(probability))
+        z = _STANDARD.inv_cdf(probability)
         low = min(mu + sigma * z for _, mu, sigma in self.components)
         high = max(mu + sigma * z for _, mu, sigma in self.components)
         for _ in range(_BISECTIONS if low < high else 0):
@@ -187,7 +258,29 @@ class LogNormal:
         return self._excess(start) - self._excess(end)
 
     def quantile(self, probability: float) -> float:
-        return math.exp(self.mu + self.sigma * float(ndtri(probability)))
+        return math.exp(self.mu + self.sigma * _STANDARD.inv_cdf(probability))
+
+    def between(self, start: float, end: float) -> float:
+        if end <= 0:
+            return 0.0
+        low = (math.log(start) - self.mu) / self.sigma if start > 0 else -math.inf
+        high = (math.log(end) - self.mu) / self.sigma if end < math.inf else math.inf
+        return max(0.0, _normal_between(low, high))
+
+    def density(self, price: float) -> float:
+        if price <= 0:
+            return 0.0
+        z = (math.log(price) - self.mu) / self.sigma
+        return _normal_density(z) / (self.sigma * price)
+
+    def landmarks(self, start: float, end: float) -> np.ndarray:
+        lowest = -_REACH
+        if start > 0:
+            lowest = max(lowest, (math.log(start) - self.mu) / self.sigma)
+        # p·tail(p) is largest before z = sigma, and with a cost not far beyond it
+        z = np.linspace(lowest, max(lowest, self.sigma, 0.0) + _REACH, _LANDMARKS)
+        prices: np.ndarray = np.exp(np.minimum(self.mu + self.sigma * z, 700.0))
+        return prices
 
 
 class Empirical:
@@ -206,6 +299,14 @@ class Empirical:
         clipped = np.clip(self.samples, start, max(start, end))
         return float((clipped - start).mean())
 
+    def between(self, start: float, end: float) -> float:
+        return len(self.within(start, end)) / len(self.samples)
+
+    def within(self, start: float, end: float) -> np.ndarray:
+        """Return the observations in start … end, rising."""
+        inside: np.ndarray = self.samples[(self.samples >= start) & (self.samples <= end)]
+        return inside
+
     def quantile(self, probability: float) -> float:
         return float(self.samples[min(int(probability * len(self.samples)), len(self.samples) - 1)])
 
@@ -218,13 +319,12 @@ class Truncated:
         self.low = max(low, prior.low)
         self.high = min(high, prior.high)
         self._above = 0.0 if math.isinf(self.high) else prior.tail(math.nextafter(high, math.inf))
-        self.mass = prior.tail(self.low) - self._above
+        self.mass = prior.between(self.low, self.high)
 
     def tail(self, price: float) -> float:
         if price > self.high:
             return 0.0
-        inside = (self.prior.tail(max(price, self.low)) - self._above) / self.mass
-        return min(1.0, max(0.0, inside))
+        return min(1.0, self.prior.between(max(price, self.low), self.high) / self.mass)
 
     def tail_area(self, start: float, end: float) -> float:
         before = max(0.0, min(end, self.low) - start)
@@ -233,6 +333,9 @@ class Truncated:
             return before
         area = self.prior.tail_area(start, end)
         return before + (area - (self._above * (end - start) if self._above else 0.0)) / self.mass
+
+    def between(self, start: float, end: float) -> float:
+        return self.prior.between(max(start, self.low), min(end, self.high)) / self.mass
 
     def quantile(self, probability: float) -> float:
         below = 1 - self.prior.tail(self.low)

@@ -21,6 +21,7 @@ from node.params.recipe import Recipe
 from node.protocol import delivery, merkle
 from node.protocol.bargain import Wanted, accept_deal
 from node.protocol.bids import Bid
+from node.protocol.disclosure import Figures, may_be_told_as
 from node.protocol.dispute import Evidence, proves_bad
 from node.protocol.eip712 import digest
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
@@ -202,10 +203,9 @@ class Buyer:
         _check_recipe(record)
         _check_length(record)
         measured, result = record.evaluation, tried.result
-        if (measured.gain, measured.bound, measured.alpha) != (
-            result.gain,
-            result.bound,
-            result.alpha,
+        if not may_be_told_as(
+            Figures(measured.gain, measured.bound, measured.alpha),
+            Figures(result.gain, result.bound, result.alpha),
         ):
             raise RemoteProtocolError("wrong-evaluation", "not what the trial said", peer=broker)
         await self._consent.require(record.quote, signatures)

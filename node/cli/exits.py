@@ -3,7 +3,8 @@
 | code | meaning                                                                      |
 |------|------------------------------------------------------------------------------|
 | 0    | done                                                                         |
-| 1    | it ran, and did not come to what was asked (a ledger that does not balance)  |
+| 1    | it ran, and did not come to what was asked (a ledger that does not balance,  |
+|      | an outcome that is not confirmed)                                            |
 | 2    | bad input: a flag, a setting, a file, no market named; nothing was begun     |
 | 3    | keys or the data directory cannot be used                                    |
 | 4    | another process runs there, or the address is taken                          |

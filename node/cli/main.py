@@ -23,6 +23,7 @@ from node.cli.doctor import doctor
 from node.cli.exits import BAD_INPUT, DONE, INTERRUPTED, code_of, fault_in, line_of
 from node.cli.invocation import Invocation, on_node, settings_flags
 from node.cli.keys import keys
+from node.cli.mechanism import mechanism
 from node.cli.status import status
 from node.cli.trades import trade
 from node.cli.verify import trade_receipt, verify
@@ -119,7 +120,7 @@ def chain(node: Invocation, directory: Path, host: str, port: int, as_json: bool
 
 
 trade.add_command(trade_receipt)
-for command in (keys, status, doctor, trade, devnet, contracts, verify):
+for command in (keys, status, doctor, trade, devnet, contracts, verify, mechanism):
     cli.add_command(command)
 
 

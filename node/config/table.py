@@ -243,6 +243,10 @@ class Config:
         "fraction", Millionths(0), "relative gain below which nothing is bought", low=0,
         high=1_000_000,
     )  # fmt: skip
+    disclosure: str = _setting(
+        "text", "full", "what a broker tells a buyer of its trials before it has a deal",
+        choices=("full", "rounded", "none"),
+    )  # fmt: skip
     fee_bps: int = _setting("integer", 200, "broker's fee in 1/100 of a percent", low=0, high=1_000)
 
     # Deadlines

@@ -32,6 +32,7 @@ from node.params.architecture import layout
 from node.params.families.base import ArchitectureError
 from node.params.store import BlobStore
 from node.protocol.bargain import Patience
+from node.protocol.disclosure import Disclosure
 from node.protocol.errors import LocalProtocolError
 from node.protocol.types import ONE, Digest, PeerId, Wei
 from node.roles.meeting import meeting_at
@@ -126,6 +127,7 @@ async def broker_of(opened: Opened, station: Station) -> Broker:
             trial_seed=None if seed is None else Digest(bytes.fromhex(seed[2:])),
             quorum=config.quorum,
             peers=opened.brokers,
+            disclosure=Disclosure(config.disclosure),
         ),
         confirmations=opened.confirmations,
     )

@@ -38,6 +38,7 @@ def test_help_names_every_setting_and_command(pm_node: Command) -> None:
         assert row.flag in ran.out
     for command in ("init", "keys", "status", "doctor", "trade", "config", "devnet", "chain"):
         assert command in ran.out
+    assert "mechanism" in ran.out
 
 
 def test_bare_pm_node_is_its_help(pm_node: Command) -> None:

@@ -26,6 +26,7 @@ from broker_node.mechanisms.priors import (
     Uniform,
     normal,
 )
+from tests.mechanisms.judged import cleared, needs_every_figure, number, refuses
 
 ASK = BayesianAsk()
 CASES: list[tuple[Prior, object]] = [
@@ -207,6 +208,97 @@ def test_learning_from_few_trades_recovers_most_of_the_revenue(
     assert float(np.mean(earned)) / 0.25 > recovered
 
 
+@pytest.mark.parametrize("keep", [1.0, 0.5, 0.2])
+@pytest.mark.parametrize("top", [1.0, 5.0])
+def test_the_search_ends_where_the_first_order_condition_holds(keep: float, top: float) -> None:
+    for prior, reference in ((normal(1.0, 0.7), stats.norm(1, 0.7)),):
+        cost = 0.4
+        ask = best_ask(prior, cost=cost, share=1 - keep)
+        assert ask - cost == pytest.approx(keep * reference.sf(ask) / reference.pdf(ask), rel=1e-9)
+        capped = best_ask(Truncated(prior, 0.0, top), cost=cost, share=1 - keep)
+        inside = reference.sf(capped) - reference.sf(top)
+        assert capped - cost == pytest.approx(keep * inside / reference.pdf(capped), rel=1e-9)
+
+
+def test_a_best_ask_far_out_in_the_tail_is_found() -> None:
+    wide = stats.lognorm(9.0)
+    ask = best_ask(LogNormal(0.0, 9.0), cost=0.0)
+    assert ask == pytest.approx(wide.sf(ask) / wide.pdf(ask), rel=1e-9)
+    assert ask > float(wide.isf(1e-12))
+    far = best_ask(normal(0.0, 1.0), cost=20.0)
+    assert far - 20 == pytest.approx(stats.norm.sf(far) / stats.norm.pdf(far), rel=1e-9)
+
+
+def test_a_cap_close_to_the_cost_leaves_a_uniform_prior() -> None:
+    prior: Json = {"kind": "exponential", "rate": 1e-12}
+    assert price(prior=prior, support=[0, 1]) == pytest.approx(0.5, rel=1e-9)
+
+
+def test_a_support_in_the_far_lower_tail_is_priced_as_exactly() -> None:
+    # by symmetry the truncated tail is a distribution function of the upper tail
+    ask = best_ask(Truncated(normal(0.0, 1.0), -10.0, -9.0), cost=-9.5)
+    inside = stats.norm.cdf(-9.0) - stats.norm.cdf(ask)
+    assert ask + 9.5 == pytest.approx(inside / stats.norm.pdf(ask), rel=1e-9)
+
+
+@pytest.mark.parametrize(("share", "alpha"), [(0.0, 0.3), (0.2, 0.3), (0.8, 0.5)])
+def test_a_heavy_pareto_that_is_cut_off_has_a_formula(share: float, alpha: float) -> None:
+    prior = Truncated(Pareto(1.0, alpha), 0.0, 9.0)
+    ask = best_ask(prior, cost=0.0, share=share)
+    searched = best_ask(prior, cost=1e-9, share=share)
+    assert ask == pytest.approx(searched, rel=1e-6)
+    if alpha > 1 - share:
+        assert ask == 1.0
+    else:
+        assert ask == pytest.approx(9 * (1 - alpha / (1 - share)) ** (1 / alpha), rel=1e-12)
+
+
+def test_a_pareto_of_alpha_one_has_a_best_ask_only_for_a_seller_without_cost() -> None:
+    prior: Json = {"kind": "pareto", "xm": 2, "alpha": 1}
+    assert price(prior=prior) == 2
+    assert price(prior=prior, cost=-1) == 2
+    for more in ({"cost": 0.1}, {"mode": "split_difference"}):
+        inputs: dict[str, Json] = {"prior": prior, "support": None, "cost": 0, **more}
+        assert "alpha" in refuses(ASK, inputs, "prior.alpha")
+
+
+@given(
+    samples=st.lists(st.floats(0, 10) | st.integers(0, 4).map(float), min_size=1, max_size=40),
+    cost=st.floats(-1, 5),
+    share=st.sampled_from([0.0, 0.3, 1.0]),
+)
+def test_of_observations_the_one_that_earns_the_most_is_asked(
+    samples: list[float], cost: float, share: float
+) -> None:
+    def earned(ask: float) -> float:
+        return sum(share * v + (1 - share) * ask - cost for v in samples if v >= ask)
+
+    ask = best_ask(Empirical(samples), cost=cost, share=share)
+    best = max((earned(v) for v in samples if v >= cost), default=0.0)
+    assert earned(ask) == pytest.approx(max(best, 0.0), abs=1e-9)
+
+
+def test_many_observations_are_priced_and_checked() -> None:
+    generator = np.random.Generator(np.random.Philox(8))
+    drawn = generator.uniform(0, 1, 200_000).tolist()
+    prior: Json = {"kind": "empirical", "samples": drawn}
+    for mode in ("take_it_or_leave_it", "split_difference"):
+        market: dict[str, Json] = {"prior": prior, "support": [0, 1], "cost": 0, "mode": mode}
+        found = number(cleared(ASK, market).values["price"])
+        assert found == pytest.approx(0.5 if mode.startswith("take") else 1 / 3, abs=0.03)
+
+
+def test_each_figure_must_be_stated() -> None:
+    prior: Json = {"kind": "exponential", "rate": 1}
+    needs_every_figure(ASK, {"prior": prior, "support": None, "cost": 0})
+
+
+def test_what_one_buyer_in_ten_would_pay_is_not_learned() -> None:
+    samples = [1.0] * 9 + [100.0]
+    assert best_ask(Empirical(samples), cost=0.0) == 100
+    assert learned_ask(np.array(samples), cost=0.0) == 1
+
+
 def test_the_certificate_recomputes_the_price() -> None:
     inputs: dict[str, Json] = {
         "prior": {"kind": "lognormal", "mu": 0, "sigma": 0.5},
@@ -235,8 +327,24 @@ def test_the_certificate_recomputes_the_price() -> None:
         ({"prior": {"kind": "normal", "mu": 0, "sigma": -1}}, "prior.sigma"),
         ({"prior": {"kind": "empirical", "samples": []}}, "prior.samples"),
         ({"prior": {"kind": "mixture_normal", "components": []}}, "prior.components"),
-        ({"prior": {"kind": "mixture_normal", "components": [[1, 2]]}}, "prior.components"),
+        ({"prior": {"kind": "mixture_normal", "components": [[1, 2]]}}, "prior.components[0]"),
+        ({"prior": {"kind": "lognormal", "mu": 0, "sigma": 1e3}}, "prior.sigma"),
+        ({"prior": {"kind": "lognormal", "mu": -1e3, "sigma": 1}}, "prior.mu"),
+        ({"prior": {"kind": "exponential", "rate": 1e-200}}, "prior.rate"),
+        ({"prior": {"kind": "pareto", "xm": 1, "alpha": 0.5}}, "prior.alpha"),
+        ({"prior": {"kind": "empirical", "samples": [1, float("nan")]}}, "prior.samples[1]"),
+        (
+            {"prior": {"kind": "mixture_normal", "components": [[0, 1, 2]]}},
+            "prior.components[0][0]",
+        ),
+        (
+            {"prior": {"kind": "mixture_normal", "components": [[1, 1, 1]] * 101}},
+            "prior.components",
+        ),
+        ({"prior": {"kind": "empirical", "samples": [1]}, "support": [2, 3]}, "support"),
+        ({"cost": float("-inf")}, "cost"),
         ({"support": [2, 1]}, "support"),
+        ({"support": [2, None]}, "support[1]"),
         ({"support": [8, 9]}, "support"),
         ({"mode": "haggle"}, "mode"),
         ({"k": 2}, "k"),

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from broker_node.mechanisms.base import Claim, Json, Outcome, RefusedInputError, Status
 from broker_node.mechanisms.nash import Nash
-from broker_node.mechanisms.registry import MECHANISMS
+from tests.mechanisms.judged import cleared, needs_every_figure, rejected
 
 NASH = Nash()
 value = st.floats(-100, 100)
@@ -17,6 +17,7 @@ market = st.fixed_dictionaries(
         "disagreement": st.lists(st.floats(-5, 5), min_size=2, max_size=2),
         "budget": st.lists(st.none() | st.floats(0, 50), min_size=2, max_size=2),
         "legs": st.sampled_from([["a"], ["b"], ["a", "b"], []]),
+        "fee": st.sampled_from([0, 0.02]) | st.floats(0, 0.9),
     },
 )
 
@@ -88,11 +89,16 @@ def test_no_transfer_on_a_grid_has_a_larger_product(inputs: dict[str, Json]) -> 
     transfer, utility_a, utility_b = figures(outcome)
     of_a, of_b = numbers(inputs, "disagreement", 0)
     cash_a, cash_b = numbers(inputs, "budget", float("inf"))
+    fee = inputs.get("fee", 0)
+    assert isinstance(fee, float | int)
+    left = 1 - fee
     product = (utility_a - of_a) * (utility_b - of_b)
+    before_a = utility_a - (transfer * left if transfer > 0 else transfer)
+    before_b = utility_b + (transfer if transfer > 0 else transfer * left)
     for step in range(-400, 401):
         other = step / 2
-        gain_a = utility_a - transfer + other - of_a
-        gain_b = utility_b + transfer - other - of_b
+        gain_a = before_a + (other * left if other > 0 else other) - of_a
+        gain_b = before_b - (other if other > 0 else other * left) - of_b
         if -cash_a <= other <= cash_b and gain_a >= 0 and gain_b >= 0:
             assert gain_a * gain_b <= product + 1e-6 * (1 + abs(product))
 
@@ -171,9 +177,13 @@ def test_a_misreport_can_pay_so_truthfulness_is_not_claimed() -> None:
         ({"legs": ["a", "a"]}, "legs"),
         ({"legs": [["a"]]}, "legs"),
         ({"legs": "a"}, "legs"),
-        ({"budget": [-1, None]}, "budget"),
+        ({"budget": [-1, None]}, "budget[0]"),
         ({"budget": [1]}, "budget"),
-        ({"disagreement": [None, 0]}, "disagreement"),
+        ({"disagreement": [None, 0]}, "disagreement[0]"),
+        ({"v_a_other": 1e151}, "v_a_other"),
+        ({"fee": 1}, "fee"),
+        ({"fee": -0.1}, "fee"),
+        ({"fee": None}, "fee"),
         ({"price": 1}, "price"),
     ],
 )
@@ -189,6 +199,105 @@ def test_a_missing_value_is_named() -> None:
     assert NASH.validate(values(1, 2, 3, 4)) == []
 
 
-def test_mechanisms_are_registered_under_their_own_names() -> None:
-    assert set(MECHANISMS) == {"nash", "bayesian-ask"}
-    assert all(name == mechanism.name for name, mechanism in MECHANISMS.items())
+def test_the_fee_is_inside_the_test_of_rationality() -> None:
+    # at 10% A needs 9/0.9 = 10, all that its parameters are worth to B
+    inputs: dict[str, Json] = {**values(9, 0, 0, 10), "legs": ["a"]}
+    at_the_limit = clear({**inputs, "fee": 0.1})
+    assert list(figures(at_the_limit)) == pytest.approx([10, 0, 0])
+    assert at_the_limit.values["fee"] == pytest.approx(1)
+    assert clear({**inputs, "fee": 0.11}).status is Status.NO_TRADE
+    assert clear({**inputs, "fee": 0.05}).status is Status.TRADE
+
+
+def test_a_swap_of_equals_pays_no_fee() -> None:
+    outcome = clear({**values(1, 4, 1, 4), "fee": 0.3})
+    assert figures(outcome) == (0, 3, 3)
+    assert outcome.values["fee"] == 0
+
+
+def test_of_a_price_and_its_fee_nothing_is_lost() -> None:
+    transfer, utility_a, utility_b = figures(clear({**values(2, 0, 0, 12), "legs": ["a"]}))
+    after = clear({**values(2, 0, 0, 12), "legs": ["a"], "fee": 0.2})
+    paid, net_a, net_b = figures(after)
+    assert (transfer, utility_a, utility_b) == (7, 5, 5)
+    assert [paid, net_a, net_b] == pytest.approx([7.25, 3.8, 4.75])
+    kept = after.values["fee"]
+    assert isinstance(kept, float)
+    assert net_a + net_b + kept == pytest.approx(10)  # all of the surplus
+
+
+def test_with_a_fee_one_leg_can_be_worth_more_than_both() -> None:
+    # leg A has no surplus, and at 10% its price alone would cost 1
+    inputs = {**values(10, 0.6, 0, 10), "fee": 0.1}
+    outcome = clear(inputs)
+    assert outcome.values["legs"] == ["b"]
+    assert clear({**inputs, "fee": 0}).values["legs"] == ["a", "b"]
+
+
+@given(inputs=market)
+def test_what_both_gain_and_the_fee_are_the_surplus_of_the_legs(inputs: dict[str, Json]) -> None:
+    outcome = clear({**inputs, "fee": 0.25})
+    legs, kept = outcome.values["legs"], outcome.values["fee"]
+    assert isinstance(legs, list)
+    assert isinstance(kept, float)
+    _, utility_a, utility_b = figures(outcome)
+    a_own, a_other, b_own, b_other = (
+        numbers({"v": [inputs[f"v_{key}"]]}, "v", 0)[0]
+        for key in ("a_own", "a_other", "b_own", "b_other")
+    )
+    surplus = (b_other - a_own) * ("a" in legs) + (a_other - b_own) * ("b" in legs)
+    expected = surplus if legs else sum(numbers(inputs, "disagreement", 0))
+    assert utility_a + utility_b + kept == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "broken"),
+    [
+        ({"legs": ["b"]}, "legs"),
+        ({"legs": ["a", "b"]}, "legs"),
+        ({"legs": []}, "status"),
+        ({"net_transfer_to_a": 7.0}, "optimality"),
+        ({"net_transfer_to_a": 1.0}, "individual_rationality"),
+        ({"net_transfer_to_a": 6.5}, "budget"),
+        ({"utility_a": 4.0}, "utilities"),
+        ({"fee": 0.0}, "fee"),
+    ],
+)
+def test_another_outcome_is_not_confirmed(change: dict[str, Json], broken: str) -> None:
+    inputs: dict[str, Json] = {
+        **values(2, 0, 0, 10),
+        "legs": ["a"],
+        "fee": 0.1,
+        "budget": [None, 6.2],
+    }
+    assert broken in rejected(NASH, inputs, change)
+
+
+def test_each_figure_must_be_stated() -> None:
+    needs_every_figure(NASH, {**values(2, 0, 0, 10), "legs": ["a"], "fee": 0.1})
+
+
+def test_no_budget_is_none_for_both() -> None:
+    assert clear({**values(1, 4, 1, 9), "budget": None}) == clear(values(1, 4, 1, 9))
+
+
+def test_amounts_at_the_limit_stay_numbers() -> None:
+    outcome = cleared(NASH, values(-1e150, 1e150, -1e150, 1e150))
+    assert all(abs(figure) <= 4e150 for figure in figures(outcome))
+
+
+@pytest.mark.parametrize("unit", [1e-140, 1e-12, 1.0, 1e12, 1e140])
+def test_a_wrong_transfer_is_found_in_any_unit_of_money(unit: float) -> None:
+    market = values(2 * unit, 9 * unit, unit, 10 * unit)
+    outcome = clear(market)
+    assert outcome.values["net_transfer_to_a"] == pytest.approx((12 - 10) / 2 * unit)
+    for change in ({"net_transfer_to_a": 0.9 * unit}, {"utility_a": 8.1 * unit}):
+        wrong = Outcome(status=outcome.status, values={**outcome.values, **change})
+        assert not NASH.verify(market, wrong).valid
+
+
+def test_a_transfer_without_measure_is_wrong_and_no_overflow() -> None:
+    market = values(0, 0, 0, 0)
+    outcome = clear(market)
+    wrong = Outcome(status=outcome.status, values={**outcome.values, "net_transfer_to_a": 1e308})
+    assert not NASH.verify(market, wrong).valid
