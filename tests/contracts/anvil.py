@@ -140,6 +140,15 @@ class AnvilChain:
             raise ChainRefusedError(f"{to_timestamp} is past: the next block is at {self._next}")
         self._next = to_timestamp
 
+    def take_snapshot(self) -> tuple[str, int]:
+        """Return what the chain can be brought back by, once."""
+        return self._process.ask("evm_snapshot"), self._next
+
+    def revert_to_snapshot(self, snapshot: tuple[str, int]) -> None:
+        """Go back to where the snapshot was taken."""
+        taken, self._next = snapshot
+        assert self._process.ask("evm_revert", taken)
+
     def get_balance(self, account: str) -> int:
         """Return the ETH of an account, in wei."""
         return int(self._process.ask("eth_getBalance", account, "latest"), 16)
