@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""The papers' experiments, played again: `scripts/reproduce.py table1|table2|linear|convergence`.
+"""The papers' experiments, played again: `scripts/reproduce.py STUDY`.
+
+`table1`, `table2`, `linear` and `convergence` compare cases; `figure3`, `figure4` and `figure5`
+follow two agents through their rounds, `dynamics` a hundred.
 
 Played on the floor of `node.devnet.floor`: the market's own training, trials and prices, with
 nothing between the agents. `pm-node devnet` plays the same through nodes, contract and chain;
@@ -38,6 +41,14 @@ if str(ROOT) not in sys.path:
 from node.data.datasets import locate  # noqa: E402  (the path above comes first)
 from node.protocol.errors import MarketError  # noqa: E402
 from scripts.bench import machine  # noqa: E402
+from scripts.reproduce_figure import (  # noqa: E402
+    FigureCase,
+    FigurePlayed,
+    FigureStudy,
+    play_figure,
+    show_figure,
+)
+from scripts.reproduce_figures import FIGURES  # noqa: E402
 from scripts.reproduce_findings import findings, sources  # noqa: E402
 from scripts.reproduce_shown import draw, show  # noqa: E402
 from scripts.reproduce_studies import STUDIES, Case, Played, Setting, Study, play  # noqa: E402
@@ -54,8 +65,15 @@ PLAYED_BY: Final = (
     "node/devnet/spec.py",
     "scripts/reproduce_studies.py",
 )
-"""The code on which the figures depend."""
+"""The code on which the figures depend, beside that of the study itself."""
 LIBRARIES: Final = ("torch", "numpy", "scipy")
+
+
+AnyStudy = Study | FigureStudy
+AnyCase = Case | FigureCase
+AnyPlayed = Played | FigurePlayed
+ALL: Final[dict[str, AnyStudy]] = {**STUDIES, **FIGURES}
+"""By name on the command line."""
 
 
 class ReproduceError(MarketError):
@@ -65,21 +83,22 @@ class ReproduceError(MarketError):
 # ── what is saved ──
 
 
-def conditions(study: Study, cases: Sequence[Case]) -> dict[str, Any]:
+def conditions(study: AnyStudy, cases: Sequence[AnyCase]) -> dict[str, Any]:
     """Return all on which figures depend but the seed: under equal ones a study goes on."""
     return {
         "settings": {case.name: case.settings() for case in cases},
         "targets": list(study.targets),
         "version": metadata.version("pm-node"),
-        "code": _code(),
+        "code": _code(study),
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
     }
 
 
-def _code() -> str:
+def _code(study: AnyStudy) -> str:
     """Return the SHA-256 of the modules that play."""
     found = hashlib.sha256()
-    for place in PLAYED_BY:
+    own = study.modules if isinstance(study, FigureStudy) else ()
+    for place in (*PLAYED_BY, *own):
         path = ROOT / place
         for module in [path] if path.suffix else sorted(path.rglob("*.py")):
             content = module.read_bytes()
@@ -93,7 +112,7 @@ class Record:
     """A study on the disk: written whole after each case."""
 
     name: str
-    study: Study
+    study: AnyStudy
     setting: Setting
     path: Path
     conditions: Mapping[str, Any]
@@ -101,7 +120,7 @@ class Record:
     """Of the cases, in the order of the tables."""
     seeds: set[int]
     """Those asked for, and those of which anything is saved."""
-    played: dict[tuple[str, int], Played] = field(default_factory=dict)
+    played: dict[tuple[str, int], AnyPlayed] = field(default_factory=dict)
     machines: list[dict[str, Any]] = field(default_factory=list)
 
     def resume(self) -> None:
@@ -116,7 +135,7 @@ class Record:
                 for name in self.names:
                     by_seed = saved["cases"].get(name, {"by_seed": {}})["by_seed"]
                     for seed, case in by_seed.items():
-                        self.played[name, int(seed)] = Played.of(name, int(seed), case)
+                        self.played[name, int(seed)] = self._read(name, int(seed), case)
                         self.seeds.add(int(seed))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ReproduceError(
@@ -126,6 +145,28 @@ class Record:
             raise ReproduceError(
                 f"{self.path} is of other settings, code or libraries; --again replaces it"
             )
+
+    def _read(self, name: str, seed: int, saved: Mapping[str, Any]) -> AnyPlayed:
+        played = FigurePlayed if isinstance(self.study, FigureStudy) else Played
+        return played.of(name, seed, saved)
+
+    def _findings(self, played: Sequence[AnyPlayed]) -> dict[str, Any]:
+        if isinstance(self.study, FigureStudy):
+            return self.study.document([one for one in played if isinstance(one, FigurePlayed)])
+        return findings(self.study, self.names, [one for one in played if isinstance(one, Played)])
+
+    def picture(self, found: Mapping[str, Any]) -> bytes:
+        """Return what was found as PNG."""
+        if isinstance(self.study, FigureStudy):
+            return self.study.panels(dict(found))
+        return draw(found)
+
+    def show(self, found: Mapping[str, Any]) -> None:
+        """Print what was found on stdout."""
+        if isinstance(self.study, FigureStudy):
+            show_figure(self.study, dict(found))
+        else:
+            show(found)
 
     def document(self) -> dict[str, Any]:
         """Return the study as it stands."""
@@ -137,17 +178,18 @@ class Record:
             "paper": sources(self.study),
             "protocol": self.setting.protocol,
             "priced": self.setting.priced,
+            "quick": self.setting.quick,
             "seeds": sorted(self.seeds),
             "complete": len(played) == len(order),
             "played": len(played),
             "cases_in_all": len(order),
             "targets": list(self.study.targets),
-            **findings(self.study, self.names, played),
+            **self._findings(played),
             "conditions": self.conditions,
             "machines": self.machines,
         }
 
-    def add(self, case: Played) -> None:
+    def add(self, case: AnyPlayed) -> None:
         """Keep one case, on the disk too. Raises `OSError`."""
         self.played[case.name, case.seed] = case
         here = machine()
@@ -181,13 +223,17 @@ def _alone(path: Path) -> Iterator[None]:
 # ── playing ──
 
 
-def run(cases: Sequence[Case], jobs: int) -> Generator[Played]:
+def _play(case: AnyCase) -> AnyPlayed:
+    return play_figure(case) if isinstance(case, FigureCase) else play(case)
+
+
+def run(cases: Sequence[AnyCase], jobs: int) -> Generator[AnyPlayed]:
     """Play `cases`, up to `jobs` at a time, and give each as it ends.
 
     Raises `MarketError` if one cannot be played, or its process ends without an answer.
     """
     if jobs == 1 or len(cases) <= 1:
-        yield from map(play, cases)
+        yield from map(_play, cases)
         return
     others = multiprocessing.active_children()
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process alone
@@ -195,7 +241,7 @@ def run(cases: Sequence[Case], jobs: int) -> Generator[Played]:
         pool = ProcessPoolExecutor(
             min(jobs, len(cases)), mp_context=multiprocessing.get_context("spawn")
         )
-        playing = [pool.submit(play, case) for case in cases]
+        playing = [pool.submit(_play, case) for case in cases]
     finally:
         signal.signal(signal.SIGINT, before)
     try:
@@ -211,7 +257,7 @@ def run(cases: Sequence[Case], jobs: int) -> Generator[Played]:
                 child.terminate()
 
 
-def reproduce(record: Record, cases: Sequence[Case], jobs: int) -> bool:
+def reproduce(record: Record, cases: Sequence[AnyCase], jobs: int) -> bool:
     """Play what `record` lacks of `cases`; return whether it was played to its end."""
     left = [case for case in cases if (case.name, case.seed) not in record.played]
     if len(left) < len(cases):
@@ -256,12 +302,16 @@ def _number(least: int, most: int) -> Any:
 
 def parser_of() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("study", choices=sorted(STUDIES))
+    parser.add_argument("study", choices=sorted(ALL))
     parser.add_argument(
-        "--seeds", type=_number(1, MAX_SEEDS), help="how many (10; of the linear study 12)"
+        "--seeds",
+        type=_number(1, MAX_SEEDS),
+        help="how many (10; of linear 12, of figure4 5, of dynamics 3)",
     )
     parser.add_argument("--first", type=_number(0, 2**31 - 1), default=0, help="the first seed (0)")
-    parser.add_argument("--protocol", choices=("paper", "clean"), default="paper")
+    parser.add_argument(
+        "--protocol", choices=("paper", "clean"), help="which rows (tables: paper; figures: clean)"
+    )
     parser.add_argument("--priced", action="store_true", help="with prices and fees")
     parser.add_argument(
         "--jobs", type=_number(1, MAX_JOBS), default=2, help="cases at a time, each on one core (2)"
@@ -270,6 +320,7 @@ def parser_of() -> argparse.ArgumentParser:
     parser.add_argument(
         "--folder", type=Path, default=FOLDER, help="where to save (runs/reproduce)"
     )
+    parser.add_argument("--quick", action="store_true", help="a small setting, saved apart")
     parser.add_argument("--again", action="store_true", help="play anew what is saved")
     parser.add_argument("--json", action="store_true", help="print the JSON instead of tables")
     return parser
@@ -279,12 +330,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Return 0; 130 if it was interrupted; 2 if it cannot be played as asked."""
     parser = parser_of()
     options = parser.parse_args(arguments)
-    study = STUDIES[options.study]
+    study = ALL[options.study]
     if options.priced and study.unpriced:
         parser.error(f"--priced means nothing to {options.study}: {study.unpriced}")
+    if options.quick and not (isinstance(study, FigureStudy) and study.slow):
+        parser.error(f"{options.study} has no small setting: take fewer --seeds")
     seeds = range(options.first, options.first + (options.seeds or study.seeds))
     setting = Setting(
-        protocol=options.protocol, priced=options.priced, data_folder=options.data_folder
+        protocol=options.protocol or study.protocol,
+        priced=options.priced,
+        data_folder=options.data_folder,
+        quick=options.quick,
     )
     try:
         return _main(options, study, setting, seeds)
@@ -293,14 +349,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _main(options: argparse.Namespace, study: Study, setting: Setting, seeds: Sequence[int]) -> int:
-    cases = study.cases(setting, seeds)
+def _main(
+    options: argparse.Namespace, study: AnyStudy, setting: Setting, seeds: Sequence[int]
+) -> int:
+    cases: Sequence[AnyCase] = study.cases(setting, seeds)
     for spec in {case.spec.dataset: case.spec for case in cases}.values():
         locate(spec.dataset, spec.data)
     name = "-".join(
         [options.study]
-        + [options.protocol] * (options.protocol != "paper")
-        + ["priced"] * options.priced
+        + [setting.protocol] * (setting.protocol != study.protocol)
+        + ["priced"] * setting.priced
+        + ["quick"] * setting.quick
     )
     record = Record(
         name=options.study,
@@ -320,11 +379,11 @@ def _main(options: argparse.Namespace, study: Study, setting: Setting, seeds: Se
         ended = reproduce(record, study.cases(setting, sorted(record.seeds)), options.jobs)
         found = record.document()
         if found["played"]:
-            _write(record.path.with_suffix(".png"), draw(found))
+            _write(record.path.with_suffix(".png"), record.picture(found))
     if options.json:
         print(json.dumps(found, indent=1, allow_nan=False))
     else:
-        show(found)
+        record.show(found)
     print(
         f"saved in {record.path}" if ended
         else f"interrupted; the same command goes on from {record.path}",

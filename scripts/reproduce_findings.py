@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from node.devnet.report.differences import better_by, interval
 from node.devnet.report.document import ALL_AGENTS, Metric
 from scripts.reproduce_studies import AGENTS, PAPER, Curve, Figures, Pair, Played, Study
+
+if TYPE_CHECKING:
+    from scripts.reproduce_figure import FigureStudy
 
 CENSORING: Final = (
     "a seed that never reaches the target counts as one epoch more than were played, in both "
@@ -64,7 +67,7 @@ def _case(study: Study, name: str, by_seed: BySeed) -> dict[str, Any]:
     causes = sorted({cause for p in by_seed.values() for cause in p.lost})
     return {
         **{
-            agent: _interval([p.last[number] for p in by_seed.values()])
+            agent: mean_interval([p.last[number] for p in by_seed.values()])
             for number, agent in enumerate(AGENTS)
         },
         "paper": dict(zip(AGENTS, paper, strict=True)) if paper else None,
@@ -75,7 +78,7 @@ def _case(study: Study, name: str, by_seed: BySeed) -> dict[str, Any]:
     }
 
 
-def _interval(values: Sequence[float]) -> dict[str, Any]:
+def mean_interval(values: Sequence[float]) -> dict[str, Any]:
     """Return the mean, its interval and how many values they are of: of the finite ones."""
     finite = [value for value in values if math.isfinite(value)]
     mean, low, high = interval(finite) if finite else (None, None, None)
@@ -110,7 +113,7 @@ def _paired(
             "of": pair[0],
             "against": pair[1],
             "agent": agent,
-            **_interval(list(by_seed.values())),
+            **mean_interval(list(by_seed.values())),
             "unit": "points" if metric == "accuracy" else "percent spared",
             "by_seed": {str(s): v if math.isfinite(v) else None for s, v in by_seed.items()},
         }
@@ -152,7 +155,7 @@ def _epochs_to(study: Study, pairs: Sequence[Pair], by: Mapping[str, BySeed]) ->
                     "target": target,
                     "agent": agent,
                     "case": name,
-                    **_interval(list(counted[name].values())),
+                    **mean_interval(list(counted[name].values())),
                     "censored": _censored(needed[name], sorted(needed[name])),
                     "by_seed": {str(s): needed[name][s] for s in sorted(needed[name])},
                 }
@@ -168,7 +171,7 @@ def _epochs_to(study: Study, pairs: Sequence[Pair], by: Mapping[str, BySeed]) ->
                         "agent": agent,
                         "of": of,
                         "against": against,
-                        **_interval(list(saved.values())),
+                        **mean_interval(list(saved.values())),
                         "unit": "epochs spared",
                         "censored": censored,
                         "reads": _reads(censored[of], censored[against]),
@@ -207,7 +210,7 @@ def _reads(of: int, against: int) -> str:
     return "at most" if of else "at least" if against else "exactly"
 
 
-def sources(study: Study) -> dict[str, Any]:
+def sources(study: Study | FigureStudy) -> dict[str, Any]:
     """Return where the paper's figures are from, and what to know when reading beside them."""
     notes = [*study.notes, CENSORING] if study.targets else [*study.notes]
     return {"source": f"{PAPER}: {study.source}", "notes": notes}

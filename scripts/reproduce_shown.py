@@ -46,9 +46,7 @@ PANEL_HEIGHT: Final = 3.3
 
 def show(found: Mapping[str, Any]) -> None:
     """Print the study of `found` on stdout."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
+    console = open_console()
     state = (
         ""
         if found["complete"]
@@ -67,6 +65,12 @@ def show(found: Mapping[str, Any]) -> None:
         console.print(f"– {note}", style="dim", highlight=False)
 
 
+def open_console() -> Console:
+    """Return stdout, of `WIDTH` where it is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
+
+
 def _payment(found: Mapping[str, Any]) -> str:
     return "with prices and fees" if found["priced"] else "free of charge"
 
@@ -82,8 +86,8 @@ def _cases(found: Mapping[str, Any]) -> Table:
         paper = case["paper"] or {}
         table.add_row(
             name,
-            *(_mean(case[agent]) for agent in AGENTS),
-            *(_plain(paper.get(agent)) for agent in AGENTS if beside),
+            *(with_interval(case[agent]) for agent in AGENTS),
+            *(plain(paper.get(agent)) for agent in AGENTS if beside),
             _share(case),
             ", ".join(f"{cause} {count}" for cause, count in case["lost"].items()),
         )
@@ -136,13 +140,14 @@ def _share(case: Mapping[str, Any]) -> str:
     return f"{case['traded']} of {possible}" if possible else NONE
 
 
-def _mean(row: Mapping[str, Any]) -> str:
+def with_interval(row: Mapping[str, Any]) -> str:
+    """Return a mean and half of its interval."""
     if row["low"] is None:
-        return _plain(row["mean"])
+        return plain(row["mean"])
     return f"{row['mean']:.2f} ± {row['high'] - row['mean']:.2f}"
 
 
-def _plain(value: float | None) -> str:
+def plain(value: float | None) -> str:
     return NONE if value is None else f"{value:.2f}"
 
 

@@ -68,6 +68,8 @@ class Setting:
     protocol: str = "paper"
     priced: bool = False
     data_folder: Path | None = None
+    quick: bool = False
+    """The small setting of a study that has one."""
 
     def spec(self, dataset: str = "mnist", **changes: Any) -> RunSpec:
         """Return the run of which each case plays one arm and seed."""
@@ -271,6 +273,7 @@ class Study:
     paper_spared: Mapping[Pair, Figures] = field(default_factory=dict)
     """Differences that the paper gives without the figures behind them."""
     seeds: int = 10
+    protocol: str = "paper"
     metric: Metric = "accuracy"
     unpriced: str = ""
     """Why prices mean nothing in it; empty where they do."""

@@ -315,7 +315,9 @@ def test_cases_are_the_same_in_processes_of_their_own() -> None:
     apart = {played.name: played for played in reproduce.run(cases, 2)}
     here = {case.name: play(case) for case in cases}
     for name, played in here.items():
-        assert (apart[name].curves, apart[name].losses) == (played.curves, played.losses)
+        other = apart[name]
+        assert isinstance(other, Played)
+        assert (other.curves, other.losses) == (played.curves, played.losses)
 
 
 def test_a_fault_in_a_case_is_named() -> None:
