@@ -148,6 +148,10 @@ class TransactionMined(Event):
     hash: Digest
     succeeded: bool
     gas: int
+    revert: str | None = None
+    """Why it failed: the name of the contract's error, a revert message, or ``unknown``."""
+    values: Mapping[str, object] | None = None
+    """What the contract's error says, by name; None where it is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

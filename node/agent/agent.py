@@ -20,6 +20,7 @@ from node.chain.port import Escrow
 from node.chronicle import NodeReady, NodeStopped
 from node.protocol.errors import LocalProtocolError
 from node.protocol.messages import GOODS_PROTOCOL, PARAMS_PROTOCOL, Introduce
+from node.protocol.purchase import PurchaseRecord
 from node.settlement.desk import TradeDesk
 from node.settlement.purse import Purse
 from node.settlement.treasury import Treasury
@@ -47,7 +48,11 @@ class Agent:
         self.station = station
         self._settings = settings
         consent = Consent(escrow)
-        self.buyer = Buyer(station, settings, consent)
+
+        async def afford(purchase: PurchaseRecord) -> None:  # the purse is made of what needs us
+            await self._purse.require(purchase)
+
+        self.buyer = Buyer(station, settings, consent, afford=afford)
         treasury = Treasury(escrow, station.journal, station.observer)
         self.desk = TradeDesk(
             treasury=treasury,
@@ -59,6 +64,7 @@ class Agent:
             observer=station.observer,
             clock=station.clock,
         )
+        self._purse = Purse(treasury, self.desk, station.journal, budget=settings.budget)
         self.brokers = Brokers(
             station, escrow, settings.brokers, owes=lambda: bool(self.desk.open_trades())
         )
@@ -68,7 +74,7 @@ class Agent:
             desk=self.desk,
             buyer=self.buyer,
             seller=self.seller,
-            purse=Purse(treasury, self.desk, station.journal, budget=settings.budget),
+            purse=self._purse,
             settings=settings,
             brokers=self.brokers,
             meet=meet,

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
 import trio
 
 from node.agent.consent import Consent
-from node.agent.merging import merge
+from node.agent.merging import check_length, check_recipe, merge
 from node.agent.settings import AgentSettings
-from node.chain.errors import ChainUnavailableError
-from node.chronicle import Asked, NoDealReached, OurFault, PeerFault, TrialDone
+from node.chain.errors import ChainUnavailableError, UnfundedAccountError
+from node.chronicle import Asked, NoDealReached, OurFault, PeerFault, TransactionDelayed, TrialDone
 from node.net.errors import PASSING
 from node.net.transfer import Source, fetch_blob, fetch_hashes
-from node.params.architecture import layout, parse_architecture
 from node.params.errors import BadGoodsError, StoreError
-from node.params.recipe import Recipe
-from node.protocol import delivery, merkle
+from node.protocol import delivery
 from node.protocol.bargain import Wanted, accept_deal
 from node.protocol.bids import Bid
 from node.protocol.disclosure import Figures, may_be_told_as
@@ -32,6 +31,7 @@ from node.protocol.events import (
     GoodsRefused,
     GoodsVerified,
     PurchaseEvent,
+    Step,
 )
 from node.protocol.messages import (
     GOODS_PROTOCOL,
@@ -45,7 +45,6 @@ from node.protocol.messages import (
     TrialResult,
 )
 from node.protocol.offer import BrokerNotice, Offer
-from node.protocol.parameters import encoded_length
 from node.protocol.purchase import FUND_MARGIN, Purchase, PurchaseRecord
 from node.protocol.quorum import own_signature
 from node.protocol.quote import trade_id_of
@@ -60,6 +59,10 @@ NO_PRICE: Final = frozenset({"ask", "fee"})
 """Why there is no price between a bid and an ask: of a bid that could be higher, we lack cash."""
 SPOILT: Final = frozenset({"missing-blob", "missing-hashes", "corrupt-blob", "corrupt-hashes"})
 """What may be wrong with goods on our disk, that another fetch can mend."""
+
+
+Afford = Callable[[PurchaseRecord], Awaitable[None]]
+"""Raises `UnfundedAccountError`, and `ChainUnavailableError` if nobody can tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +93,11 @@ class NoPrice:
 class Buyer:
     """Buys for one agent; also the workshop of its trades."""
 
-    def __init__(self, station: Station, settings: AgentSettings, consent: Consent) -> None:
+    def __init__(
+        self, station: Station, settings: AgentSettings, consent: Consent, *, afford: Afford
+    ) -> None:
+        """`afford` says right before a deposit whether the account can pay: `Purse.require`."""
+        self._afford = afford
         self._station = station
         self._settings = settings
         self._consent = consent
@@ -200,8 +207,8 @@ class Buyer:
             self._station.clock(),
         )
         record = replace(record, broker_signature=signatures, notice=tried.notice_signed)
-        _check_recipe(record)
-        _check_length(record)
+        check_recipe(record)
+        check_length(record)
         measured, result = record.evaluation, tried.result
         if not may_be_told_as(
             Figures(measured.gain, measured.bound, measured.alpha),
@@ -217,7 +224,8 @@ class Buyer:
         """Fetch leaf hashes and ciphertext, verified, until the time to fund has gone.
 
         A transfer that is under way then is broken off: the trade is given up, and its goods
-        will never be paid for. Nor are those of a quote whose brokers have left their seats.
+        will never be paid for. Nor are those of a quote whose brokers have left their seats, or
+        for whose deposit and dispute the account has no money when that time is over.
         """
         left = purchase.quote.fund_by - FUND_MARGIN + 1 - self._station.clock()
         with trio.move_on_after(max(left, 0)) as patience:
@@ -249,19 +257,35 @@ class Buyer:
         return GoodsRefused("the seller could not be reached in time")
 
     async def _still_signed(self, purchase: PurchaseRecord) -> PurchaseEvent:
-        """Count the brokers again, right before the money moves; wait for a chain that is away.
+        """Count brokers and money again, right before it moves; wait for a chain that is away.
 
-        Of too few the escrow would refuse the deposit, and the gas would be lost.
+        Of too few brokers the escrow would refuse the deposit, and the gas would be lost. With
+        too little money a deposit could be made, and garbage never be disputed: fees may fall,
+        or money come, until there is no time to fund.
         """
+        told = False
         while True:
             try:
                 await self._consent.require(purchase.quote, purchase.broker_signature)
+                await self._afford(purchase)
             except RemoteProtocolError as error:
                 return GoodsRefused(str(error))
+            except UnfundedAccountError as error:
+                # a second early: whoever breaks this off says only that it took too long
+                if self._station.clock() >= purchase.quote.fund_by - FUND_MARGIN:
+                    return GoodsRefused(f"no deposit is made that could not be disputed: {error}")
+                if not told:
+                    told = True
+                    self._station.observer.emit(
+                        TransactionDelayed(
+                            trade_id=purchase.trade_id, step=Step.FUND.value, reason=str(error)
+                        )
+                    )
             except ChainUnavailableError:
-                await trio.sleep(RETRY_SECONDS)
+                pass
             else:
-                return GoodsVerified()
+                return GoodsVerified()  # at once: what was counted may not be so a moment later
+            await trio.sleep(RETRY_SECONDS)
 
     async def _fetch(self, purchase: PurchaseRecord) -> None:
         quote, blobs = purchase.quote, self._station.blobs
@@ -373,25 +397,3 @@ def _dh(purchase: PurchaseRecord) -> Digest:
 
 def _digests(path: tuple[bytes, ...]) -> tuple[Digest, ...]:
     return tuple(Digest(each) for each in path)
-
-
-def _check_recipe(record: PurchaseRecord) -> None:
-    """Raise `RemoteProtocolError` unless the recipe is the one that was measured."""
-    recipe = Recipe.decode(record.recipe)
-    if recipe.hash != record.evaluation.recipe_hash or recipe.alpha != record.evaluation.alpha:
-        raise RemoteProtocolError("wrong-recipe", "not the one that was measured")
-    if record.quote.leaf_count != merkle.leaf_count(record.quote.byte_length):
-        raise RemoteProtocolError("wrong-size", f"{record.quote.leaf_count} leaves")
-
-
-def _check_length(record: PurchaseRecord) -> None:
-    """Raise `RemoteProtocolError` unless the goods are as long as the layers that they are to be.
-
-    Other layers of that length show themselves only when they are decrypted.
-    """
-    architecture = parse_architecture(record.evaluation.architecture)
-    expected = encoded_length(layout(architecture, record.layers))
-    if record.quote.byte_length != expected:
-        raise RemoteProtocolError(
-            "wrong-layout", f"{record.quote.byte_length} bytes, its layers have {expected}"
-        )

@@ -15,7 +15,9 @@ from node.params.encoding import decode_file, encode_tensors
 from node.params.errors import StoreError
 from node.params.recipe import Recipe, apply_recipe
 from node.params.store import BlobStore
+from node.protocol import merkle
 from node.protocol.errors import MarketError, RemoteProtocolError
+from node.protocol.parameters import encoded_length
 from node.protocol.purchase import PurchaseRecord
 from node.protocol.types import Digest
 
@@ -73,6 +75,28 @@ def merge(blobs: BlobStore, record: PurchaseRecord) -> Digest:
     sold = decode_file(blobs.path(record.quote.offer_root), layout(architecture, record.layers))
     merged = apply_recipe(architecture, base, sold, Recipe.decode(record.recipe))
     return blobs.put_bytes(encode_tensors(merged)).root
+
+
+def check_recipe(record: PurchaseRecord) -> None:
+    """Raise `RemoteProtocolError` unless the recipe is the one that was measured."""
+    recipe = Recipe.decode(record.recipe)
+    if recipe.hash != record.evaluation.recipe_hash or recipe.alpha != record.evaluation.alpha:
+        raise RemoteProtocolError("wrong-recipe", "not the one that was measured")
+    if record.quote.leaf_count != merkle.leaf_count(record.quote.byte_length):
+        raise RemoteProtocolError("wrong-size", f"{record.quote.leaf_count} leaves")
+
+
+def check_length(record: PurchaseRecord) -> None:
+    """Raise `RemoteProtocolError` unless the goods are as long as the layers that they are to be.
+
+    Other layers of that length show themselves only when they are decrypted.
+    """
+    architecture = parse_architecture(record.evaluation.architecture)
+    expected = encoded_length(layout(architecture, record.layers))
+    if record.quote.byte_length != expected:
+        raise RemoteProtocolError(
+            "wrong-layout", f"{record.quote.byte_length} bytes, its layers have {expected}"
+        )
 
 
 def _merge_again(blobs: BlobStore, record: PurchaseRecord) -> None:

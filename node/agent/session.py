@@ -266,7 +266,7 @@ class Session:
         price: Wei | None = None
         if not because:
             try:
-                most = await self._purse.left()
+                most = await self._purse.left(best.offer.seller)
                 best, answer = await self._asking.buy(
                     best, base, self._desk, most=most, objection=self._objection
                 )

@@ -48,7 +48,7 @@ from node.protocol.types import NO_ADDRESS, Address, Digest, UnixTime, Wei
 # Fixed gas for each call, so that signing never depends on an estimate: more than twice
 # the golden gas (fund 64k, reveal 48k, finalize 60k, refund 57k, withdraw 30k), and room for an
 # account that is a contract; one and a half times that of a dispute of the largest parameter set
-# (250k). Unused gas is not paid for.
+# (250k). Unused gas is not paid for, but an account must hold what all of it would cost.
 GAS_LIMITS: Final[Mapping[type[Call], int]] = {
     Fund: 200_000,
     Reveal: 150_000,

@@ -2,8 +2,9 @@
 
 `Escrow` is synchronous and thread-safe; shells call it from worker threads. Reading never
 changes anything. Writing is split so that a shell can save before it sends: `sign` gives
-bytes that are the same each time for the same call, nonce and fees; the shell journals
-them; `broadcast` may then be repeated for ever and pays once.
+bytes that are the same each time for the same call, nonce and fees (but see there for a
+dispute that the account can hardly pay for); the shell journals them; `broadcast` may then
+be repeated for ever and pays once.
 
     transaction = escrow.sign(Reveal(quote, secret), escrow.next_nonce())
     journal.save(transaction)
@@ -271,10 +272,27 @@ class Escrow(Protocol):
         """Return the escrow's events of these blocks, both included, in chain order."""
         ...
 
+    def fees(self) -> Fees:
+        """Return what `sign` would sign with now.
+
+        Raises `FeeTooHighError` if the chain's fees are above the ceiling.
+        """
+        ...
+
+    def gas_limit(self, kind: type[Call], encryptor: Address) -> int:
+        """Return the most gas that a call of this kind is signed with.
+
+        A dispute takes more where the encryptor is one of the market's brokers.
+        """
+        ...
+
     def sign(self, call: Call, nonce: int, fees: Fees | None = None) -> SignedTransaction:
         """Sign a call, with the chain's present fees unless they are given.
 
-        Raises `FeeTooHighError` if the chain's fees are above the ceiling.
+        A dispute for which the account cannot pay with the gas of `gas_limit` is signed with
+        what the chain measures that it takes, and a quarter more: its bytes may differ each
+        time. Raises `FeeTooHighError` if the chain's fees are above the ceiling, and
+        `TransactionRefusedError` where the chain measures that a dispute would revert.
         """
         ...
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 from contracts import Artifact
 from node.chain import answers, transactions
 from node.chain.check import check_escrow, escrow_artifact, escrow_codec
-from node.chain.client import DEFAULT_TIMEOUT, ChainClient, Endpoint
+from node.chain.client import DEFAULT_TIMEOUT, ChainClient, Endpoint, EndpointRefusedError
 from node.chain.codec import BROKER_DISPUTE_GAS, GAS_LIMITS, EscrowCodec
 from node.chain.errors import ChainAnswerError, WrongContractError
 from node.chain.port import (
@@ -174,20 +174,41 @@ class Web3Escrow:
 
     def sign(self, call: Call, nonce: int, fees: Fees | None = None) -> SignedTransaction:
         data, value = self._codec.encode(call)
-        return self._wallet.sign(
-            self._domain.escrow,
-            data,
-            value,
-            gas=self._gas(call),
-            nonce=nonce,
-            fees=fees if fees is not None else self._wallet.fees(self._client),
-        )
+        paid = fees if fees is not None else self.fees()
+        gas = GAS_LIMITS[type(call)]
+        if isinstance(call, Dispute):
+            gas = self._dispute_gas(call, data, paid)
+        return self._wallet.sign(self._domain.escrow, data, value, gas=gas, nonce=nonce, fees=paid)
 
-    def _gas(self, call: Call) -> int:
-        # who may be a broker here is fixed for good: the same call gets the same gas each time
-        if isinstance(call, Dispute) and self.seat(call.quote.encryptor) is not Seat.STRANGER:
+    def fees(self) -> Fees:
+        return self._wallet.fees(self._client)
+
+    def gas_limit(self, kind: type[Call], encryptor: Address) -> int:
+        # who may be a broker here is fixed for good: the same call gets the same limit each time
+        if kind is Dispute and self.seat(encryptor) is not Seat.STRANGER:
             return BROKER_DISPUTE_GAS
-        return GAS_LIMITS[type(call)]
+        return GAS_LIMITS[kind]
+
+    def _dispute_gas(self, call: Dispute, data: bytes, fees: Fees) -> int:
+        """Return the fixed limit, or where that is too dear what the chain measures and a quarter.
+
+        The limit is for the largest goods and the most slashings; most disputes take far less.
+        """
+        limit = self.gas_limit(Dispute, call.quote.encryptor)
+        if self.balance(self.account) >= limit * fees.max_fee:
+            return limit
+        asked = {
+            "from": self.account, "to": self._domain.escrow, "data": "0x" + data.hex(),
+            "gas": hex(limit),
+        }  # fmt: skip
+        try:
+            answer = self._client.ask("eth_estimateGas", asked)
+        except EndpointRefusedError as refusal:
+            if refusal.data:
+                raise self._codec.reverts.read(refusal.data).refusal() from refusal
+            return limit  # an endpoint that does not measure: the account may be given money yet
+        measured = answers.quantity(answer, "eth_estimateGas")
+        return min(limit, measured + measured // 4)
 
     def broadcast(self, raw: bytes) -> None:
         transactions.broadcast(self._client, raw, self._codec.reverts.read)

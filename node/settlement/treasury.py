@@ -190,11 +190,14 @@ class Treasury:
             return standing
         if not errand.wanted():
             return Ending.UNWANTED
-        waiting = await self._send_again(errand)
+        waiting, unfunded = await self._send_again(errand)
         if not waiting:
             if not errand.wanted():
                 return Ending.UNWANTED
-            nonce = await self.ask(lambda escrow: escrow.next_nonce())
+            if unfunded is not None:  # at its own nonce: of the two one is mined at most
+                nonce = unfunded.nonce
+            else:
+                nonce = await self.ask(lambda escrow: escrow.next_nonce())
             row = await self._sign(errand, nonce)
             if not errand.wanted():  # signing asked the chain for its fees: time has passed
                 return Ending.UNWANTED
@@ -205,9 +208,16 @@ class Treasury:
             await self._replace(errand, waiting[-1])
         return ending
 
-    async def _send_again(self, errand: _Errand) -> list[TransactionRow]:
-        """Send what was signed before; returns what the chain took, and may still mine."""
-        waiting = []
+    async def _send_again(
+        self, errand: _Errand
+    ) -> tuple[list[TransactionRow], TransactionRow | None]:
+        """Send what was signed before.
+
+        Returns what the chain took, and may still mine; and the last that was too dear for the
+        account, to be signed anew: an urgent step does not wait for money while fees fall, or a
+        smaller limit of gas would do. Others raise `UnfundedAccountError`.
+        """
+        waiting, unfunded = [], None
         for row in self._unresolved(errand):
             if not errand.wanted():
                 break
@@ -215,8 +225,13 @@ class Treasury:
                 await self._send(errand, row)
             except (NonceTooLowError, TransactionRefusedError):
                 continue
+            except UnfundedAccountError:
+                if errand.step not in _URGENT:
+                    raise
+                unfunded = row
+                continue
             waiting.append(row)
-        return waiting
+        return waiting, unfunded
 
     async def _replace(self, errand: _Errand, stuck: TransactionRow) -> None:
         """Outbid our own stuck transaction, if the chain's fees have risen enough for that."""
@@ -251,7 +266,7 @@ class Treasury:
     async def _look(self, row: TransactionRow) -> TransactionOutcome | None:
         outcome = await self.ask(lambda escrow: escrow.receipt(row.hash))
         if outcome is not None:
-            self._note(row, outcome.succeeded, outcome.block, outcome.gas_used)
+            self._note(row, outcome)
         return outcome
 
     async def _see_mined(self, errand: _Errand, waiting: list[TransactionRow]) -> Ending | None:
@@ -309,11 +324,18 @@ class Treasury:
         rows = self.journal.transactions(errand.trade_id, errand.step.value)
         return [row for row in rows if row.succeeded is None]
 
-    def _note(self, row: TransactionRow, succeeded: bool, block: int, gas: int) -> None:
-        self.journal.mark_mined(row.hash, gas=gas, block=block, succeeded=succeeded)
+    def _note(self, row: TransactionRow, outcome: TransactionOutcome) -> None:
+        succeeded, gas = outcome.succeeded, outcome.gas_used
+        self.journal.mark_mined(row.hash, gas=gas, block=outcome.block, succeeded=succeeded)
         self.observer.emit(
             TransactionMined(
-                trade_id=row.trade_id, step=row.step, hash=row.hash, succeeded=succeeded, gas=gas
+                trade_id=row.trade_id,
+                step=row.step,
+                hash=row.hash,
+                succeeded=succeeded,
+                gas=gas,
+                revert=outcome.revert,
+                values=outcome.values,
             )
         )
 

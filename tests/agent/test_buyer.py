@@ -12,13 +12,14 @@ from trio.testing import MockClock
 from node.agent import buyer
 from node.agent.buyer import Buyer, NoPrice
 from node.agent.consent import Consent
-from node.chain.errors import ChainUnavailableError
+from node.chain.errors import ChainUnavailableError, UnfundedAccountError
+from node.chronicle import TransactionDelayed
 from node.net.errors import PeerUnreachableError
 from node.observe import Observer
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.events import GoodsRefused, GoodsVerified
 from node.protocol.messages import NoDeal
-from node.protocol.purchase import FUND_MARGIN
+from node.protocol.purchase import FUND_MARGIN, PurchaseRecord
 from node.protocol.quote import Quote
 from node.protocol.types import UnixTime, Wei
 from tests.protocol.cast import (
@@ -52,6 +53,10 @@ class Willing(Consent):
             raise self.answers.pop(0)
 
 
+async def rich(purchase: PurchaseRecord) -> None:
+    """Can pay for everything."""
+
+
 def clock() -> UnixTime:
     return UnixTime(NOW + int(trio.current_time()))
 
@@ -67,7 +72,7 @@ def ours() -> Buyer:
         blobs=SimpleNamespace(put_hashes=lambda *_: None, has=lambda _: True),
     )
     settings: Any = None
-    return Buyer(station, settings, Willing())
+    return Buyer(station, settings, Willing(), afford=rich)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +192,45 @@ async def test_a_chain_that_is_away_is_asked_until_it_says_who_sits(
     ours._consent = Willing(*[ChainUnavailableError("away")] * 100_000)
     assert isinstance(await ours.fetch_goods(purchase_record()), GoodsRefused)
     assert clock() == LAST + 1
+
+
+async def test_no_deposit_is_made_that_could_not_be_disputed(
+    ours: Buyer, goods_come: None, autojump_clock: MockClock
+) -> None:
+    """Fees may fall again, or money come, for as long as there is time to fund."""
+    heard: list[Any] = []
+    ours._station.observer.subscribe(lambda told: heard.append(told.event))
+    poor_for = 5
+
+    async def afford(_: PurchaseRecord) -> None:
+        nonlocal poor_for
+        await trio.lowlevel.checkpoint()
+        poor_for -= 1
+        if poor_for >= 0:
+            raise UnfundedAccountError("the account holds 1 wei and needs 2")
+
+    ours._afford = afford
+    record = purchase_record()
+    assert await ours.fetch_goods(record) == GoodsVerified()
+    assert trio.current_time() == pytest.approx(5 * buyer.RETRY_SECONDS)
+    (delayed,) = heard
+    assert isinstance(delayed, TransactionDelayed)
+    assert (delayed.trade_id, delayed.step) == (record.trade_id, "fund")
+    assert delayed.reason == "the account holds 1 wei and needs 2"
+    poor_for = 100_000
+    given = await ours.fetch_goods(record)
+    assert given == GoodsRefused(
+        "no deposit is made that could not be disputed: the account holds 1 wei and needs 2"
+    )
+    assert clock() == LAST
+
+
+async def test_who_has_nothing_left_to_bid_is_told_before_anybody_is_asked(ours: Buyer) -> None:
+    settings: Any = SimpleNamespace(value_of=lambda _: Wei(1_000))
+    ours._settings = settings
+    tried: Any = SimpleNamespace(result=SimpleNamespace(gain=1))
+    desk: Any = None
+    assert await ours.buy(tried, desk, most=Wei(0)) == NoPrice("cash")
 
 
 async def no_thread(question: Any, *arguments: Any) -> Any:

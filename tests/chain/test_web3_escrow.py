@@ -279,6 +279,50 @@ def test_a_bad_leaf_is_disputed_and_the_price_goes_back(market: Market) -> None:
     assert do(seller, Finalize(quote)).revert == "WrongState"
 
 
+def test_an_account_that_cannot_pay_for_the_whole_limit_disputes_with_what_it_takes(
+    market: Market,
+) -> None:
+    """At 3 gwei the fixed limit costs 1.2 finney, and nearly all of it comes back unused."""
+    buyer, seller = market.escrow(BUYER), market.escrow(SELLER)
+    quote, goods, _ = bad_trade(market)
+    left = 10**15
+    quote = dataclasses.replace(quote, price=Wei(buyer.balance(buyer.account) - left))
+    do(buyer, Fund(quote, sign_digest(BROKER, digest(market.domain, quote))))
+    dispute, nonce = Dispute(quote, goods.show(1)), buyer.next_nonce()
+    fees = Fees(max_fee=Wei(3 * 10**9), tip=Wei(10**9))
+    with pytest.raises(TransactionRefusedError, match="WrongState"):
+        buyer.sign(dispute, nonce, fees)
+    do(seller, Reveal(quote, SECRET))
+    limit = buyer.gas_limit(Dispute, quote.encryptor)
+    assert buyer.balance(buyer.account) < limit * fees.max_fee
+    signed = buyer.sign(dispute, nonce, fees)
+    buyer.broadcast(signed.raw)
+    outcome = buyer.receipt(signed.hash)
+    assert outcome is not None
+    assert outcome.succeeded, outcome
+    gas = gas_of(market, signed.hash)
+    assert 1.2 * outcome.gas_used < gas < 0.7 * limit, (gas, outcome.gas_used)
+    assert buyer.credit(buyer.account) == quote.price
+
+
+def test_an_account_that_can_pay_disputes_with_the_fixed_limit(market: Market) -> None:
+    buyer, seller = market.escrow(BUYER), market.escrow(SELLER)
+    quote, goods, signature = bad_trade(market)
+    do(buyer, Fund(quote, signature))
+    do(seller, Reveal(quote, SECRET))
+    signed = buyer.sign(Dispute(quote, goods.show(1)), buyer.next_nonce())
+    buyer.broadcast(signed.raw)
+    limits = [buyer.gas_limit(Dispute, address_of(key)) for key in (SELLER, BROKER)]
+    assert limits == [GAS_LIMITS[Dispute], BROKER_DISPUTE_GAS]
+    assert gas_of(market, signed.hash) == limits[0]
+
+
+def gas_of(market: Market, transaction: Digest) -> int:
+    """Return the limit that a transaction was signed with."""
+    sent = market.client.ask("eth_getTransactionByHash", "0x" + transaction.hex())
+    return int(sent["gas"], 16)
+
+
 def test_what_the_court_refuses_has_the_courts_own_name(market: Market) -> None:
     buyer = market.escrow(BUYER)
     quote, goods, signature = bad_trade(market)

@@ -12,7 +12,9 @@ import trio
 
 from node.agent.agent import Agent
 from node.agent.buyer import Buyer
-from node.chronicle import OurFault
+from node.chain.errors import UnfundedAccountError
+from node.chain.port import EscrowState
+from node.chronicle import OurFault, TradeChanged, TransactionDelayed
 from node.params.disk import BlobRef
 from node.params.store import BlobStore
 from node.protocol.errors import RemoteProtocolError
@@ -21,7 +23,32 @@ from node.protocol.messages import Ask, AskRequest, GoodsPrepared, PrepareGoods
 from node.protocol.purchase import PurchaseRecord
 from node.protocol.quote import trade_id_of
 from node.protocol.types import Digest
+from node.settlement.purse import Purse
 from tests.market.market import bought, open_market
+
+
+async def test_nothing_is_paid_by_a_buyer_that_could_not_pay_for_a_dispute_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fees rose since its bid, say; it may find the money until there is no time to fund."""
+
+    async def poor(self: Purse, purchase: PurchaseRecord) -> None:
+        await trio.lowlevel.checkpoint()
+        raise UnfundedAccountError("the account holds 1 wei")
+
+    async with open_market(tmp_path, fund_seconds=6) as market:
+        seller = await market.join("seller", Agent)
+        buyer = await market.join("buyer", Agent)
+        await seller.offer()
+        monkeypatch.setattr(Purse, "require", poor)
+        name = (await buyer.buy(seller)).machine.record.trade_id
+        await buyer.reaches(name, "abandoned")
+        given_up = next(e for e in buyer.heard(TradeChanged) if e.state == "abandoned")
+        assert "the account holds 1 wei" in given_up.note
+        (delayed,) = buyer.heard(TransactionDelayed)
+        assert (delayed.trade_id, delayed.step) == (name, "fund")
+        assert market.state(name) is EscrowState.NONE
+        assert not buyer.journal.transactions(name)
 
 
 @pytest.mark.parametrize("part", ["data", "all"])

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from node.chain.codec import BROKER_DISPUTE_GAS, GAS_LIMITS
 from node.chain.errors import (
     ChainUnavailableError,
     NonceTooLowError,
@@ -56,7 +57,11 @@ DOMAIN = Domain(chain_id=31_337, escrow=Address("0x5FbDB2315678afecb367f032d93F6
 
 
 class RevertError(Exception):
-    """The contract will not do it."""
+    """The contract will not do it; `values` is what its error says."""
+
+    def __init__(self, name: str, **values: object) -> None:
+        super().__init__(name)
+        self.values = values or None
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class Transaction:
     call: Call
     nonce: int
     max_fee: int
+    gas: int
+    """The limit; what is used is `GAS`."""
 
     @property
     def raw(self) -> bytes:
@@ -140,17 +147,18 @@ class FakeChain:
     def _execute(self, transaction: Transaction, now: UnixTime) -> None:
         self.nonces[transaction.sender] = transaction.nonce + 1
         self.balances[transaction.sender] -= GAS * self.base_fee
-        number, revert = self.blocks[-1].number, None
+        number, revert, values = self.blocks[-1].number, None, None
         try:
             self._call(transaction, now, number)
         except RevertError as error:
-            revert = str(error)
+            revert, values = str(error), error.values
         self.history.append(transaction)
         self.mined[transaction.hash] = TransactionOutcome(
             succeeded=revert is None,
             block=number,
             gas_used=GAS,
             revert=revert,
+            values=values,
             fee=Wei(GAS * self.base_fee),
         )
 
@@ -179,7 +187,7 @@ class FakeChain:
             if sender != quote.buyer:
                 raise RevertError("NotBuyer")
             if now > quote.fund_by:
-                raise RevertError("FundingClosed")
+                raise RevertError("FundingClosed", time=now, fundBy=quote.fund_by)
             if quote.leaf_count != merkle.leaf_count(quote.byte_length):
                 raise RevertError("WrongLeafCount")
             self.balances[sender] -= quote.price
@@ -238,7 +246,7 @@ class FakeChain:
         if transaction.nonce < self.nonces.get(transaction.sender, 0):
             raise NonceTooLowError(f"nonce too low: {transaction.nonce}")
         value = transaction.call.quote.price if isinstance(transaction.call, Fund) else 0
-        cost = value + GAS * transaction.max_fee
+        cost = value + transaction.gas * transaction.max_fee
         if self.balances.get(transaction.sender, 0) < cost:
             raise UnfundedAccountError(f"insufficient funds: needs {cost}")
         held = self.pool.get(key)
@@ -347,10 +355,27 @@ class FakeEscrow:
         found = [e for e in self.chain.events if first_block <= e.block <= last_block]
         return self._end("events", found)
 
+    def fees(self) -> Fees:
+        self._begin("fees")
+        return self._end("fees", Fees(max_fee=Wei(2 * self.chain.base_fee), tip=Wei(0)))
+
+    def gas_limit(self, kind: type[Call], encryptor: Address) -> int:
+        self._begin("gas_limit")
+        return self._end("gas_limit", self._limit(kind, encryptor))
+
+    def _limit(self, kind: type[Call], encryptor: Address) -> int:
+        by_broker = kind is Dispute and encryptor == self.chain.broker
+        return BROKER_DISPUTE_GAS if by_broker else GAS_LIMITS[kind]
+
     def sign(self, call: Call, nonce: int, fees: Fees | None = None) -> SignedTransaction:
         self._begin("sign")
         most = fees.max_fee if fees is not None else 2 * self.chain.base_fee
-        transaction = Transaction(self._account, call, nonce, most)
+        gas = GAS_LIMITS[type(call)]
+        if isinstance(call, Dispute):
+            gas = self._limit(Dispute, call.quote.encryptor)
+            if self.chain.balances.get(self._account, 0) < gas * most:
+                gas = GAS * 3 // 2
+        transaction = Transaction(self._account, call, nonce, most, gas)
         self.chain.known[transaction.raw] = transaction
         return self._end("sign", SignedTransaction(transaction.hash, transaction.raw, nonce))
 

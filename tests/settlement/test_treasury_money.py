@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 
 import pytest
 import trio
 
+from node.chain.codec import GAS_LIMITS
 from node.chain.errors import ChainUnavailableError
 from node.chain.port import Dispute, EscrowState, Finalize, Fund, Refund, Reveal, Withdraw
 from node.chronicle import (
     TransactionDelayed,
+    TransactionMined,
     TransactionRefused,
 )
+from node.observe.observer import Record
 from node.protocol.eip712 import digest
 from node.protocol.events import Step
 from node.protocol.quote import Quote
@@ -85,6 +90,53 @@ async def test_a_payment_that_the_endpoint_refuses_is_not_paid_for(
     assert not chain.history
     (refused,) = buyer.told(TransactionRefused)
     assert "FundingClosed" in refused.reason  # type: ignore[attr-defined]
+
+
+async def test_the_operator_is_told_what_the_contract_said_to_a_call_that_reverted(
+    buyer: Node, chain: FakeChain
+) -> None:
+    """On a chain that does not simulate there is no refusal that would say it."""
+    quote = quote_of()
+    assert await fund(buyer, quote) is Ending.DONE
+    await trio.sleep(40)
+    other = quote_of(1)
+    assert await fund(buyer, other) is Ending.REVERTED
+    well, ill = buyer.told(TransactionMined)
+    assert (well.revert, well.values) == (None, None)  # type: ignore[attr-defined]
+    assert ill.revert == "FundingClosed"  # type: ignore[attr-defined]
+    said = ill.values  # type: ignore[attr-defined]
+    assert said["fundBy"] == other.fund_by < said["time"]
+    line = json.loads(json.dumps(Record(datetime.fromtimestamp(0, UTC), ill, {}).document()))
+    assert (line["revert"], line["values"]) == ("FundingClosed", dict(said))
+
+
+@pytest.mark.parametrize("step", [Step.REVEAL, Step.DISPUTE])
+async def test_what_has_a_deadline_is_signed_anew_when_fees_fall_to_what_the_account_can_pay(
+    seller: Node, chain: FakeChain, step: Step
+) -> None:
+    quote = quote_of()
+    state = EscrowState.FUNDED if step is Step.REVEAL else EscrowState.REVEALED
+    chain.deals[quote.trade_id] = Deal(state, wall(), digest(DOMAIN, quote))
+    call = Reveal(quote, secret_of(0))
+    chain.balances[SELLER], chain.base_fee = 25 * GAS_LIMITS[Reveal], 50
+
+    async def fees_fall() -> None:
+        await trio.sleep(2)
+        chain.base_fee = 10
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fees_fall)
+        ending = await seller.treasury.carry_out(
+            quote.trade_id,
+            step,
+            call if step is Step.REVEAL else Dispute(quote, goods_of().show(1)),
+            wanted=lambda: wall() < quote.reveal_by,
+        )
+    assert ending is Ending.DONE
+    dear, cheap = seller.journal.transactions(quote.trade_id)
+    assert dear.nonce == cheap.nonce
+    assert [t.raw for t in chain.history] == [cheap.raw]
+    assert seller.told(TransactionDelayed)
 
 
 @pytest.mark.parametrize("simulates", [True, False], ids=["refused", "reverted"])
@@ -279,7 +331,8 @@ async def test_a_secret_that_has_left_is_given_up_once_the_buyer_has_its_money_b
 ) -> None:
     quote = quote_of()
     assert await fund(buyer, quote) is Ending.DONE
-    chain.balances[SELLER] = 30 * 60_000  # enough for the present fee, and not for the next
+    # enough for the present fee, and not for the next
+    chain.balances[SELLER] = 30 * GAS_LIMITS[Reveal]
 
     async def fees_rise() -> None:
         await trio.sleep(0.5)
