@@ -364,6 +364,8 @@ def revert_data(failure: TransactionFailed) -> bytes:
         data = ast.literal_eval(written)
     except (SyntaxError, ValueError):
         return b""  # in words: no data came with it, or the gas ran out
+    if isinstance(data, tuple):
+        return b""  # words and a number: too little gas to write a slot (EIP-2200)
     if not isinstance(data, bytes):
         raise AssertionError(f"no revert data in {failure.args[0]!r}")
     return data

@@ -1,6 +1,7 @@
 """How fast goods are made of a blob, next to plain SHA-256 of the same file.
 
     python scripts/bench_delivery.py [--mib 1024] [--rounds 3] [--json]
+    python scripts/bench_delivery.py --units [--rounds 200] [--json]    what a KiB takes
 
 Making goods is `node.params.goods.make_goods`, as a seller's node does it: the root of what it
 offered once more, the ciphertext, its leaf hashes and their root. The cases take turns, each in
@@ -8,6 +9,9 @@ a process of its own, whose peak resident memory is a row too. *Kept* is what `B
 does, which also writes the goods onto the disk and waits for it; the others throw them away.
 *By hashlib* is how leaves are hashed on a machine without `node.protocol._tree_hashing`; a row
 says whether this is one.
+
+*Units* are what goods are made of: leaves, nodes and the cipher, over 256 KiB at a time, by hashlib
+and in C in turns, the best of all rounds.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import resource
 import statistics
@@ -22,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -33,7 +39,8 @@ if str(ROOT) not in sys.path:
 from node.params.goods import make_goods  # noqa: E402  (the path above comes first)
 from node.params.store import BlobStore  # noqa: E402
 from node.protocol import merkle, plain_tree_hashing, tree_hashing  # noqa: E402
-from node.protocol.types import Digest  # noqa: E402
+from node.protocol.delivery import Keystream  # noqa: E402
+from node.protocol.types import DIGEST_BYTES, Digest  # noqa: E402
 
 MIB: Final = 1 << 20
 CHUNK: Final = 256 * 1024
@@ -158,6 +165,47 @@ def rows(mib: int = 1024, rounds: int = 3) -> list[dict[str, Any]]:
     return [*table, *memory(played, ref.byte_length / MIB), how]
 
 
+def unit_rows(rounds: int = 200) -> list[dict[str, Any]]:
+    """What a leaf, a node, and a KiB of a stream take, in µs, the best of all rounds."""
+    one, other = memoryview(os.urandom(CHUNK)), memoryview(os.urandom(CHUNK))
+    leaves = CHUNK // plain_tree_hashing.LEAF_BYTES
+    nodes = CHUNK // (2 * DIGEST_BYTES)
+    target = bytearray(CHUNK)
+    cipher = Keystream(KEY)
+    ways = {"by hashlib": plain_tree_hashing}
+    if tree_hashing.IN_C:
+        ways["in C"] = tree_hashing
+    parts: dict[tuple[str, str], tuple[Callable[[], object], int]] = {}
+    for way, module in ways.items():
+        parts["a leaf", way] = (partial(module.leaf_hashes, one, 0), leaves)
+        parts["a leaf of each of two blobs", way] = (
+            partial(module.leaf_hashes_of_two, one, other, 0),
+            leaves,
+        )
+        parts["a node", way] = (partial(module.parents, one), nodes)
+    parts["ChaCha20", "for both"] = (partial(cipher.apply_into, one, target), leaves)
+    parts["plain SHA-256", "for both"] = (partial(hashlib.sha256, one), leaves)
+    best = dict.fromkeys(parts, math.inf)
+    for _ in range(rounds):
+        for part, (run, count) in parts.items():
+            began = time.perf_counter()
+            run()
+            best[part] = min(best[part], (time.perf_counter() - began) / count * 1e6)
+    table = []
+    for (what, way), value in best.items():
+        slow = best.get((what, "by hashlib"))
+        table.append(
+            {
+                "case": f"{what}, {way}",
+                "value": round(value, 3),
+                "unit": "µs",
+                "against": None if slow is None else f"by hashlib: {slow:.3f} µs",
+                "ratio": None if slow is None else round(slow / value, 1),
+            }
+        )
+    return table
+
+
 def memory(played: Mapping[str, list[dict[str, Any]]], mib: float) -> list[dict[str, Any]]:
     """Peak resident memory of whoever made goods, the interpreter included."""
     peaks = {
@@ -188,7 +236,8 @@ def elsewhere(case: str, path: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--mib", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, help="3, of units 200")
+    parser.add_argument("--units", action="store_true", help="what a KiB takes, part by part")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     parser.add_argument("--path", type=Path, help=argparse.SUPPRESS)
@@ -196,7 +245,10 @@ def main() -> None:
     if arguments.case:
         print(json.dumps(play(arguments.case, arguments.path)))
         return
-    table = rows(arguments.mib, arguments.rounds)
+    if arguments.units:
+        table = unit_rows(arguments.rounds or 200)
+    else:
+        table = rows(arguments.mib, arguments.rounds or 3)
     if arguments.json:
         print(json.dumps(table, indent=2))
         return

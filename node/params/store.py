@@ -204,10 +204,6 @@ class BlobStore:
             self._let_go(root)
             raise
 
-    def discard_partial(self, root: Digest) -> None:
-        """Forget what has arrived of a blob; its hash list stays."""
-        self._unlink(root, PARTIAL_SUFFIX, RECEIVED_SUFFIX)
-
     def delete(self, root: Digest) -> None:
         """Forget a blob, its hash list, and any part of it; no error if there is none."""
         self._unlink(root, *_SUFFIXES)

@@ -249,28 +249,6 @@ class StreamingRoot:
         return self._top.root(self._length), self._length, last
 
 
-class RootBuilder:
-    """`StreamingRoot` that keeps the list of leaf hashes: 32 bytes for each KiB."""
-
-    __slots__ = ("_hashes", "_stream")
-
-    def __init__(self) -> None:
-        self._stream = StreamingRoot()
-        self._hashes = bytearray()
-
-    def update(self, chunk: bytes | memoryview) -> None:
-        """Take the next bytes, in chunks of any size."""
-        self._hashes += self._stream.update(chunk)
-
-    def finish(self) -> tuple[Digest, bytes]:
-        """Return the root and all leaf hashes, concatenated; call it once.
-
-        Raises `LocalProtocolError` if no byte ever came.
-        """
-        root, _, last = self._stream.finish()
-        return root, bytes(self._hashes + last)
-
-
 def root_of(data: bytes | memoryview) -> Digest:
     """The root of a blob in memory; `LocalProtocolError` if it is empty."""
     builder = StreamingRoot()

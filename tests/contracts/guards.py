@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -14,6 +14,11 @@ from typing import Final, NamedTuple
 COMMENT: Final = re.compile(r'//[^\n]*|/\*.*?\*/|("[^"\n]*")', re.DOTALL)
 REVERT: Final = re.compile(r"\b(?:revert\s+(?:\w+\.)?(\w+)|require)\s*\(")
 CHECK: Final = re.compile(r"(?<=[;{}\s()])(?:\w+\.)?(_?require[A-Z]\w*)\s*\(")
+DECLARED: Final = re.compile(
+    r"^\s*(?:abstract )?(?:contract|library|interface) (\w+)(?: is ([\w, ]+\w))?\s*\{", re.MULTILINE
+)
+FUNCTION: Final = re.compile(r"\b(?:function (\w+)|constructor)\s*\(")
+CALL: Final = re.compile(r"(?:\b(\w+)\.)?\b(\w+)\(")
 ANSWERS: Final = {"_requireQuorum": "new address[](0)"}
 """What a check answers that is left out, where its answer is used: nobody signed."""
 COMPARISON: Final = re.compile(r"(?<![<>=!])(<=|>=|<|>)(?![<>=])")
@@ -42,11 +47,11 @@ def blanked(source: str) -> str:
     return COMMENT.sub(lambda m: m[1] or re.sub(r"[^\n]", " ", m[0]), source)
 
 
-def closing(text: str, start: int) -> int:
+def closing(text: str, start: int, brackets: str = "()") -> int:
     """Return the place behind the bracket that closes the one before `start`."""
     depth = 1
     while depth:
-        depth += {"(": 1, ")": -1}.get(text[start], 0)
+        depth += {brackets[0]: 1, brackets[1]: -1}.get(text[start], 0)
         start += 1
     return start
 
@@ -141,18 +146,74 @@ def condition_before(code: str, place: int) -> tuple[int, int] | None:
     return None
 
 
+class Functions:
+    """The functions of Solidity sources, and what each raises, by itself or through others.
+
+    `code` is blanked, and may be that of many files. A name is looked up in the contracts that
+    make up one that is deployed, then anywhere.
+    """
+
+    def __init__(self, code: str) -> None:
+        declared = [
+            (match[1], match[2], match.end(), closing(code, match.end(), "{}"))
+            for match in DECLARED.finditer(code)
+        ]
+        self._bases = {name: (of or "").split(", ") for name, of, _, _ in declared}
+        self._bodies: dict[str, dict[str, str]] = {}
+        for match in FUNCTION.finditer(code):
+            begin = re.compile("[{;]").search(code, match.end())
+            if begin is None or begin[0] == ";":
+                continue  # one of an interface, or that another contract has to write
+            owner = next((n for n, _, a, end in declared if a <= match.start() < end), "")
+            of = self._bodies.setdefault(match[1] or "constructor", {})
+            body = code[begin.end() : closing(code, begin.end(), "{}")]
+            of[owner] = of.get(owner, "") + body
+
+    def bases(self, contract: str) -> frozenset[str]:
+        """Return of which contracts of these sources one is made, itself among them."""
+        above = (self.bases(name) for name in self._bases.get(contract, ()) if name in self._bases)
+        return frozenset({contract}).union(*above)
+
+    def raised(
+        self, name: str, scope: frozenset[str] = frozenset(), apart: Collection[str] = ()
+    ) -> tuple[frozenset[str], frozenset[str]]:
+        """Return which errors a function raises, and which of `apart` it calls.
+
+        What functions of these names raise is left out. `scope` has the contracts that make up the
+        one that is called. Raises `KeyError` if there is no such function.
+        """
+        errors: set[str] = set()
+        met: set[str] = set()
+        seen: set[tuple[str, frozenset[str]]] = set()
+        waiting = [(name, scope)]
+        while waiting:
+            here = waiting.pop()
+            if here in seen:
+                continue
+            seen.add(here)
+            for owner, body in self._found(*here).items():
+                errors |= {match[1] or "" for match in REVERT.finditer(body)}
+                called = [(q, n) for q, n in CALL.findall(body) if n in self._bodies]
+                met |= {n for _, n in called if n in apart}
+                below = here[1] if owner in here[1] else self.bases(owner)
+                waiting += [
+                    (n, frozenset({q}) if q in self._bases else below)
+                    for q, n in called
+                    if n not in apart
+                ]
+        return frozenset(errors), frozenset(met)
+
+    def has(self, name: str, scope: frozenset[str]) -> bool:
+        """Say whether one of the contracts writes a function of that name."""
+        return not scope.isdisjoint(self._bodies.get(name, {}))
+
+    def _found(self, name: str, scope: frozenset[str]) -> dict[str, str]:
+        """Return the bodies of a function, by contract."""
+        everywhere = self._bodies[name]
+        return {owner: everywhere[owner] for owner in scope & everywhere.keys()} or everywhere
+
+
 def errors_by_check(code: str) -> Callable[[str], frozenset[str]]:
     """Return what says which errors a function raises, by itself or through others."""
-    found = list(re.finditer(r"\bfunction (\w+)\s*\(", code))
-    ends = [*(match.start() for match in found[1:]), len(code)]
-    bodies: dict[str, str] = {}
-    for match, end in zip(found, ends, strict=True):
-        bodies[match[1]] = bodies.get(match[1], "") + code[match.end() : end]
-
-    @cache
-    def errors(name: str) -> frozenset[str]:
-        raised = {match[1] or "" for match in REVERT.finditer(bodies[name])}
-        called = set(re.findall(r"\b(\w+)\(", bodies[name])) & bodies.keys() - {name}
-        return frozenset(raised).union(*(errors(other) for other in called))
-
-    return errors
+    functions = Functions(code)
+    return cache(lambda name: functions.raised(name)[0])

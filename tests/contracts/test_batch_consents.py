@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import pytest
+from eth_utils.crypto import keccak
 
 from contracts.batch import consent_digest, plan, secret_of
 from contracts.stage import ZERO, Quote, Stage, State, sign
-from tests.contracts.batching import close_by_leg, four_trades, leg, lock, planned
+from tests.contracts.batching import (
+    close_by_leg,
+    credit,
+    deposits,
+    four_trades,
+    leg,
+    lock,
+    planned,
+)
 from tests.contracts.conftest import Deploy, Refused
 from tests.contracts.signers import signer_of
 
@@ -93,7 +102,7 @@ def test_a_trade_that_was_funded_by_itself_is_locked_in_no_batch(
         lock(stage, made)
 
 
-def test_a_trade_has_one_place_in_a_batch(
+def test_a_trade_has_one_place_in_a_spending(
     stage: Stage, quotes: list[Quote], refused: Refused
 ) -> None:
     made = planned(stage, quotes)
@@ -104,6 +113,28 @@ def test_a_trade_has_one_place_in_a_batch(
         payees = (first.payees[1], first.payees[0]) if own != twice else first.payees
         with refused("TradesUnsorted", *ids):
             lock(stage, made, spendings=(first._replace(quotes=own, payees=payees), *rest))
+
+
+def test_a_buyer_that_signs_two_spendings_of_one_trade_pays_twice_for_one_key(
+    stage: Stage, quotes: list[Quote]
+) -> None:
+    """Each signature is an authorisation of its own: a buyer must not sign the second."""
+    first, second = (planned(stage, quotes[:1], nonce) for nonce in (0, 1))
+    struct = keccak(keccak(text="Batch(bytes32[] quotes)") + keccak(first.digests[0] * 2))
+    outcome = lock(
+        stage,
+        first,
+        spendings=(*first.spendings, *second.spendings),
+        signatures=stage.signatures(stage.digest(struct)),
+    )
+    assert deposits(stage) == [1_000 - 2 * 100, 1_000, 1_000]
+    batch = outcome.events[0].fields["batch"]
+    secret = secret_of(quotes[0].trade_id)
+    outcome = stage.send("revealBatch", batch, [secret] * 2, 0b11, sender="stranger")
+    stage.wait_until(outcome.time + quotes[0].dispute_window + 1)
+    payouts = [(account, back, 2 * rest) for account, back, rest in first.payouts]
+    stage.send("closeBatch", batch, payouts, sender="stranger")
+    assert credit(stage, quotes[0].seller) == 2 * 100
 
 
 def test_a_price_that_fits_no_movement_is_refused(stage: Stage, refused: Refused) -> None:
@@ -148,9 +179,17 @@ def test_a_cancelled_consent_is_void(stage: Stage, quotes: list[Quote], refused:
     assert event == ("ConsentCancelled", {"buyer": buyer, "nonce": 300})
     with refused("NonceUsed", buyer, 300):
         lock(stage, made)
-    with refused("NonceUsed", buyer, 300):
-        stage.send("cancelConsent", 300, sender="buyer")
     lock(stage, planned(stage, quotes, nonce=301))
+
+
+def test_a_consent_is_cancelled_before_its_lock_and_once(
+    stage: Stage, quotes: list[Quote], refused: Refused
+) -> None:
+    lock(stage, planned(stage, quotes, nonce=300))
+    stage.send("cancelConsent", 301, sender="buyer")
+    for used in (300, 301):
+        with refused("NonceUsed", quotes[0].buyer.lower(), used):
+            stage.send("cancelConsent", used, sender="buyer")
 
 
 def test_a_buyer_may_be_a_contract(stage: Stage, deploy: Deploy, refused: Refused) -> None:

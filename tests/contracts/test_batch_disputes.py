@@ -6,7 +6,7 @@ import pytest
 from eth_utils.crypto import keccak
 
 from contracts.batch import Plan, secret_of
-from contracts.stage import ETHER, ZERO, Outcome, Quote, Stage
+from contracts.stage import ETHER, GAS, ZERO, Outcome, Quote, RevertedError, Stage
 from node.protocol import delivery, merkle
 from tests.contracts.batching import (
     close,
@@ -31,10 +31,10 @@ def quotes(stage: Stage) -> list[Quote]:
 # Disputes
 
 
-def dispute(stage: Stage, made: Plan, place: int) -> Outcome:
+def dispute(stage: Stage, made: Plan, place: int, gas: int = GAS) -> Outcome:
     quote = made.quotes[place]
     arguments = (made.batch, made.digests, place, quote, evidence_of(quote))
-    return stage.send("disputeLeg", *arguments, sender="stranger")
+    return stage.send("disputeLeg", *arguments, sender="stranger", gas=gas)
 
 
 @pytest.fixture
@@ -164,6 +164,24 @@ def test_a_broker_that_encrypted_badly_in_a_batch_loses_its_bond(
     assert [event.name for event in outcome.events] == ["LegDisputed", "Slashed", "Unseated"]
     assert outcome.events[1].fields["burnt"] == ETHER - ETHER // 10
     assert outcome.events[1].fields["victim"] == bad.buyer.lower()
+
+
+def test_no_broker_keeps_its_bond_for_a_batch_by_sending_little_gas(
+    stage: Stage, quotes: list[Quote]
+) -> None:
+    made = planned(stage, [spoilt(stage, 1, "buyer", "rival", encryptor=stage.accounts["broker"])])
+    lock(stage, made)
+    reveal(stage, made, 1)
+    refusals = set()
+    for gas in range(200_000, 900_000, 5_000):
+        try:
+            outcome = dispute(stage, made, 0, gas=gas)
+        except RevertedError as error:
+            refusals.add(error.name)
+            continue
+        break
+    assert [event.name for event in outcome.events] == ["LegDisputed", "Slashed", "Unseated"]
+    assert refusals == {"unnamed", "TooLittleGas"}
 
 
 def test_only_a_broker_that_signed_the_batch_loses_its_bond_for_it(refused: Refused) -> None:

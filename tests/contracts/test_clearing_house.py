@@ -253,11 +253,7 @@ def test_one_broker_vetoes_a_root_while_it_can_be_challenged(
     house: House, refused: Refused
 ) -> None:
     tree = split(house)
-    with refused("NothingPosted", ROUND):
-        house.send("veto", ROUND, sender="third")
     clearing = house.post(tree.root, 3)
-    with refused("NotSeated", 0, house.account("rival").lower()):
-        house.send("veto", ROUND, sender="rival")
     house.stage.wait_until(clearing.stands_from - 1)
     house.send("veto", ROUND, sender="third")
     house.stage.wait_until(clearing.stands_from)
@@ -265,9 +261,35 @@ def test_one_broker_vetoes_a_root_while_it_can_be_challenged(
         house.claim(clearing, tree, 0)
     again = house.post(tree.root, 3, version=1)
     house.stage.wait_until(again.stands_from)
-    with refused("RootStands", again.stands_from, again.stands_from - 51):
-        house.send("veto", ROUND, sender="third")
     house.claim(again, tree, 0)
+
+
+def test_nobody_vetoes_that_does_not_sit_here(house: House, refused: Refused) -> None:
+    """Nor a broker that gave notice: it has its seat no more."""
+    house.post(split(house).root, 3)
+    house.stage.send("giveNotice", sender="third", to=house.stage.registry)
+    for role in ("rival", "third"):
+        with refused("NotSeated", 0, house.account(role).lower()):
+            house.send("veto", ROUND, sender=role)
+
+
+def test_without_a_root_there_is_nothing_to_veto(house: House, refused: Refused) -> None:
+    tree = split(house)
+    with refused("NothingPosted", ROUND):
+        house.send("veto", ROUND, sender="third")
+    house.post(tree.root, 3)
+    house.send("veto", ROUND, sender="third")
+    with refused("NothingPosted", ROUND):
+        house.send("veto", ROUND, sender="second")
+
+
+def test_a_root_that_stands_is_vetoed_no_more(house: House, refused: Refused) -> None:
+    tree = split(house)
+    clearing = house.post(tree.root, 3)
+    house.stage.wait_until(clearing.stands_from)
+    with refused("RootStands", clearing.stands_from, clearing.stands_from - 51):
+        house.send("veto", ROUND, sender="third")
+    house.claim(clearing, tree, 0)
 
 
 def test_a_replaced_root_can_not_be_claimed_under(house: House, refused: Refused) -> None:

@@ -106,3 +106,17 @@ def test_a_wrong_one_among_many_is_refused(stage: Stage, refused: Refused) -> No
     stage.wait_until(last + 900)
     with refused("TooEarly", last + 900, last + 901):
         stage.send("finalizeMany", quotes, sender="seller")
+
+
+def test_each_of_many_is_under_its_own_terms(stage: Stage, refused: Refused) -> None:
+    quotes = three(stage)
+    fund_all(stage, quotes, 600)
+    richer = quotes[2]._replace(price=301)
+    terms = [stage.view("quoteDigest", quote)[:26] for quote in (quotes[2], richer)]
+    with refused("WrongTerms", richer.trade_id, *terms):
+        stage.send("revealMany", [*quotes[:2], richer], [SECRET] * 3, sender="seller")
+    outcome = stage.send("revealMany", quotes, [SECRET] * 3, sender="seller")
+    stage.wait_until(outcome.time + 901)
+    with refused("WrongTerms", richer.trade_id, *terms):
+        stage.send("finalizeMany", [*quotes[:2], richer], sender="seller")
+    assert states(stage, quotes) == [State.REVEALED] * 3

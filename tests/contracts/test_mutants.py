@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from tests.contracts.conftest import script
-from tests.contracts.guards import Weaver, blanked, errors_by_check
+from tests.contracts.guards import Functions, Weaver, blanked, errors_by_check
 
 SOURCE = """
 contract Till {
@@ -51,6 +51,42 @@ def test_every_part_of_a_guard_is_broken_once() -> None:
     ]
     switches = re.findall(r"block\.prevrandao != (\d+)", woven)
     assert sorted(map(int, switches)) == list(range(1, len(broken) + 1))
+
+
+HOUSES = """
+abstract contract Cellar {
+    constructor(uint256 depth) { if (depth == 0) revert TooShallow(); }
+    function store(uint256 a) external { _check(a); _roof(); }
+    function _check(uint256 a) private pure { if (a > 9) revert TooMuch(a); }
+    function _roof() internal virtual;
+}
+contract House is Cellar {
+    function _roof() internal override { if (open) revert Rain(); Law.check(1); }
+}
+contract Shed {
+    function _check(uint256 a) private pure { revert NeverInAHouse(a); }
+}
+library Law {
+    function check(uint256 a) internal {
+        try IHouse(a).store{gas: 9}(a) {} catch { revert Broken(); }
+    }
+}
+"""
+
+
+def test_what_a_function_raises_is_looked_up_in_the_contract_that_is_called() -> None:
+    functions = Functions(HOUSES)
+    house = functions.bases("House")
+    assert house == {"House", "Cellar"}
+    errors, met = functions.raised("store", house)
+    assert (sorted(errors), sorted(met)) == (["Broken", "Rain", "TooMuch"], [])
+    errors, met = functions.raised("store", house, ["check"])
+    assert (sorted(errors), sorted(met)) == (["Rain", "TooMuch"], ["check"])
+    assert functions.raised("constructor", house)[0] == {"TooShallow"}
+    assert functions.has("store", house)
+    assert not functions.has("store", frozenset({"Shed"}))
+    with pytest.raises(KeyError):
+        functions.raised("burn", house)
 
 
 @pytest.mark.parametrize("on", range(11))

@@ -222,7 +222,16 @@ def test_only_a_listed_broker_that_serves_sits(stage: Stage, refused: Refused) -
     assert stage.view("seatOf", broker, of=twin) == 1
     stage.seat("broker", twin)
     assert stage.view("seatOf", broker, of=twin) == 2
+
+
+def test_anyone_seats_a_broker_and_a_seat_is_taken_once(stage: Stage) -> None:
+    broker = stage.accounts["broker"]
+    twin = stage.market("ParameterEscrow", stage.court.address)
+    stage.send("serve", twin.address, sender="broker", to=stage.registry)
+    (event,) = stage.send("seat", broker, sender="rival", to=twin).events
+    assert event == ("Seated", {"broker": broker.lower()})
     assert stage.send("seat", broker, sender="rival", to=twin).events == ()
+    assert stage.view("seatOf", broker, of=twin) == 2
 
 
 def test_nobody_unseats_a_broker_that_serves(stage: Stage, refused: Refused) -> None:
@@ -230,7 +239,23 @@ def test_nobody_unseats_a_broker_that_serves(stage: Stage, refused: Refused) -> 
     for role in ("rival", "broker"):
         with refused("StillServing", broker.lower()):
             stage.send("unseat", broker, sender=role)
-    assert stage.send("unseat", stage.accounts["rival"], sender="rival").events == ()
+    assert stage.view("seatOf", broker) == 2
+
+
+def test_a_broker_that_gave_notice_sits_no_more(stage: Stage) -> None:
+    broker = stage.accounts["broker"]
+    events = stage.send("giveNotice", sender="broker", to=stage.registry).events
+    assert events[-1] == ("Unseated", {"broker": broker.lower()})
+    assert stage.view("seatOf", broker) == 1
+
+
+def test_nobody_is_unseated_twice(stage: Stage) -> None:
+    """Nor a stranger at all, who would be one that may sit then."""
+    broker, rival = stage.accounts["broker"], stage.accounts["rival"]
+    stage.send("giveNotice", sender="broker", to=stage.registry)
+    for account, seat in ((broker, 1), (rival, 0)):
+        assert stage.send("unseat", account, sender="rival").events == ()
+        assert stage.view("seatOf", account) == seat
 
 
 def test_a_signature_below_its_key_is_no_signature(market: Stage, refused: Refused) -> None:

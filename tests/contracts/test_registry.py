@@ -2,51 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from eth_utils.crypto import keccak
 
 from contracts import load_artifact
-from contracts.stage import BOND, ETHER, SECRET, ZERO, Outcome, Quote, RevertedError, Stage
+from contracts.stage import BOND, ETHER, SECRET, ZERO, RevertedError, Stage
 from tests.contracts.conftest import Deploy, Refused
 from tests.contracts.deliveries import Delivery, deliver, flipped, noise
+from tests.contracts.evidence import alone, credit, in_batch, prove, to_registry, two_quotes
 
 DAY = 86_400
 EXIT_DELAY = 100 * DAY
-
-
-def to_registry(stage: Stage, function: str, *arguments: Any, **how: Any) -> Outcome:
-    return stage.send(function, *arguments, to=stage.registry, **how)
-
-
-def credit(stage: Stage, account: str) -> int:
-    amount: int = stage.view("credits", ZERO, account, of=stage.registry)
-    return amount
-
-
-def alone(stage: Stage, quote: Quote, *signers: str) -> tuple[Any, ...]:
-    """Return a quote that a broker, or somebody else, signed by itself."""
-    return (quote, (), 0, stage.signature(quote, *signers))
-
-
-def in_batch(stage: Stage, quotes: Sequence[Quote], place: int) -> tuple[Any, ...]:
-    """Return one of the quotes that the broker signed as a batch."""
-    digests = [stage.view("quoteDigest", quote) for quote in quotes]
-    struct = keccak(keccak(text="Batch(bytes32[] quotes)") + keccak(b"".join(digests)))
-    return (quotes[place], digests, place, stage.signatures(stage.digest(struct)))
-
-
-def two_quotes(stage: Stage) -> tuple[Any, ...]:
-    """Return a broker, and two quotes of one trade id that it signed."""
-    first, second = stage.quote(), stage.quote(price=ETHER)
-    return (stage.accounts["broker"], alone(stage, first), alone(stage, second))
-
-
-def prove(stage: Stage, *evidence: Any, market: str = "") -> Outcome:
-    place = market or stage.escrow.address
-    return to_registry(stage, "proveEquivocation", place, *evidence, sender="rival")
 
 
 # bond, serve
@@ -87,9 +55,25 @@ def test_a_broker_serves_sixteen_markets_and_no_more(stage: Stage, refused: Refu
         to_registry(stage, "serve", "0x" + bytes([number] * 20).hex(), sender="broker")
     with refused("TooManyMarkets", 16):
         to_registry(stage, "serve", "0x" + "ff" * 20, sender="broker")
-    assert to_registry(stage, "serve", stage.escrow.address, sender="broker").events == ()
     bond, leaves_at, markets = stage.view("brokerOf", stage.accounts["broker"], of=stage.registry)
     assert (bond, leaves_at, len(markets)) == (BOND, 0, 16)
+
+
+def test_a_market_is_listed_once(stage: Stage) -> None:
+    """Else its place would be of no use to another, and it would be told twice of a slashing."""
+    broker, escrow = stage.accounts["broker"], stage.escrow.address
+    assert to_registry(stage, "serve", escrow, sender="broker").events == ()
+    assert stage.view("brokerOf", broker, of=stage.registry)[2] == (escrow.lower(),)
+
+
+def test_a_broker_answers_to_the_market_that_it_serves(stage: Stage) -> None:
+    broker, market = stage.accounts["broker"].lower(), "0x" + "11" * 20
+    for ask in ("serves", "answersTo"):
+        assert not stage.view(ask, broker, market, of=stage.registry)
+    (event,) = to_registry(stage, "serve", market, sender="broker").events
+    assert event == ("Serving", {"broker": broker, "market": market})
+    for ask in ("serves", "answersTo"):
+        assert stage.view(ask, broker, market, of=stage.registry)
 
 
 # notice
@@ -379,3 +363,33 @@ def test_nobody_gains_by_slashing_itself(stage: Stage, more: int) -> None:
     assert slashed.fields["burnt"] == bond - tenth
     assert stage.balance(stage.registry.address) == bond
     assert credit(stage, broker) == tenth
+
+
+def test_a_broker_is_convicted_once(stage: Stage, refused: Refused) -> None:
+    """Its markets are forgotten with its bond: it answers to none of them any more."""
+    broker = stage.accounts["broker"]
+    to_registry(stage, "serve", broker, sender="broker")
+    to_registry(stage, "convict", broker, broker, broker, sender="broker")
+    assert not stage.view("answersTo", broker, stage.escrow.address, of=stage.registry)
+    with refused("NotServedBy", broker.lower(), broker.lower()):
+        to_registry(stage, "convict", broker, broker, broker, sender="broker")
+
+
+@pytest.mark.parametrize("call", ["proveEquivocation", "convict"])
+def test_no_slashing_passes_a_market_over_for_want_of_gas(stage: Stage, call: str) -> None:
+    """Whoever reports chooses the gas, and could leave a slashed broker in its seat."""
+    broker, sender = stage.accounts["broker"], "rival"
+    arguments: tuple[Any, ...] = (stage.escrow.address, *two_quotes(stage))
+    if call == "convict":
+        to_registry(stage, "serve", broker, sender="broker")
+        arguments, sender = (broker, broker, broker), "broker"
+    refusals = set()
+    for gas in range(100_000, 600_000, 10_000):
+        try:
+            outcome = to_registry(stage, call, *arguments, sender=sender, gas=gas)
+        except RevertedError as error:
+            refusals.add(error.name)
+            continue
+        break
+    assert "TooLittleGas" in refusals
+    assert [event.name for event in outcome.events] == ["Slashed", "Unseated"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from contracts import load_artifact
+from tests.contracts.guards import Functions, blanked
 
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE.parents[1] / "contracts" / "src"
@@ -28,7 +31,33 @@ MORE_THAN_CALLS = {"escrow_digest"}
 """What is tested there besides has no function of a contract to stand under."""
 
 DEPLOYED = ("BrokerRegistry", "ClearingHouse", "DeliveryCourt", "ParameterEscrow")
-NO_FUNCTIONS = {"constructor", "no function at all", "the signatures of a quorum"}
+SIGNATURES = "the signatures of a quorum"
+NO_FUNCTIONS = {"constructor", "no function at all", SIGNATURES}
+OTHERWISE = "otherwise"
+
+STANDS_AT = {
+    "_requireQuorum": SIGNATURES,
+    "_fund": "fund",
+    "_pull": "fund",
+    "requireFundable": "fund",
+    "_reveal": "reveal",
+    "_finalize": "finalize",
+    "requireBad": "requireBad",
+    "convict": "convict",
+    "_sum": "deposit",
+}
+"""Checks that several functions make. Each of their errors has a branch at the heading named here;
+any other function that makes the check has a branch for one of them."""
+
+RARE = {"_sum"}
+"""Of a token that lies alone: no branch anywhere else."""
+
+NEVER = {
+    ("convict", "NoBond"): "with a bond its markets are forgotten: the caller is none of them",
+    ("revealMany", "WrongState"): "trades in other states are passed over",
+    ("finalizeMany", "WrongState"): "trades in other states are passed over",
+}
+"""Errors that a function cannot come to, though its source says otherwise."""
 
 UNREACHABLE = {"HashingFailed"}
 """With too little gas for the precompile there is none left to say so either."""
@@ -40,15 +69,20 @@ class Tree:
     def __init__(self, name: str) -> None:
         lines = (HERE / f"{name}.tree").read_text().splitlines()
         depths = [len(re.match(r"[│├└─ ]*", line)[0]) // 4 for line in lines]  # type: ignore[index]
-        self.contract = lines[0]
+        self.name, self.contract = name, lines[0]
         self.leaves: dict[str, list[str]] = {}
+        self.branches: dict[str, dict[str, list[str]]] = {}
+        """By heading and branch, the leaves; those of no branch are under `OTHERWISE`."""
         for line, depth, next_ in zip(lines, depths, [*depths[1:], 0], strict=True):
             text = line[4 * depth :]
             if depth == 1:
-                heading = text
-                self.leaves[heading] = []
+                heading, branch = text, OTHERWISE
+                self.leaves[heading], self.branches[heading] = [], {}
             if next_ <= depth:
                 self.leaves[heading].append(text)
+                self.branches[heading].setdefault(branch, []).append(text)
+            elif depth > 1:
+                branch = text
 
     @property
     def functions(self) -> list[str]:
@@ -63,15 +97,47 @@ def named_in(stem: str) -> list[str]:
     return [name.replace("_", " ") for name in names]
 
 
-def bases(contract: str) -> set[str]:
-    """Return those of our contracts of which a contract is made, itself among them."""
-    source = SOURCES / f"{contract}.sol"
-    if not source.is_file():
-        return set()
-    named = re.search(rf"\bcontract {contract} is ([\w, ]+\w)", source.read_text())
-    return {contract}.union(*(bases(name) for name in (named[1].split(", ") if named else ())))
+@cache
+def errors_in(stem: str) -> dict[str, frozenset[str]]:
+    """Return the words that a test of a file quotes, errors among them, by what it is called."""
+    written = ast.parse((HERE / f"test_{stem}.py").read_text())
+    return {
+        test.name.removeprefix("test_").replace("_", " "): frozenset(
+            node.value
+            for node in ast.walk(test)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        )
+        for test in written.body
+        if isinstance(test, ast.FunctionDef)
+    }
 
 
+def without_branch(tree: Tree, heading: str, name: str, deployed: str) -> set[str]:
+    """Return what a function raises of which no branch tells."""
+    scope = FUNCTIONS.bases(deployed)
+    function = "_requireQuorum" if name == SIGNATURES else name
+    if name == "constructor":
+        scope = frozenset({tree.contract})
+    if not FUNCTIONS.has(function, scope):
+        return set()  # a variable, or a function of the library
+    quoted: dict[str, frozenset[str]] = {}
+    for stem in TESTS[tree.name].split():
+        quoted |= errors_in(stem)
+    told = frozenset[str]().union(
+        *(
+            quoted[leaf]
+            for branch, leaves in tree.branches[heading].items()
+            for leaf in leaves
+            if branch != OTHERWISE
+        )
+    )
+    apart = {check for check, at in STANDS_AT.items() if at != name}
+    errors, met = FUNCTIONS.raised(function, scope, apart)
+    missing = {error for error in errors - told - UNREACHABLE if (name, error) not in NEVER}
+    return missing | {check for check in met - RARE if not FUNCTIONS.raised(check, scope)[0] & told}
+
+
+FUNCTIONS = Functions("\n".join(blanked(path.read_text()) for path in SOURCES.rglob("*.sol")))
 TREES = {name: Tree(name) for name in TESTS}
 
 
@@ -98,15 +164,25 @@ def test_every_test_is_a_leaf(stem: str) -> None:
 
 @pytest.mark.parametrize("contract", DEPLOYED)
 def test_every_function_that_can_be_called_is_in_a_tree(contract: str) -> None:
-    trees = [tree for tree in TREES.values() if tree.contract in bases(contract)]
-    assert {tree.contract for tree in trees} == bases(contract) - {"IBrokerRegistry"} - {
-        "IParameterEscrow"
-    }
+    ours = FUNCTIONS.bases(contract) - {"IBrokerRegistry", "IParameterEscrow"}
+    trees = [tree for tree in TREES.values() if tree.contract in ours]
+    assert {tree.contract for tree in trees} == ours
     functions = {e["name"] for e in load_artifact(contract).abi if e["type"] == "function"}
     in_trees = Counter(name for tree in trees for name in tree.functions)
     assert functions - set(in_trees) == set(), "in no tree"
     assert set(in_trees) - functions - NO_FUNCTIONS == set(), "no such function"
     assert {name for name in functions if in_trees[name] > 1} == set(), "in two trees"
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_every_error_of_a_function_has_a_branch(name: str) -> None:
+    tree = TREES[name]
+    for deployed in DEPLOYED:
+        if tree.contract in FUNCTIONS.bases(deployed):
+            for heading in tree.branches:
+                for function in heading.split(", "):
+                    missing = without_branch(tree, heading, function, deployed)
+                    assert missing == set(), f"{function}: {sorted(missing)}"
 
 
 def test_every_custom_error_is_asserted_by_name() -> None:

@@ -74,11 +74,15 @@ def test_the_root_is_what_the_written_rules_say(data: bytes) -> None:
 @given(blobs(), st.data())
 def test_a_stream_in_any_chunks_has_the_same_root(data: bytes, draw: st.DataObject) -> None:
     cuts = sorted(draw.draw(st.lists(st.integers(0, len(data)), max_size=6)))
-    builder = merkle.RootBuilder()
-    for begin, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
+    builder = merkle.StreamingRoot()
+    completed = [
         builder.update(data[begin:end])
-    root, hashes = builder.finish()
-    assert (root, hashes) == (merkle.root_of(data), merkle.leaf_hashes(data))
+        for begin, end in zip([0, *cuts], [*cuts, len(data)], strict=True)
+    ]
+    root, length, last = builder.finish()
+    hashes = b"".join([*completed, last])
+    assert (root, length) == (merkle.root_of(data), len(data))
+    assert hashes == merkle.leaf_hashes(data)
     assert merkle.root_of_hashes(hashes, len(data)) == root
 
 

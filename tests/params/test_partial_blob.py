@@ -191,16 +191,6 @@ def test_the_ticks_of_a_disk_that_lied_are_not_believed(store: BlobStore, tmp_pa
         assert writer.missing() == [CHUNKS[0], CHUNKS[2]]
 
 
-def test_what_has_arrived_can_be_discarded(store: BlobStore, tmp_path: Path) -> None:
-    with store.writer(ROOT, LENGTH, HASHES) as writer:
-        writer.write(0, piece(CHUNKS[0]))
-    store.discard_partial(ROOT)
-    store.discard_partial(ROOT)
-    assert [path.name for path in tmp_path.iterdir()] == [f"{ROOT.hex()}.hashes"]
-    with store.writer(ROOT, LENGTH) as writer:
-        assert writer.missing() == CHUNKS
-
-
 def test_one_writer_at_a_time(store: BlobStore) -> None:
     with store.writer(ROOT, LENGTH, HASHES) as writer:
         with pytest.raises(StoreError) as caught:

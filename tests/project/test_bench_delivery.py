@@ -45,6 +45,19 @@ def test_every_case_is_set_against_plain_hashing_of_the_same_file(bench: ModuleT
     assert how["value"] == ("SHA extensions" if tree_hashing.IN_C else "hashlib")
 
 
+def test_each_part_is_measured_in_all_ways_that_are_here(bench: ModuleType) -> None:
+    rows = bench.unit_rows(rounds=1)
+    ways = ("by hashlib", "in C") if tree_hashing.IN_C else ("by hashlib",)
+    parts = ("a leaf", "a leaf of each of two blobs", "a node")
+    assert [row["case"] for row in rows] == [
+        *(f"{part}, {way}" for way in ways for part in parts),
+        "ChaCha20, for both",
+        "plain SHA-256, for both",
+    ]
+    assert all(row["unit"] == "µs" and row["value"] > 0 for row in rows)
+    assert all(row["ratio"] == 1 for row in rows if "by hashlib" in row["case"])
+
+
 def test_goods_of_a_file_that_is_another_are_not_measured(
     bench: ModuleType, tmp_path: Path
 ) -> None:
