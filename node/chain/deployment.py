@@ -124,15 +124,14 @@ def require_funds(client: ChainClient, wallet: Wallet, needed: Wei) -> None:
     held = answers.wei(client.ask("eth_getBalance", wallet.address, "latest"), "eth_getBalance")
     if held < needed:
         raise UnfundedAccountError(
-            f"{wallet.address} holds {held} wei, and a deployment begins with {needed}: "
-            "send it the rest"
+            f"{wallet.address} holds {held} wei, and this begins with {needed}: send it the rest"
         )
 
 
 def require_none_pending(client: ChainClient, wallet: Wallet) -> None:
     """Raise `ChainUnavailableError` while a transaction of this account waits.
 
-    It may be the deployment of just what seems to be missing, and a second one would burn its gas.
+    It may be just what seems to be left to do, and a second one would burn its gas.
     """
     asked = client.ask("eth_getTransactionCount", wallet.address, "latest")
     if answers.quantity(asked, "a nonce") < client.nonce(wallet.address):

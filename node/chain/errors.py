@@ -13,6 +13,7 @@ maps it to one of these. A caller decides by type alone:
 `UnfundedAccountError`       the account cannot pay; tell its owner
 `WrongContractError`         this is not our market; stop
 `NotSeatedError`             our signature counts for nothing in this market; stop
+`StandingError`              the registry would refuse this account; the message says why
 ===========================  =====================================================
 """
 
@@ -86,6 +87,10 @@ class WrongContractError(ChainError):
 
 class NotSeatedError(ChainError):
     """A broker has no seat in the market that it was to serve, and cannot take one."""
+
+
+class StandingError(ChainError):
+    """What was asked for is not open to an account, by what the registry knows of it."""
 
 
 class ChainLogError(ChainError):

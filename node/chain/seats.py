@@ -10,7 +10,6 @@ two steps goes on from there, and one that was unseated for a bond that is gone 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from node.chain import answers
@@ -22,12 +21,12 @@ from node.chain.check import (
     check_escrow,
     escrow_artifact,
     escrow_codec,
-    registry_artifact,
 )
 from node.chain.client import ChainClient
 from node.chain.codec import EscrowCodec
 from node.chain.errors import ChainUnavailableError, NotSeatedError
 from node.chain.port import Seat
+from node.chain.registry import Standing, Web3Registry
 from node.chain.transactions import Wallet, send_and_wait
 from node.protocol.clearing import ClearingDomain
 from node.protocol.eip712 import Domain
@@ -37,15 +36,6 @@ STEP_GAS: Final = 300_000
 """For each step: more than twice what it needs."""
 SEAT_TIMEOUT: Final = 120.0
 NOTHING: Final = Wei(0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Standing:
-    """What the registry knows of a broker."""
-
-    bond: Wei
-    leaves_at: int
-    serves: bool
 
 
 def take_seat(
@@ -79,21 +69,17 @@ class _Way:
             self._what, self._market = "escrow", domain.escrow
         else:
             self._what, self._market = "clearing house", domain.clearing_house
-        artifact = registry_artifact()
-        names = ("bond", "serve", "brokerOf")
-        self._registry = Functions(artifact.name, artifact.abi, names)
         self._codec: EscrowCodec = escrow_codec(escrow_artifact())
         self._seat = Functions("BrokerQuorum", escrow_artifact().abi, ("seat",))
 
     def go(self, bond: Wei | None) -> int:
         broker, market = self._wallet.address, self._market
         terms = self._terms()
-        standing = self._standing(terms.registry)
-        if standing.leaves_at:
-            raise NotSeatedError(
-                f"broker {broker} gave notice in the registry {terms.registry}; its account "
-                "cannot serve again before it has taken its bond back"
-            )
+        registry = Web3Registry(
+            self._client, self._wallet, terms.registry, mined_within=self._timeout
+        )
+        standing = registry.standing(broker)
+        self._require_welcome(registry, standing)
         steps = 0
         least = max(terms.minimum_bond, Wei(1))
         offered = bond or NOTHING
@@ -104,11 +90,10 @@ class _Way:
             )
         if offered > standing.bond:
             self._require_none_pending()
-            missing = Wei(offered - standing.bond)
-            self._send(terms.registry, self._registry.call("bond"), missing)
+            registry.send(registry.put_up(Wei(offered - standing.bond)))
             steps += 1
-        if not standing.serves:
-            self._send(terms.registry, self._registry.call("serve", market))
+        if market not in standing.markets:
+            registry.send(registry.serve(market))
             steps += 1
         if self._sits() is not Seat.TAKEN:
             self._send(market, self._seat.call("seat", broker))
@@ -117,18 +102,30 @@ class _Way:
             raise NotSeatedError(f"the {self._what} at {market} does not seat broker {broker}")
         return steps
 
+    def _require_welcome(self, registry: Web3Registry, standing: Standing) -> None:
+        """Raise `NotSeatedError` for what the registry would refuse, before it is paid for."""
+        where = f"broker {standing.account} in the registry {registry.address}"
+        if standing.slashed:
+            raise NotSeatedError(
+                f"{where} lost its bond: it was slashed, and is never taken again; "
+                "a broker needs another account, which the market must list"
+            )
+        if standing.leaves_at is not None:
+            raise NotSeatedError(
+                f"{where} gave notice; its account cannot serve again before it has taken its "
+                f"bond back, from {standing.leaves_at} on (`pm-node contracts take-bond`)"
+            )
+        most = registry.most_markets()
+        if len(standing.markets) >= most and self._market not in standing.markets:
+            raise NotSeatedError(
+                f"{where} serves {most} markets, which is the most; this one needs another account"
+            )
+
     def _terms(self) -> MarketTerms | HouseTerms:
         brokers = (self._wallet.address,)
         if isinstance(self._domain, Domain):
             return check_escrow(self._client, self._domain, brokers)
         return check_clearing_house(self._client, self._domain, brokers)
-
-    def _standing(self, registry: Address) -> _Standing:
-        asked = self._registry.call("brokerOf", self._wallet.address)
-        answer = self._client.view(registry, asked)
-        bond, leaves_at, markets = self._registry.read_any("brokerOf", answer)
-        here = self._market.lower()  # addresses come without their checksum's capitals
-        return _Standing(Wei(bond), leaves_at, here in {str(market).lower() for market in markets})
 
     def _require_none_pending(self) -> None:
         """Raise `ChainUnavailableError` while a transaction waits: it may be the bond itself."""

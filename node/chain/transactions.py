@@ -190,12 +190,12 @@ def send_and_wait(
     read_revert: Callable[[bytes], Revert],
     timeout: float,
     save: Callable[[bytes], None] | None = None,
-) -> None:
-    """Sign, send, and see it mined, for what is done once as a node starts.
+) -> TransactionOutcome:
+    """Sign, send, and see it mined, for what is done once as a node starts or a command is typed.
 
     What was sent is not remembered: a caller asks the chain first what is left to do. Raises
-    as `broadcast`, `TransactionRefusedError` if it reverts, and `ChainUnavailableError` if it
-    is not mined within `timeout` seconds.
+    as `broadcast`, `CallRefusedError` or `TransactionRefusedError` if it reverts in a block, and
+    `ChainUnavailableError` if it is not mined within `timeout` seconds.
     """
     nonce = client.nonce(wallet.address)
     signed = wallet.sign(to, data, value, gas=gas, nonce=nonce, fees=wallet.fees(client))
@@ -203,13 +203,12 @@ def send_and_wait(
         save(signed.raw)
     broadcast(client, signed.raw, read_revert)
     deadline = time.monotonic() + timeout
-    while True:
-        receipt = client.ask("eth_getTransactionReceipt", "0x" + signed.hash.hex())
-        if receipt is not None:
-            status = answers.mapping(receipt, "a receipt").get("status")
-            if answers.quantity(status, "status", 1) == 0:
-                raise TransactionRefusedError("reverted", f"0x{signed.hash.hex()} to {to}")
-            return
+    while (mined := outcome(client, signed.hash, read_revert)) is None:
         if time.monotonic() > deadline:
             raise ChainUnavailableError(f"a call of {to} was not mined within {timeout} s")
         time.sleep(_POLL_SECONDS)
+    if mined.revert is None:
+        return mined
+    if mined.values is None:  # without values: what was sent, to be looked up by
+        raise TransactionRefusedError(mined.revert, f"0x{signed.hash.hex()} to {to}")
+    raise Revert(mined.revert, mined.values).refusal()

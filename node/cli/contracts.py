@@ -1,5 +1,7 @@
 """``pm-node contracts``: a whole market put on a chain, and one that is there looked at.
 
+What an account has in it, its bond above all, is the business of `node.cli.bonds`.
+
 What a market is built with cannot be changed later, and on a chain of real money it costs real
 money: there every term is named, the cost is said first, and nothing is sent without a yes.
 """
@@ -23,10 +25,11 @@ if TYPE_CHECKING:
     from node.chain.check import MarketTerms
     from node.chain.client import ChainClient
     from node.chain.deploy import MarketPlan, Part
+    from node.chain.transactions import Wallet
     from node.config.table import Loaded
     from node.home import Home
     from node.identity import AccountKey
-    from node.protocol.types import Address, Digest
+    from node.protocol.types import Address, Digest, Wei
 
 FAUCET: Final = 100 * ETHER
 DAY: Final = 86_400
@@ -38,14 +41,14 @@ NAMED: Final = (
 )
 """Each contract of a market, and what it is called in the file."""
 
-_chain_id = click.option(
+chain_id_option = click.option(
     "--chain-id", type=click.IntRange(min=1), default=None, help="refuse any chain but this one"
 )
 
 
 @click.group()
 def contracts() -> None:
-    """Deploy the contracts of a market, and verify those that are deployed."""
+    """A market's contracts: put on a chain, verified; and what an account has in them."""
 
 
 @contracts.command("deploy")
@@ -65,7 +68,7 @@ def contracts() -> None:
     help="the shortest time in which brokers can veto a root of a clearing round",
 )
 @click.option("--yes", is_flag=True, help="spend real money without asking")
-@_chain_id
+@chain_id_option
 @on_node
 def deploy(
     node: Invocation,
@@ -94,7 +97,7 @@ def deploy(
 
     loaded = _with_commas(node).load()
     home = node.home(loaded.config)
-    with _client(loaded, chain_id) as client:
+    with chain_client(loaded, chain_id) as client:
         here = client.chain_id()
         path = out or deployments_file(home.root, here)
         read_deployments(path, here)  # a file that cannot be used is found before money is spent
@@ -104,7 +107,7 @@ def deploy(
         )
         missing = missing_parts(client, plan)
         if missing:
-            account = _account(node.existing_home(loaded.config), loaded)
+            account = account_key(node.existing_home(loaded.config), loaded)
             with home.lock():
                 _send(client, account, plan, missing, yes=yes, play_money=play_money)
         terms = check_market(client, plan)
@@ -130,7 +133,7 @@ def deploy(
     default=None,
     help="file of addresses (default: as `contracts deploy` writes it)",
 )
-@_chain_id
+@chain_id_option
 @on_node
 def verify(node: Invocation, source: Path | None, chain_id: int | None) -> None:
     """Compare the code on a chain with the compiled contracts, byte for byte.
@@ -140,7 +143,7 @@ def verify(node: Invocation, source: Path | None, chain_id: int | None) -> None:
     from node.chain.deployment import check_market, deployments_file, plan_of
 
     loaded = node.load()
-    with _client(loaded, chain_id) as client:
+    with chain_client(loaded, chain_id) as client:
         here = client.chain_id()
         path = source or deployments_file(node.home(loaded.config).root, here)
         market = _recorded(path, here, loaded.config.escrow)
@@ -168,7 +171,7 @@ def _with_commas(node: Invocation) -> Invocation:
 
 
 @contextmanager
-def _client(loaded: Loaded, chain_id: int | None) -> Iterator[ChainClient]:
+def chain_client(loaded: Loaded, chain_id: int | None) -> Iterator[ChainClient]:
     from node.chain.client import ChainClient
     from node.chain.errors import WrongContractError
 
@@ -197,7 +200,7 @@ def _plan(loaded: Loaded, home: Home, salt: str | None, *, play_money: bool) -> 
         ):
             if origins[key].kind == "default" or not getattr(config, key):
                 raise ConfigError(key, "", origins[key], f"{remedy}; it cannot be changed later")
-    brokers = config.brokers or (_only_account(home),)
+    brokers = config.brokers or (only_account(home),)
     if len(set(brokers)) < len(brokers) or NO_ADDRESS in brokers:
         named = ", ".join(brokers)
         raise ConfigError("brokers", named, origins["brokers"], "each broker once, and no zero")
@@ -229,7 +232,7 @@ def _salt(text: str) -> Digest:
 # ── the account ──
 
 
-def _only_account(home: Home) -> Address:
+def only_account(home: Home) -> Address:
     from node.identity import MissingKeyError, list_accounts
 
     held = list_accounts(home.keystore)
@@ -239,11 +242,11 @@ def _only_account(home: Home) -> Address:
     return held[0]
 
 
-def _account(home: Home, loaded: Loaded) -> AccountKey:
+def account_key(home: Home, loaded: Loaded) -> AccountKey:
     from node.cli.keys import _password
     from node.identity import load_account
 
-    address = _only_account(home)
+    address = only_account(home)
     return load_account(home.keystore, _password(loaded.config, home), address)
 
 
@@ -260,26 +263,42 @@ def _send(
     play_money: bool,
 ) -> None:
     from node.chain.deploy import deploy_part
-    from node.chain.deployment import estimate, require_funds, require_none_pending
-    from node.chain.errors import UnfundedAccountError
+    from node.chain.deployment import estimate
     from node.chain.transactions import Wallet
-    from node.protocol.types import Wei
 
     wallet = Wallet(account.private_key, client.chain_id())
     expected = estimate(client, wallet, missing)
     names = ", ".join(part.name for part in missing)
-    _say(
+    say(
         f"a market of {', '.join(plan.brokers)}, of whom {plan.threshold} must sign, "
         f"each under a bond of {plan.minimum_bond:,} wei or more; a root can be vetoed for "
         f"{plan.minimum_challenge:,} s or more"
     )
-    _say(
+    say(
         f"to deploy on chain {client.chain_id()}: {names}; at most {expected.gas:,} gas at "
         f"{expected.price:,} wei = {expected.cost:,} wei, paid by {wallet.address}"
     )
+    afford(client, wallet, expected.least_balance, "Deploy?", yes=yes, play_money=play_money)
+    for part in missing:
+        deploy_part(client, wallet, part)
+        say(f"{part.name} is at {part.address}")
+
+
+def afford(
+    client: ChainClient, wallet: Wallet, needed: Wei, question: str, *, yes: bool, play_money: bool
+) -> None:
+    """Return once the account holds what is needed, and somebody has said yes to real money.
+
+    Play money is asked for where there is too little. Raises `UnfundedAccountError`,
+    `ChainUnavailableError` while a transaction of the account waits, and click's own.
+    """
+    from node.chain.deployment import require_funds, require_none_pending
+    from node.chain.errors import UnfundedAccountError
+    from node.protocol.types import Wei
+
     require_none_pending(client, wallet)
     try:
-        require_funds(client, wallet, expected.least_balance)
+        require_funds(client, wallet, needed)
     except UnfundedAccountError:
         if not play_money:
             raise
@@ -287,13 +306,10 @@ def _send(
     if not (yes or play_money):
         if not sys.stdin.isatty():
             raise click.UsageError("this spends real money: say --yes")
-        click.confirm("Deploy?", abort=True, err=True)
-    for part in missing:
-        deploy_part(client, wallet, part)
-        _say(f"{part.name} is at {part.address}")
+        click.confirm(question, abort=True, err=True)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     click.echo(text, err=True)
 
 

@@ -30,7 +30,7 @@ INTERRUPTED: Final = 130
 @functools.cache
 def _codes() -> tuple[tuple[type[MarketError], int], ...]:
     """Return the code of each kind of error; the first that fits counts."""
-    from node.chain.errors import ChainError, ChainLogError
+    from node.chain.errors import ChainError, ChainLogError, StandingError
     from node.config.table import ConfigError
     from node.home import AlreadyRunningError, BrokerNotFoundError, HomeError
     from node.identity import IdentityError
@@ -43,6 +43,7 @@ def _codes() -> tuple[tuple[type[MarketError], int], ...]:
         (AlreadyRunningError, 4),
         (CannotListenError, 4),
         (ChainLogError, 4),
+        (StandingError, FAILED),
         (IdentityError, 3),
         (JournalError, 3),
         (HomeError, 3),

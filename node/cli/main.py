@@ -17,6 +17,7 @@ from typing import NoReturn
 
 import click
 
+from node.cli.bonds import collect, leave, report, standing, take_bond
 from node.cli.contracts import contracts
 from node.cli.devnet import devnet
 from node.cli.doctor import doctor
@@ -120,6 +121,8 @@ def chain(node: Invocation, directory: Path, host: str, port: int, as_json: bool
 
 
 trade.add_command(trade_receipt)
+for command in (standing, leave, take_bond, report, collect):
+    contracts.add_command(command)
 for command in (keys, status, doctor, trade, devnet, contracts, verify, mechanism):
     cli.add_command(command)
 

@@ -41,6 +41,14 @@ def test_help_names_every_setting_and_command(pm_node: Command) -> None:
     assert "mechanism" in ran.out
 
 
+def test_the_help_of_contracts_names_the_way_in_and_the_way_out(pm_node: Command) -> None:
+    ran = pm_node("contracts", "--help")
+    assert ran.code == 0
+    for command in ("deploy", "verify", "standing", "leave", "take-bond", "report", "collect"):
+        assert f"\n  {command} " in ran.out
+        assert pm_node("contracts", command, "--help").code == 0
+
+
 def test_bare_pm_node_is_its_help(pm_node: Command) -> None:
     assert pm_node().out == pm_node("--help").out
 
