@@ -22,7 +22,6 @@ from node.chain.deploy import MarketPlan, deploy_market, load_or_make_salt
 from node.chain.deployment import newest_escrow
 from node.chain.errors import ChainUnavailableError, WrongContractError
 from node.chain.port import Escrow
-from node.chain.rpc_server import serve_chain
 from node.chain.seats import take_seat
 from node.chain.web3_escrow import open_escrow
 from node.chronicle import ChainAway
@@ -199,6 +198,9 @@ def _market(config: Config, environ: Mapping[str, str], *, elsewhere: bool) -> _
 @contextmanager
 def _embedded_chain(home: Home) -> Iterator[str]:
     """Serve a development chain from this process; its state is in the data directory."""
+    # the machine of a chain is imported by the one process that has it: half a second of a start
+    from node.chain.rpc_server import serve_chain
+
     stop, ready, url = threading.Event(), threading.Event(), [""]
 
     kept = home.root / "chain.port"

@@ -8,15 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from broker_node.appraisal import Appraiser, DrillAppraiser, MarketAppraiser
-from broker_node.evaluate.validation import ValidationSet
 from broker_node.mechanisms.ask import market_ask
-from broker_node.service import Broker
-from broker_node.settings import BrokerSettings
 from node.agent.agent import Agent
 from node.agent.session import Meet, never_wait
 from node.agent.settings import AgentSettings
@@ -41,6 +37,10 @@ from node.roles.ports import port_of, remember, with_port
 from node.station.station import Station
 from node.training.registry import build_trainer
 from node.training.trainer import Task, Trainer
+
+if TYPE_CHECKING:
+    from broker_node.appraisal import Appraiser
+    from broker_node.service import Broker
 
 LONGEST_DISPUTE_WINDOW: Final = 7 * 24 * 3_600
 LEAST_REVEAL_SECONDS: Final = 5
@@ -110,6 +110,10 @@ def address_of_broker(opened: Opened, station: Station) -> BrokerAddress:
 
 async def broker_of(opened: Opened, station: Station) -> Broker:
     """Return the broker that the settings describe; nothing of it runs yet."""
+    # an agent, which starts by the same module, is spared these imports: a second of its start
+    from broker_node.service import Broker
+    from broker_node.settings import BrokerSettings
+
     config = opened.config
     seed = config.trial_seed
     return Broker(
@@ -146,6 +150,9 @@ def protocol_of(config: Config) -> SplitProtocol:
 
 
 def _appraiser(config: Config) -> Appraiser:
+    from broker_node.appraisal import DrillAppraiser, MarketAppraiser
+    from broker_node.evaluate.validation import ValidationSet
+
     if config.dataset == "random":
         return DrillAppraiser()
     protocol = protocol_of(config)
