@@ -16,9 +16,10 @@ from node.devnet.arms import ARMS
 from node.devnet.floor import Floor, FloorResult
 from node.devnet.spec import RunSpec
 from scripts import reproduce
-from scripts.reproduce_findings import findings, first_at
-from scripts.reproduce_shown import draw
-from scripts.reproduce_studies import LAYERS, STUDIES, Case, Played, Setting, play
+from scripts.reproduction import playing, trade
+from scripts.reproduction.findings import findings, first_at
+from scripts.reproduction.shown import draw
+from scripts.reproduction.studies import LAYERS, STUDIES, Case, Played, Setting, play
 
 STUDY_NAMES = tuple(STUDIES)
 EPOCHS = 4
@@ -58,9 +59,9 @@ def games(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         asked.append((case.name, case.seed))
         return level(case)
 
-    monkeypatch.setattr(reproduce, "play", note)
-    monkeypatch.setattr(reproduce, "locate", lambda *_: None)
-    monkeypatch.setattr(reproduce, "draw", lambda _: b"a picture")
+    monkeypatch.setattr(playing, "play", note)
+    monkeypatch.setattr(trade, "locate", lambda *_: None)
+    monkeypatch.setattr(trade, "draw", lambda _: b"a picture")
     return asked
 
 
@@ -219,7 +220,7 @@ def test_an_interrupted_study_prints_what_it_has_and_goes_on(
         games.append((case.name, case.seed))
         return level(case)
 
-    monkeypatch.setattr(reproduce, "play", cut_short)
+    monkeypatch.setattr(playing, "play", cut_short)
     assert command("convergence", "--seeds", "3", "--json") == 130
     partial = json.loads(capsys.readouterr().out)
     assert (partial["complete"], partial["played"], partial["cases_in_all"]) == (False, 3, 6)
@@ -312,7 +313,7 @@ def test_a_case_keeps_the_test_loss_behind_each_accuracy() -> None:
 @pytest.mark.slow
 def test_cases_are_the_same_in_processes_of_their_own() -> None:
     cases = [Case(arm, small(), arm, 0) for arm in ("out-of-market", "aligned")]
-    apart = {played.name: played for played in reproduce.run(cases, 2)}
+    apart = {played.name: played for played in playing.run(cases, 2)}
     here = {case.name: play(case) for case in cases}
     for name, played in here.items():
         other = apart[name]
@@ -323,7 +324,7 @@ def test_cases_are_the_same_in_processes_of_their_own() -> None:
 def test_a_fault_in_a_case_is_named() -> None:
     lacking = small(dataset="mnist", data_folder=Path("/nowhere"))
     with pytest.raises(DataError, match="/nowhere"):
-        next(reproduce.run([Case("x", lacking, "aligned", 0)], 2))
+        next(playing.run([Case("x", lacking, "aligned", 0)], 2))
 
 
 @pytest.mark.parametrize("sold", [{0}, {1, 2}])

@@ -19,6 +19,7 @@ from broker_node.evaluate.validation import ValidationSet
 from broker_node.mechanisms.gain_bounds import gain_range
 from broker_node.mechanisms.price import bargain
 from broker_node.verify.stages import Verified
+from node.data.files import DataError
 from node.data.linear import HOLDINGS, load_linear, true_parameters
 from node.data.rows import Rows
 from node.devnet.arms import ARMS
@@ -28,16 +29,33 @@ from node.params.recipe import interpolate
 from node.protocol.types import ONE, Digest, Millionths, Wei
 from node.roles.opening import PLAY_VALUE
 from node.training.mlp import Settings as Learning
-from scripts import reproduce, reproduce_crowd, reproduce_figure3, reproduce_figure4
-from scripts.reproduce_crowd import ALPHAS, FEE, Crowd, Receipt, Size, Trials, ask_of, clear, gini
-from scripts.reproduce_dynamics import efficiency, moves
-from scripts.reproduce_figure import FigureCase, FigurePlayed, every, over_seeds, series_over_seeds
-from scripts.reproduce_figure3 import catches_up, lead, spared, takes_the_lead
-from scripts.reproduce_figure4 import RelatedTasks
-from scripts.reproduce_figure5 import asks, gains, prices, printed_bound, short_of
-from scripts.reproduce_figures import FIGURES
-from scripts.reproduce_linear import LinearMarket, play_linear
-from scripts.reproduce_studies import AGENTS, Setting
+from scripts import reproduce
+from scripts.reproduction import crowd, figure3, figure4, playing, trade
+from scripts.reproduction.crowd import (
+    ALPHAS,
+    FEE,
+    Crowd,
+    Receipt,
+    Size,
+    Trials,
+    ask_of,
+    clear,
+    gini,
+)
+from scripts.reproduction.dynamics import efficiency, moves
+from scripts.reproduction.figure import (
+    FigureCase,
+    FigurePlayed,
+    every,
+    over_seeds,
+    series_over_seeds,
+)
+from scripts.reproduction.figure3 import catches_up, lead, spared, takes_the_lead
+from scripts.reproduction.figure4 import RelatedTasks
+from scripts.reproduction.figure5 import asks, gains, prices, printed_bound, short_of
+from scripts.reproduction.figures import FIGURES
+from scripts.reproduction.linear import LinearMarket, play_linear
+from scripts.reproduction.studies import AGENTS, Setting
 
 CLEAN = Setting(protocol="clean")
 ROUNDS = 6
@@ -82,8 +100,8 @@ def stand_in(case: FigureCase) -> FigurePlayed:
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    monkeypatch.setattr(reproduce, "play_figure", stand_in)
-    monkeypatch.setattr(reproduce, "locate", lambda *_: None)
+    monkeypatch.setattr(playing, "play_figure", stand_in)
+    monkeypatch.setattr(trade, "locate", lambda *_: None)
     return lambda *words: reproduce.main([*words, "--jobs", "1", "--folder", str(tmp_path)])
 
 
@@ -138,6 +156,13 @@ def test_what_a_figure_does_not_have_is_refused_by_name(
     assert named in capsys.readouterr().err
 
 
+def test_a_figure_reaches_the_processes_that_play_its_seeds() -> None:
+    lacking = Setting(protocol="clean", data_folder=Path("/nowhere"))
+    cases = FIGURES["dynamics"].cases(lacking, range(2))
+    with pytest.raises(DataError, match="/nowhere"):
+        list(playing.run(cases, 2))
+
+
 def test_a_figure_that_some_seeds_lack_is_averaged_over_the_others() -> None:
     by_seed: dict[int, dict[str, Any]] = {
         0: {"x": 1.0, "s": [1, None]},
@@ -160,8 +185,8 @@ def test_b_leads_from_the_round_after_which_it_is_never_behind() -> None:
     assert takes_the_lead(lead(one)) == 4
     assert takes_the_lead([2, 3]) == 1
     assert takes_the_lead([2, 1]) is None
-    assert [reproduce_figure3.b_leads(one, half) for half in (0, 1)] == [100 / 3, 100]
-    assert [reproduce_figure3.purchases(one, "A", half) for half in (0, 1)] == [2, 3]
+    assert [figure3.b_leads(one, half) for half in (0, 1)] == [100 / 3, 100]
+    assert [figure3.purchases(one, "A", half) for half in (0, 1)] == [2, 3]
 
 
 def test_what_the_market_spares_is_of_the_last_loss_alone() -> None:
@@ -207,7 +232,7 @@ def test_an_error_is_the_squared_distance_from_the_true_parameters() -> None:
 
 
 def test_related_tasks_are_as_far_apart_as_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reproduce_figure4, "TEST_ROWS", 40)
+    monkeypatch.setattr(figure4, "TEST_ROWS", 40)
     tasks = RelatedTasks(CLEAN.spec("linear"), ARMS["unaligned"], 1, distance=7.0)
     a_F, b_F = (tasks.truth_of(number) for number in (0, 1))
     assert np.linalg.norm(a_F - b_F) == pytest.approx(7, abs=1e-2)
@@ -220,7 +245,7 @@ def test_related_tasks_are_as_far_apart_as_was_asked_for(monkeypatch: pytest.Mon
 
 
 def test_a_trial_is_scored_on_rows_of_its_buyers_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reproduce_figure4, "TEST_ROWS", 40)
+    monkeypatch.setattr(figure4, "TEST_ROWS", 40)
     roots: dict[int, Digest] = {}
 
     class Seen(RelatedTasks):
@@ -286,7 +311,7 @@ def test_shared_trials_are_those_that_a_broker_makes_of_each_pair() -> None:
     architecture = Architecture("mlp", {"widths": [5, 4, 3]})
     models = [random_init(architecture, seed) for seed in range(4)]
     choice, score = rows_of(60, 1), rows_of(50, 2)
-    found = reproduce_crowd.try_all(models, choice, score)
+    found = crowd.try_all(models, choice, score)
 
     def losses(buyer: int, seller: int, alpha: Millionths, rows: Rows) -> torch.Tensor:
         merged = interpolate(models[buyer], models[seller], alpha)
@@ -341,7 +366,7 @@ def test_each_agent_buys_once_where_the_price_leaves_it_most() -> None:
 def test_nothing_to_gain_is_no_loss_of_efficiency() -> None:
     found = clear(trials_of([[0, -5], [0, 0]], [[0, 0], [0, 0]]), [Wei(0)] * 2, gated=True)
     assert (found.best, found.trades, found.lost) == (0, [], {"gain": 2})
-    told = reproduce_crowd.told_of(found, [("gain", Wei(0))] * 2, [50, 50], [50, 40])
+    told = crowd.told_of(found, [("gain", Wei(0))] * 2, [50, 50], [50, 40])
     assert (told["efficiency"], told["price_mean"], told["volume"]) == (None, None, 0)
 
 

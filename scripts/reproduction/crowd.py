@@ -39,7 +39,7 @@ from node.roles.opening import PLAY_VALUE
 from node.roles.shells import protocol_of
 from node.training.mlp import MlpTrainer
 from node.training.mlp import Settings as Learning
-from scripts.reproduce_studies import Setting
+from scripts.reproduction.studies import Setting
 
 Tensors = dict[str, torch.Tensor]
 DATASET: Final = "mnist"

@@ -24,11 +24,11 @@ from broker_node.mechanisms.gain_bounds import gain_range
 from broker_node.mechanisms.nash_many import nash_many
 from node.devnet.report.style import ARM_COLOURS, OTHER_COLOURS, as_png
 from node.devnet.report.words import NONE
-from scripts.reproduce_figure import (
+from scripts.reproduction.engine import Json
+from scripts.reproduction.figure import (
     READ_OFF,
     BySeed,
     FigureStudy,
-    Json,
     caption_of,
     every,
     line,
@@ -36,13 +36,13 @@ from scripts.reproduce_figure import (
     picture,
     series_over_seeds,
     spread_text,
-    table_of,
     whole,
 )
-from scripts.reproduce_figure3 import HALVES, halves
-from scripts.reproduce_linear import MODULES, play_linear
-from scripts.reproduce_linear import settings as linear_settings
-from scripts.reproduce_studies import AGENTS, Setting
+from scripts.reproduction.figure3 import HALVES, halves
+from scripts.reproduction.linear import MODULES, play_linear
+from scripts.reproduction.linear import settings as linear_settings
+from scripts.reproduction.studies import AGENTS, Setting
+from scripts.reproduction.telling import table_of
 
 NASH_SHARE: Final = 0.5
 LEAST_HISTORY: Final = 4

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from rich.console import Console
 from rich.table import Table
 
 from node.devnet.report.style import (
@@ -25,7 +24,8 @@ from node.devnet.report.style import (
     whole_numbers,
 )
 from node.devnet.report.words import NONE, signed
-from scripts.reproduce_studies import AGENTS, ALWAYS, NEVER, WHOLE
+from scripts.reproduction.studies import AGENTS, ALWAYS, NEVER, WHOLE
+from scripts.reproduction.telling import open_console
 
 COLOURS: Final = {
     NEVER: ARM_COLOURS["out-of-market"],
@@ -36,8 +36,6 @@ COLOURS: Final = {
     "{0,1,2}": "#1b865b",
     "{0,1}": "#7b3294",
 }
-WIDTH: Final = 110
-"""Of tables that no terminal limits, in characters."""
 PANEL_HEIGHT: Final = 3.3
 
 
@@ -63,12 +61,6 @@ def show(found: Mapping[str, Any]) -> None:
         console.print(_epochs(found["epochs_to"]))
     for note in found["paper"]["notes"]:
         console.print(f"– {note}", style="dim", highlight=False)
-
-
-def open_console() -> Console:
-    """Return stdout, of `WIDTH` where it is no terminal."""
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
 
 
 def _payment(found: Mapping[str, Any]) -> str:

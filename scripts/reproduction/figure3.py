@@ -14,11 +14,11 @@ from rich.table import Table
 from node.devnet.report.differences import better_by
 from node.devnet.report.style import ARM_COLOURS, FATE_COLOURS, as_png, log_scale
 from node.devnet.report.words import NONE
-from scripts.reproduce_figure import (
+from scripts.reproduction.engine import Json
+from scripts.reproduction.figure import (
     READ_OFF,
     BySeed,
     FigureStudy,
-    Json,
     caption_of,
     every,
     line,
@@ -26,11 +26,11 @@ from scripts.reproduce_figure import (
     picture,
     series_over_seeds,
     spread_text,
-    table_of,
     whole,
 )
-from scripts.reproduce_linear import MODULES, play_linear, settings
-from scripts.reproduce_studies import AGENTS, SPARED
+from scripts.reproduction.linear import MODULES, play_linear, settings
+from scripts.reproduction.studies import AGENTS, SPARED
+from scripts.reproduction.telling import table_of
 
 HALVES: Final = ("first half", "second half")
 

@@ -24,15 +24,15 @@ from node.devnet.floor import Floor
 from node.params.recipe import apply_recipe
 from node.protocol.types import Digest, Wei
 from node.training.trainer import Trainer
-from scripts.reproduce_figure import Json
-from scripts.reproduce_studies import AGENTS, Setting
+from scripts.reproduction.engine import Json
+from scripts.reproduction.studies import AGENTS, Setting
 
 ROUNDS: Final = 100
 LEAST_RATIO: Final = 1.0
 """Buy where Δ is over this: the merged parameters are nearer to θ*."""
 ALIKE: Final = "unaligned"
 """The arm: units of a linear model have no order, so there is nothing to align."""
-MODULES: Final = ("scripts/reproduce_linear.py",)
+MODULES: Final = ("scripts/reproduction/linear.py",)
 
 
 def settings(setting: Setting) -> Json:

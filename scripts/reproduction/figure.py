@@ -1,6 +1,6 @@
 """What a figure of a paper is to `reproduce.py`: how a seed of it is played, told and drawn.
 
-A table compares cases (`reproduce_studies.Study`); a figure follows one market through its
+A table compares cases (`studies.Study`); a figure follows one market through its
 rounds. Both are saved, gone on with, printed and drawn by the same command.
 """
 
@@ -23,11 +23,10 @@ from rich.table import Table
 from node.devnet.report.style import SETTINGS, SOFT, figure
 from node.devnet.report.words import NONE
 from node.devnet.spec import RunSpec
-from scripts.reproduce_findings import mean_interval
-from scripts.reproduce_shown import open_console
-from scripts.reproduce_studies import Setting
+from scripts.reproduction.engine import Json
+from scripts.reproduction.studies import Setting
+from scripts.reproduction.telling import mean_interval, open_console
 
-Json = dict[str, Any]
 BySeed = Mapping[int, Json]
 """Seed → what `FigureStudy.play` returned."""
 READ_OFF: Final = "read off the text"
@@ -168,16 +167,6 @@ def show_figure(study: FigureStudy, found: Json) -> None:
     console.print(f"Beside the paper: {found['differs']}", highlight=False)
     for note in found["paper"]["notes"]:
         console.print(f"– {note}", style="dim", highlight=False)
-
-
-def table_of(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Return a table; all columns but the first are set to the right."""
-    table = Table(title=title)
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if place else "left")
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def spread_text(row: Mapping[str, Any], places: int = 2) -> str:

@@ -31,21 +31,21 @@ from node.devnet.report.style import ARM_COLOURS, as_png
 from node.roles.shells import protocol_of
 from node.training.linear import LinearTrainer
 from node.training.trainer import Trainer
-from scripts.reproduce_figure import (
+from scripts.reproduction.engine import Json
+from scripts.reproduction.figure import (
     READ_OFF,
     BySeed,
     FigureStudy,
-    Json,
     caption_of,
     line,
     over_seeds,
     picture,
     spread_text,
-    table_of,
 )
-from scripts.reproduce_linear import ALIKE, MODULES, LinearMarket
-from scripts.reproduce_linear import settings as linear_settings
-from scripts.reproduce_studies import AGENTS, Setting
+from scripts.reproduction.linear import ALIKE, MODULES, LinearMarket
+from scripts.reproduction.linear import settings as linear_settings
+from scripts.reproduction.studies import AGENTS, Setting
+from scripts.reproduction.telling import table_of
 
 DISTANCES: Final = (0.0, 5.0, 10.0, 15.0, 20.0, 30.0, 45.0)
 QUICK_DISTANCES: Final = (0.0, 10.0, 45.0)
@@ -234,7 +234,7 @@ FIGURE: Final = FigureStudy(
     seeds=5,
     unpriced="§6.1.4 trades without payment",
     slow=True,
-    modules=(*MODULES, "scripts/reproduce_figure4.py"),
+    modules=(*MODULES, "scripts/reproduction/figure4.py"),
     notes=(
         "ours: all but what is swept; see the script's first lines",
         (

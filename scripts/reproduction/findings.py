@@ -11,12 +11,13 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from node.devnet.report.differences import better_by, interval
+from node.devnet.report.differences import better_by
 from node.devnet.report.document import ALL_AGENTS, Metric
-from scripts.reproduce_studies import AGENTS, PAPER, Curve, Figures, Pair, Played, Study
+from scripts.reproduction.studies import AGENTS, PAPER, Curve, Figures, Pair, Played, Study
+from scripts.reproduction.telling import mean_interval
 
 if TYPE_CHECKING:
-    from scripts.reproduce_figure import FigureStudy
+    from scripts.reproduction.figure import FigureStudy
 
 CENSORING: Final = (
     "a seed that never reaches the target counts as one epoch more than were played, in both "
@@ -76,13 +77,6 @@ def _case(study: Study, name: str, by_seed: BySeed) -> dict[str, Any]:
         "lost": {cause: sum(p.lost.get(cause, 0) for p in by_seed.values()) for cause in causes},
         "by_seed": {str(seed): by_seed[seed].document() for seed in sorted(by_seed)},
     }
-
-
-def mean_interval(values: Sequence[float]) -> dict[str, Any]:
-    """Return the mean, its interval and how many values they are of: of the finite ones."""
-    finite = [value for value in values if math.isfinite(value)]
-    mean, low, high = interval(finite) if finite else (None, None, None)
-    return {"mean": mean, "low": low, "high": high, "n": len(finite)}
 
 
 # ── differences ──

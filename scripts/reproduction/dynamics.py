@@ -1,7 +1,7 @@
 """Market dynamics with 100 agents: volume, price stability and efficiency over the rounds.
 
 The paper leaves markets of many agents open and plots none, so that all here is ours. The market
-itself is `reproduce_crowd`. Efficiency of a round is
+itself is `crowd`. Efficiency of a round is
 
     Σ_trades V·g[b, s]  ÷  Σ_b max(0, max_{s ≠ b} V·g[b, s]),
 
@@ -21,7 +21,7 @@ from rich.table import Table
 
 from node.devnet.report.style import ARM_COLOURS, FATE_COLOURS, OTHER_COLOURS, as_png, whole_numbers
 from node.devnet.report.words import ETHER
-from scripts.reproduce_crowd import (
+from scripts.reproduction.crowd import (
     ALPHAS,
     DATASET,
     FEE,
@@ -32,19 +32,19 @@ from scripts.reproduce_crowd import (
     USUAL,
     Crowd,
 )
-from scripts.reproduce_figure import (
+from scripts.reproduction.engine import Json
+from scripts.reproduction.figure import (
     BySeed,
     FigureStudy,
-    Json,
     caption_of,
     line,
     over_seeds,
     picture,
     series_over_seeds,
     spread_text,
-    table_of,
 )
-from scripts.reproduce_studies import Setting
+from scripts.reproduction.studies import Setting
+from scripts.reproduction.telling import table_of
 
 CAUSES: Final = ("gain", "bound", "ask")
 PLAIN: Final = (
@@ -257,7 +257,7 @@ FIGURE: Final = FigureStudy(
     seeds=3,
     unpriced="it always has prices and fees",
     slow=True,
-    modules=("scripts/reproduce_crowd.py",),
+    modules=("scripts/reproduction/crowd.py",),
     notes=(
         (
             "efficiency: the sum over trades of what the trial's gain is worth to its buyer, over "

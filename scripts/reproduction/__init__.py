@@ -1,0 +1,1 @@
+"""The papers' experiments, played again: `scripts/reproduce.py` is their command."""
