@@ -67,14 +67,13 @@ def test_the_deaths_at_which_most_is_at_stake(tmp_path: Path) -> None:
     kills = [
         (moment("answer quote", "sent", "broker"), "broker"),
         (moment("fund", "sent", "buyer"), "buyer"),
-        (moment("reveal", "saved", "seller"), "seller"),
         (moment("reveal", "sent", "seller"), "seller"),
         (moment("deliver", "saved", "buyer"), "buyer"),
         (moment("fund", "executed", "chain"), "chain"),
     ]
     cases = play(tmp_path, kills, [(moment("refund", "saved", "buyer"), "buyer")])
     assert cases[-1].outcome == "buyer has its money, seller its key"
-    assert sum(case.outcome.startswith("buyer has the weights") for case in cases) >= 5
+    assert sum(case.outcome.startswith("buyer has the weights") for case in cases) >= 4
 
 
 @pytest.mark.slow

@@ -10,30 +10,18 @@ from typing import Any
 
 import pytest
 
-from node.data.datasets import locate
-from node.data.files import DataError
-
 CHECKOUT = Path(__file__).parents[2]
 AGENTS = ("agent-0", "agent-1")
-
-
-def has_mnist() -> bool:
-    try:
-        locate("mnist", CHECKOUT / ".data")
-    except DataError:
-        return False
-    return True
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Two agents and a broker as three processes, the chain a fourth; three rounds."""
-    dataset = "mnist" if has_mnist() else "digits"
     folder = tmp_path_factory.mktemp("devnet")
     ended = subprocess.run(
         [
             *(sys.executable, "-m", "node.cli.main", "devnet", "--processes", "--rounds", "3"),
-            *("--epochs-per-round", "5", "--warmup-epochs", "0", "--dataset", dataset),
+            *("--epochs-per-round", "5", "--warmup-epochs", "0", "--dataset", "digits"),
             *("--arms", "aligned", "--name", str(folder / "run"), "--json"),
         ],
         cwd=CHECKOUT,

@@ -24,7 +24,7 @@ from node.params.encoding import weights_root
 from node.protocol.types import Digest
 
 CHECKOUT = Path(__file__).parents[2]
-ROUNDS = 3
+ROUNDS = 2
 LAYERS = (0, 1)
 
 
