@@ -17,7 +17,7 @@ import trio
 
 from broker_node.appraisal import Trial
 from broker_node.blame import of_seller
-from broker_node.mechanisms.price import bargain
+from broker_node.mechanisms import price as pricing
 from broker_node.quorum.lead import Lead
 from broker_node.settings import BrokerSettings
 from node.chronicle import NoDealReached
@@ -25,6 +25,7 @@ from node.protocol.bids import AskingPrice, Bid, BidAndAsk, check_ask, check_bid
 from node.protocol.brokerage import Brokerage, BrokerageRecord, BrokerageState
 from node.protocol.eip712 import digest
 from node.protocol.errors import RemoteProtocolError
+from node.protocol.fees import fee_of
 from node.protocol.messages import (
     QUOTE_SECONDS,
     Ask,
@@ -84,9 +85,17 @@ class Negotiator:
         self._lead = lead
 
     async def negotiate(
-        self, tried: Tried, question: QuoteRequest, trade_id: Digest
+        self,
+        tried: Tried,
+        question: QuoteRequest,
+        trade_id: Digest,
+        *,
+        cleared: Wei | None = None,
     ) -> Deal | NoDeal:
-        """Raises `RemoteProtocolError` for what either party said, or did not sign."""
+        """`cleared`: the price, where a call has made it; None to bargain for one.
+
+        Raises `RemoteProtocolError` for what either party said, or did not sign.
+        """
         station, seller = self._station, tried.offer.peer_id
         deadline = trio.current_time() + QUOTE_SECONDS
         fee = self._settings.fee_basis_points
@@ -99,10 +108,8 @@ class Negotiator:
         )
         asking = AskingPrice(trade_id=trade_id, offer_digest=tried.offer_digest, ask=ask.ask)
         check_ask(station.domain, asking, ask.signature, tried.offer.seller, peer=seller)
-        price = bargain(question.valuation, ask.ask, fee_basis_points=fee)
+        price, reason = _priced(question.valuation, ask.ask, fee, cleared)
         if price is None:
-            feeless = bargain(question.valuation, ask.ask, fee_basis_points=0)
-            reason = "ask" if feeless is None else "fee"
             station.observer.emit(NoDealReached(offer_digest=tried.offer_digest, reason=reason))
             return NoDeal(reason=reason)
         goods = await self._ask_seller(
@@ -241,3 +248,20 @@ class Negotiator:
                 recipe=tried.trial.recipe,
             ),
         )
+
+
+def _priced(
+    bid: Wei, ask: Wei, fee_basis_points: int, cleared: Wei | None
+) -> tuple[pricing.Deal | None, str]:
+    """Return price and fee, or why there are none: ``ask``, or ``fee`` if without one there were.
+
+    Of a price that a call has made the seller wants its ask, and whoever bids less wants nothing.
+    """
+    if cleared is None:
+        found = pricing.bargain(bid, ask, fee_basis_points=fee_basis_points)
+        feeless = found or pricing.bargain(bid, ask, fee_basis_points=0)
+        return found, "ask" if feeless is None else "fee"
+    agreed = pricing.Deal(price=cleared, fee=fee_of(cleared, fee_basis_points))
+    if bid < cleared or agreed.seller_receives < ask:
+        return None, "ask" if bid < cleared or cleared < ask else "fee"
+    return agreed, ""

@@ -5,10 +5,9 @@
     quote  ──► ask the seller ─► price ─► goods prepared ─► quote saved ─► countersigned ─► deal
 
 Where a quorum signs (`broker_node.quorum`), a trial's result is the median of its brokers, and a
-quote has the signatures of as many as the escrow wants.
-
-What it fetched and tried is only remembered in memory: a broker that was restarted is told
-again. What it signed is in the journal before anybody sees it.
+quote has the signatures of as many as the escrow wants; where prices are made in calls
+(`broker_node.call_desk`), it has its call's. What was fetched and tried is only in memory: a
+restarted broker is told again. What it signed is in the journal before anybody sees it.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ import trio
 from broker_node.appraisal import Appraiser, ModelShelf
 from broker_node.bases import Bases
 from broker_node.blame import of_seller
+from broker_node.call_desk import CallDesk
 from broker_node.negotiation import Negotiator, Tried
 from broker_node.quorum.bench import Bench
 from broker_node.quorum.member import Models
@@ -102,6 +102,7 @@ class Broker:
         models = Models(take_in=self._take_in, held=self._held, model=self._model)
         self._bench = Bench(station, escrow, appraiser, models, settings, self._compute)
         self._negotiator = Negotiator(station, self.desk, settings, self._bench.lead)
+        self._calls = CallDesk(station, escrow, settings)
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -117,6 +118,7 @@ class Broker:
                 TrialRequest: self._try,
                 QuoteRequest: self._quote,
                 **self._bench.answers(),
+                **self._calls.answers(),
             }
         )
         try:
@@ -124,6 +126,7 @@ class Broker:
                 nursery.start_soon(station.run)
                 nursery.start_soon(self.desk.run)
                 nursery.start_soon(self._bench.run)
+                nursery.start_soon(self._calls.run)
                 await self.desk.running.wait()
                 nursery.start_soon(self._give_notice_for_ever)
                 station.observer.emit(
@@ -243,9 +246,8 @@ class Broker:
 
     def _held(self, offer: Offer) -> Verified | None:
         model = self._shelf.get(offer.weights_root)
-        if model is None or model.architecture.text != offer.architecture:
-            return None
-        return model if model.layers == offer.layers else None
+        sold = (offer.architecture, offer.layers)
+        return model if model and (model.architecture.text, model.layers) == sold else None
 
     async def _fetch(self, offer: Offer) -> Verified:
         root = offer.weights_root
@@ -346,6 +348,7 @@ class Broker:
                 notice_digest=notice[0],
             )
             self._trials.keep(trial_id, tried)
+        self._calls.tried(trial_id, tried)
         found = tried.trial.evaluation
         told = told_of(self._settings.disclosure, Figures(found.gain, found.bound, found.alpha))
         return TrialResult(trial_id=trial_id, gain=told.gain, bound=told.bound, alpha=told.alpha)
@@ -378,7 +381,8 @@ class Broker:
             if record.state == BrokerageState.PROPOSED.value:
                 raise RemoteProtocolError("trade-id-used", trade_id.hex(), peer=peer)
             return record.deal
-        return await self._negotiator.negotiate(tried, question, trade_id)
+        cleared = self._calls.price_of(question)
+        return await self._negotiator.negotiate(tried, question, trade_id, cleared=cleared)
 
     # ── the workshop of its trades ──
 

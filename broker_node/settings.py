@@ -7,6 +7,7 @@ from typing import Final
 
 from node.protocol.disclosure import Disclosure
 from node.protocol.errors import LocalProtocolError
+from node.protocol.messages import MAX_CALL_SECONDS
 from node.protocol.offer import MAX_LIFETIME
 from node.protocol.quorum import MAX_BROKERS
 from node.protocol.types import Digest
@@ -54,6 +55,10 @@ class BrokerSettings:
     a broker in common, which would have to sign two quotes of one trade."""
     peers: tuple[str, ...] = ()
     """Multiaddresses of other brokers of the quorum; whoever is not named is heard of by gossip."""
+    mechanism: str = "nash"
+    """How prices are made: of each pair's bid and ask, or, ``eeg``, of all budgets in a call."""
+    call_seconds: int = 30
+    """How long after the first bid of a call the others are waited for."""
 
     def __post_init__(self) -> None:
         """Raises `ReceiptTooShortError`, and `LocalProtocolError` for what is no quorum."""
@@ -61,6 +66,15 @@ class BrokerSettings:
         if not (1 <= needed <= brokers <= MAX_BROKERS and 2 * needed > brokers):
             raise LocalProtocolError(
                 f"quorum = {needed}/{brokers}: more than half must sign, of at most {MAX_BROKERS}"
+            )
+        if self.mechanism == "eeg" and brokers > 1:
+            raise LocalProtocolError(
+                f"quorum = {needed}/{brokers}: prices of a call (eeg) are one broker's, which no "
+                "other could follow from a bid and an ask; let one sign, or bargain"
+            )
+        if not 1 <= self.call_seconds <= MAX_CALL_SECONDS:
+            raise LocalProtocolError(
+                f"call_seconds = {self.call_seconds}: 1 to {MAX_CALL_SECONDS} s"
             )
         if self.receipt_seconds > MAX_LIFETIME:
             raise ReceiptTooShortError(

@@ -102,6 +102,32 @@ class NoDealReached(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CallCleared(Event):
+    """A broker has cleared one call of a market: what was bid, and what came of it.
+
+    `market` and `outcome` are those of the mechanism, so that whoever reads this can have its
+    certificate recomputed; the given rows are its allocations, made whole.
+    """
+
+    level: ClassVar[Level] = Level.DEBUG
+    call: Digest
+    mechanism: str
+    buyers: tuple[Address, ...]
+    sellers: tuple[Address, ...]
+    budgets: Mapping[Address, str]
+    """Wei, of all who bid."""
+    market: Mapping[str, object]
+    outcome: Mapping[str, object]
+    """Empty where nobody could gain by anything."""
+    valid: bool
+    """Whether the certificate held."""
+    given: Mapping[Address, tuple[Mapping[str, object], ...]]
+    """By buyer: ``seller``, ``share`` of its layers, whole ``layers``, ``offer``, ``price`` in
+    wei, ``predicted`` gain in millionths."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Saved(Event):
     """A promise or an effect is in the journal, and has not left this process yet."""
 

@@ -148,14 +148,16 @@ class Buyer:
             result=result,
         )
 
-    async def buy(self, tried: Tried, desk: TradeDesk, *, most: Wei) -> Trade | NoPrice:
-        """Bid what the trial is worth to us, at most `most`, and open the purchase.
+    async def buy(
+        self, tried: Tried, desk: TradeDesk, *, most: Wei, price: Wei | None = None
+    ) -> Trade | NoPrice:
+        """Bid what the trial is worth to us, or a `price` that a call has made, at most `most`.
 
         Raises `RemoteProtocolError` if broker or seller break the protocol, and
         `ChainUnavailableError` if nobody can say who may sign; nothing has been promised then.
         """
         private, nonce = Digest(secrets.token_bytes(32)), Digest(secrets.token_bytes(32))
-        worth = self._settings.value_of(tried.result.gain)
+        worth = self._settings.value_of(tried.result.gain) if price is None else price
         valuation = Wei(min(worth, most))
         if valuation == 0:
             return NoPrice("cash")

@@ -6,13 +6,15 @@ round is not over. So a merge that the disk has spoilt in the meantime is not lo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
 
-from node.params.architecture import layout, parse_architecture
+from node.params.architecture import layout, parse_architecture, part_of
 from node.params.encoding import decode_file, encode_tensors
 from node.params.errors import StoreError
+from node.params.fusion import fuse_merges
 from node.params.recipe import Recipe, apply_recipe
 from node.params.store import BlobStore
 from node.protocol import merkle
@@ -97,6 +99,22 @@ def check_length(record: PurchaseRecord) -> None:
         raise RemoteProtocolError(
             "wrong-layout", f"{record.quote.byte_length} bytes, its layers have {expected}"
         )
+
+
+def fuse_bought(
+    blobs: BlobStore, merged: Sequence[tuple[PurchaseRecord, dict[str, torch.Tensor]]]
+) -> tuple[dict[str, torch.Tensor], Digest]:
+    """Fuse what several purchases on the same weights gave; returns it, and its root in the store.
+
+    They are taken in the order of what was sold, which a restart does not change.
+    """
+    measured = merged[0][0].evaluation
+    architecture = parse_architecture(measured.architecture)
+    own = read_tensors(blobs, measured.architecture, measured.base_root)
+    in_order = sorted(merged, key=lambda one: one[0].quote.offer_root)
+    sold = [part_of(architecture, tensors, record.layers) for record, tensors in in_order]
+    fused = fuse_merges(own, sold)
+    return fused, blobs.put_bytes(encode_tensors(fused)).root
 
 
 def _merge_again(blobs: BlobStore, record: PurchaseRecord) -> None:

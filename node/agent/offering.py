@@ -5,7 +5,7 @@ from __future__ import annotations
 from node.agent.merging import read_tensors
 from node.agent.settings import AgentSettings
 from node.agent.submission import Submission
-from node.params.architecture import Architecture, part_of
+from node.params.architecture import Architecture, part_of, prefixes
 from node.params.disk import BlobRef
 from node.params.encoding import encode_tensors
 from node.protocol.offer import Offer
@@ -24,12 +24,26 @@ class Offering:
     async def put(
         self, architecture: Architecture, root: Digest
     ) -> tuple[Digest, tuple[Digest, Offer]]:
-        """Offer the model under `root`, which is in the store.
+        """Offer the model under `root`, which is in the store; in a call, its beginnings too.
 
         Returns the digest of our offer, and what others are to be tried on.
         """
         whole = self._station.blobs.ref(root)
-        held = self._part_of(architecture, whole)
+        parts = self.parts(architecture)
+        for layers in () if parts is None else parts[:-1]:
+            await self._put(architecture, whole, layers)
+        name, offer = await self._put(architecture, whole, self._settings.layers)
+        base = await self._submission.of_base(offer, whole) if offer.layers else (name, offer)
+        return name, base
+
+    def parts(self, architecture: Architecture) -> tuple[tuple[int, ...], ...] | None:
+        """Return the sets of layers that each seller offers in a call; None without calls."""
+        return prefixes(architecture) if self._settings.mechanism == "eeg" else None
+
+    async def _put(
+        self, architecture: Architecture, whole: BlobRef, layers: tuple[int, ...]
+    ) -> tuple[Digest, Offer]:
+        held = self._part_of(architecture, whole, layers)
         now = self._station.clock()
         offer = Offer(
             seller=self._station.account,
@@ -37,7 +51,7 @@ class Offering:
             addresses=self._station.network.addresses(),
             task=self._station.task,
             architecture=architecture.text,
-            layers=self._settings.layers,
+            layers=layers,
             weights_root=held.root,
             leaf_count=held.leaf_count,
             byte_length=held.byte_length,
@@ -50,14 +64,15 @@ class Offering:
         name, data = self._station.sign(offer)
         await self._station.publish(data)
         await self._submission.of_ours(data)
-        base = await self._submission.of_base(offer, whole) if offer.layers else (name, offer)
-        return name, base
+        return name, offer
 
-    def _part_of(self, architecture: Architecture, whole: BlobRef) -> BlobRef:
+    def _part_of(
+        self, architecture: Architecture, whole: BlobRef, layers: tuple[int, ...]
+    ) -> BlobRef:
         """Return what is sold of a model of ours: all of it, or some layers as their own blob."""
-        if not self._settings.layers:
+        if not layers:
             return whole
         blobs = self._station.blobs
         tensors = read_tensors(blobs, architecture.text, whole.root)
-        part = part_of(architecture, tensors, self._settings.layers)
+        part = part_of(architecture, tensors, layers)
         return blobs.put_bytes(encode_tensors(part))

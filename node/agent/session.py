@@ -21,10 +21,11 @@ from node.agent import progress as journalled
 from node.agent.asking import Asking
 from node.agent.brokers import Brokers
 from node.agent.buyer import Buyer, NoPrice, Tried
-from node.agent.merging import LostMergeError, merged_weights, read_tensors
+from node.agent.calling import BOUGHT, Calling, in_order_of_gain, step_of
+from node.agent.merging import LostMergeError, fuse_bought, merged_weights, read_tensors
 from node.agent.offering import Offering
 from node.agent.progress import GAVE_WEIGHTS, Progress, Step
-from node.agent.selection import NOT_ITS_OWN, in_turn
+from node.agent.selection import NOT_ITS_OWN, new_offers
 from node.agent.seller import Seller
 from node.agent.settings import AgentSettings
 from node.agent.submission import Submission
@@ -35,8 +36,8 @@ from node.params.disk import BlobRef
 from node.params.encoding import encode_tensors
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
 from node.protocol.offer import Offer
-from node.protocol.purchase import Purchase
-from node.protocol.types import Digest, Wei
+from node.protocol.purchase import Purchase, PurchaseRecord
+from node.protocol.types import Digest
 from node.settlement.desk import TradeDesk
 from node.settlement.purse import Purse
 from node.settlement.trade import Trade, roots_of
@@ -79,6 +80,7 @@ class Session:
         submission = Submission(station, brokers, self._fault)
         self._offering = Offering(station, settings, submission)
         self._asking = Asking(station, buyer, brokers, submission)
+        self._calling = Calling(station, buyer, desk, purse, settings, self._fault)
         self._bought = journalled.offers_bought(station.journal)
         """Offers that are never tried again, also after a restart."""
         self._tried = set(self._bought)
@@ -89,8 +91,10 @@ class Session:
         """What this round offers; None once its trials are under way."""
         self.architecture: str | None = None
         """Of what this round offers; None before it does, and after it ended."""
-        self._trade: Trade | None = None
-        """What this round has opened, unless it came to nothing."""
+        self._trades: list[Trade] = []
+        """What this round has opened, less what came to nothing; several in a call market only."""
+        self._fused: Digest | None = None
+        """What several purchases of this round were fused to, once it was asked for."""
         self._told: set[Digest] = set()
         """Trades of which the log says what they came to."""
         self.progress = journalled.recall(station.journal)
@@ -113,7 +117,7 @@ class Session:
         also one that a restart cut off, has bought something that was not adopted, and
         `ArchitectureError` for a model that lacks the layers.
         """
-        if self._trade is not None or self._has_bought():
+        if self._trades or self._has_bought():
             raise LocalProtocolError("adopt first: what the last step bought would be lost")
         layout(architecture, self._settings.layers)
         progress = self.progress
@@ -134,8 +138,9 @@ class Session:
         """Try what others offer on what we offered, buy what helps most, see it settled.
 
         "Settled" is delivered: the payment may still be in its dispute window. One purchase a
-        round at most; no `RemoteProtocolError` leaves this, it is the reason of a round
-        without one. Raises `LocalProtocolError` for a second step on the same offer.
+        round at most, but for what a call gives (`Calling`), of which the last step is returned;
+        no `RemoteProtocolError` leaves this, it is the reason of a round without one. Raises
+        `LocalProtocolError` for a second step on the same offer.
         """
         progress, base = self.progress, self._base
         if progress is None or base is None:
@@ -145,50 +150,61 @@ class Session:
         others = await self._meet(number, "offered")
         trials, failed = await self._trials(base, others)
         await self._meet(number, "tried")
-        if trials:
-            step = await self._buy_best(number, base, trials)
-        else:
-            step = Step(round=number, bought=False, because=failed)
+        steps = [Step(round=number, bought=False, because=failed)]
+        if trials and self._settings.mechanism == "eeg":
+            steps = await self._buy_in_call(number, trials)
+        elif trials:
+            steps = [await self._buy_best(number, base, trials)]
         await self._meet(number, "traded")
-        self._tell(step)
-        return step
+        for step in steps:
+            self._tell(step)
+        return steps[-1]
 
     async def outcome(self) -> tuple[dict[str, torch.Tensor], bool]:
         """Return what `adopt` would, and whether it is merged, once that is settled.
 
-        A round that a restart cut off while it bought is taken up for that. A merge that our
-        disk has spoilt is made again; one that is lost for good is told of, and counts as not
-        given.
+        A round that a restart cut off while it bought is taken up for that. What several
+        purchases gave is fused. A merge that our disk has spoilt is made again; one that is lost
+        for good is told of, and counts as not given.
         """
         if self.architecture is None:
             await self.take_up()
         if self.architecture is None or self.progress is None:
             raise LocalProtocolError(NO_ROUND)
-        if self._trade is not None and not self._trade.machine.settled:  # its step was cut off
-            await self._trade.settled.wait()
-        purchase = self._giving()
-        if purchase is not None:
-            blobs = self._station.blobs
+        for trade in self._trades:
+            if not trade.machine.settled:  # its step was cut off
+                await trade.settled.wait()
+        blobs = self._station.blobs
+        merged: list[tuple[PurchaseRecord, dict[str, torch.Tensor]]] = []
+        for purchase in self._giving():
             try:
-                return await trio.to_thread.run_sync(merged_weights, blobs, purchase.record), True
+                tensors = await trio.to_thread.run_sync(merged_weights, blobs, purchase.record)
             except LostMergeError as error:
                 self._station.observer.emit(OurFault(during="adopt", reason=str(error)))
-                self._trade = None
-        return self.load(self.architecture, self.progress.root), False
+                self._trades = [trade for trade in self._trades if trade.machine is not purchase]
+            else:
+                merged.append((purchase.record, tensors))
+        if not merged:
+            return self.load(self.architecture, self.progress.root), False
+        if len(merged) == 1:
+            return merged[0][1], True
+        fused, self._fused = await trio.to_thread.run_sync(fuse_bought, blobs, merged)
+        return fused, True
 
     def end(self) -> None:
         """End the round with its `outcome`, which has been asked for."""
-        progress, opened = self.progress, self._trade
+        progress, giving = self.progress, self._giving()
         if self.architecture is None or progress is None:
             raise LocalProtocolError(NO_ROUND)
-        if opened is not None and not opened.machine.settled:
+        root = self._fused if len(giving) > 1 else progress.root
+        if root is None or not all(trade.machine.settled for trade in self._trades):
             raise LocalProtocolError(
                 "ask for the outcome first: what is being bought would be lost"
             )
-        purchase = self._giving()
-        root = progress.root if purchase is None else purchase.record.evaluation.merged_root
+        if len(giving) == 1:
+            root = giving[0].record.evaluation.merged_root
         self._remember(Progress(progress.round + 1, progress.epoch, root, False))
-        self._base, self.architecture, self._trade = None, None, None
+        self._base, self.architecture, self._trades, self._fused = None, None, [], None
         self.forget_blobs()
 
     async def adopt(self) -> dict[str, torch.Tensor]:
@@ -208,17 +224,19 @@ class Session:
         for trade in self._desk.open_trades():
             if isinstance(trade.machine, Purchase):
                 await trade.settled.wait()
-        progress = self.progress
-        for purchase in journalled.under_way(self._station.journal, progress):
+        progress, last = self.progress, None
+        opened = journalled.under_way(self._station.journal, progress)
+        for purchase in sorted(opened, key=self._given):
             assert progress is not None
             bought = self._given(purchase)
             step = journalled.step_of(purchase, progress.round + 1, bought=bought)
             self._tell(step)
             self.architecture = purchase.record.evaluation.architecture
             if bought:
-                self._trade = self._desk.find(purchase.record.trade_id, "buyer")
-                return step
-        return None
+                last = step
+        found = [self._desk.find(p.record.trade_id, "buyer") for p in opened if self._given(p)]
+        self._trades = [trade for trade in found if trade is not None] or self._trades
+        return last
 
     async def rejoin(self) -> None:
         """Be in the round that was taken up until all others are through with it.
@@ -262,8 +280,7 @@ class Session:
     async def _buy_best(self, number: int, base: tuple[Digest, Offer], trials: list[Tried]) -> Step:
         best = max(trials, key=self._merit)
         because = self._objection(best)
-        trade_id: Digest | None = None
-        price: Wei | None = None
+        trade: Trade | None = None
         if not because:
             try:
                 most = await self._purse.left(best.offer.seller)
@@ -280,29 +297,27 @@ class Session:
                     because = answer.reason
                 else:
                     self._bought.add(best.offer_digest)
-                    trade_id = answer.machine.record.trade_id
-                    because, price = await self._settled(answer)
-        found = best.result
-        return Step(
-            round=number,
-            bought=because == "bought",
-            because=because,
-            trade_id=trade_id,
-            seller=best.offer.peer_id,
-            price=price,
-            alpha=found.alpha,
-            gain=found.gain,
-            bound=found.bound,
-        )
+                    trade = answer
+                    because = await self._settled(trade)
+        return step_of(number, best, because, trade)
 
-    async def _settled(self, trade: Trade) -> tuple[str, Wei | None]:
-        self._trade = trade
+    async def _settled(self, trade: Trade) -> str:
+        self._trades = [trade]
         await trade.settled.wait()
-        price = trade.quote.price if trade.quote else None
-        if self._giving() is not None:
-            return "bought", price
-        self._trade = None
-        return trade.machine.state.value, price
+        if self._giving():
+            return BOUGHT
+        self._trades = []
+        return str(trade.machine.state.value)
+
+    async def _buy_in_call(self, number: int, trials: list[Tried]) -> list[Step]:
+        def opened(tried: Tried, trade: Trade) -> None:
+            self._bought.add(tried.offer_digest)
+            self._trades.append(trade)
+
+        steps = await self._calling.buy(number, trials, objection=self._objection, opened=opened)
+        given = {purchase.record.trade_id for purchase in self._giving()}
+        self._trades = [t for t in self._trades if t.machine.record.trade_id in given]
+        return in_order_of_gain(steps, given)
 
     def _merit(self, trial: Tried) -> tuple[bool, int, int]:
         found = trial.result
@@ -316,33 +331,21 @@ class Session:
         return await self._asking.try_offer(base, offered)
 
     async def _new_offers(self, architecture: str, expected: int) -> list[tuple[Digest, Offer]]:
-        """Wait for offers of others that were not tried yet, as long as a round's patience."""
-        station, settings = self._station, self._settings
-        patience = trio.current_time() + settings.round_patience
-        most = max(settings.trials_per_round, expected)
-        while True:
-            self._forget_offers()
-            found = [
-                (name, offer)
-                for name, offer in station.book.latest_of_each_seller(station.task, station.clock())
-                if offer.seller != station.account
-                and name not in self._tried
-                and offer.architecture == architecture
-                and offer.for_sale
-            ]
-            heard = station.heard
-            new = sum(name not in self._missed for name, _ in found)
-            if new >= expected or trio.current_time() >= patience:
-                receipts = station.book.receipts(station.task)
-                return in_turn(
-                    found,
-                    receipts=receipts,
-                    brokers=self._brokers.peers,
-                    missed=self._missed,
-                    most=most,
-                )
-            with trio.move_on_at(patience):
-                await heard.wait()
+        parts = self._offering.parts(parse_architecture(architecture))
+        return await new_offers(
+            self._station,
+            self._settings,
+            architecture,
+            parts=parts,
+            expected=expected * (1 if parts is None else len(parts)),
+            brokers=self._brokers.peers,
+            tried=self._live_tried,
+            missed=self._missed,
+        )
+
+    def _live_tried(self) -> set[Digest]:
+        self._forget_offers()
+        return self._tried
 
     def _forget_offers(self) -> None:
         """Keep in mind no offer that is in the book no more, but what was bought."""
@@ -352,10 +355,9 @@ class Session:
 
     # ── what was bought ──
 
-    def _giving(self) -> Purchase | None:
-        """Return this round's purchase, if it gave weights."""
-        machine = self._trade and self._trade.machine
-        return machine if isinstance(machine, Purchase) and self._given(machine) else None
+    def _giving(self) -> list[Purchase]:
+        machines = [trade.machine for trade in self._trades]
+        return [one for one in machines if isinstance(one, Purchase) and self._given(one)]
 
     def _given(self, purchase: Purchase) -> bool:
         """Whether merged weights were delivered as measured, and lie in the store."""

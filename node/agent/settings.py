@@ -63,6 +63,10 @@ class AgentSettings:
     """Most trials that a round has, or as many as the offers it waits for if those are more."""
     prepared_seconds: int = 120
     """How long encrypted goods wait for their quote."""
+    mechanism: str = "nash"
+    """How the market makes prices: of each pair's bid and ask, or, ``eeg``, in calls."""
+    call_budget: Wei | None = None
+    """Most to bid in one call; None for all that may be spent."""
     max_unfunded_sales: int = 64
     max_unfunded_sales_a_buyer: int = 16
     """Each costs an encryption and its disk, and the buyer nothing."""

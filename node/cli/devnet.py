@@ -118,6 +118,13 @@ def _as_setting(name: str) -> Callable[[click.Context, click.Parameter, str | No
     "--budget", default=None, callback=_as_setting("budget"), help="most an agent spends, in wei"
 )
 @click.option(
+    "--mechanism",
+    default=defaults.MECHANISMS[0],
+    show_default=True,
+    type=click.Choice(defaults.MECHANISMS),
+    help="how prices are made",
+)
+@click.option(
     "--layers",
     default=None,
     callback=_as_setting("layers"),
@@ -202,6 +209,7 @@ def _spec(options: dict[str, Any]) -> RunSpec:
         concentration=Millionths(concentration or defaults.USUAL_CONCENTRATION),
         fee_basis_points=options["fee_bps"],
         budget=options["budget"],
+        mechanism=options["mechanism"],
         layers=options["layers"] or (),
         leaves=_leaves(options["leave"]),
         data_folder=options["data_folder"],

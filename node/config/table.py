@@ -229,6 +229,19 @@ class Config:
     pricing: str = _setting(
         "text", "bargain", "whether trades have a price", choices=("bargain", "free")
     )
+    mechanism: str = _setting(
+        "text", "nash", "how prices are made: by each pair, or of all budgets in one call a round",
+        choices=("nash", "eeg"),
+    )  # fmt: skip
+    call_budget: Wei | None = _setting(
+        "wei",
+        None,
+        "most to bid in one call of an eeg market, in wei (default: all that may be spent)",
+        low=1,
+    )
+    call_seconds: int = _setting(
+        "integer", 30, "how long after its first bid a call waits for others", low=1, high=600
+    )
     budget: Wei | None = _setting(
         "wei", None, "most to spend on purchases in all (default: what the account holds)", low=0
     )

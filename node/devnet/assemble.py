@@ -15,7 +15,16 @@ from node.devnet.arms import OUT_OF_MARKET
 from node.devnet.play import agent_name
 from node.devnet.record import MarketRecord
 from node.devnet.report.differences import differences
-from node.devnet.report.document import Arm, Gas, LedgerRow, Legs, Network, Report
+from node.devnet.report.document import (
+    Arm,
+    Calls,
+    Gas,
+    LedgerRow,
+    Legs,
+    Network,
+    Prediction,
+    Report,
+)
 from node.devnet.report.findings import mean_of
 from node.devnet.spec import RunSpec
 
@@ -42,10 +51,11 @@ def assemble(
         for name in spec.arms
     }
     arms = {name: arm for name, arm in arms.items() if arm["curves"]}
+    calls = _calls(spec, records)
     complete = len(records) == len(spec.arms) * len(spec.seeds) and all(
         record["complete"] for record in records
     )
-    return Report(
+    report = Report(
         name=spec.name,
         dataset=spec.dataset,
         protocol="paper" if spec.protocol == "paper" else "clean",
@@ -72,6 +82,9 @@ def assemble(
         first_trade_epoch=spec.warmup_epochs,
         notes=_notes(spec, records),
     )
+    if calls is not None:
+        report["calls"] = calls
+    return report
 
 
 def _arm(records: Sequence[MarketRecord], *, last: int) -> Arm:
@@ -131,6 +144,42 @@ def _ledger(records: Sequence[MarketRecord]) -> LedgerRow:
         stuck=total("stuck"),
         open_trades=sum(int(ledger["open_trades"]) for ledger in ledgers),
         balances=all(bool(ledger["balances"]) for ledger in ledgers),
+    )
+
+
+def _calls(spec: RunSpec, records: Sequence[MarketRecord]) -> Calls | None:
+    """Return the calls of all markets, and how well gains were predicted in them."""
+    if not any("calls" in record for record in records):
+        return None
+    calls = [call for record in records for call in record.get("calls", ())]
+    fused = [one for record in records for one in record.get("fused", ())]
+    measured = [
+        (one["predicted"], one["realised"])
+        for call in calls
+        for one in call["given"]
+        if one["realised"] is not None and one["on_chain"] == "paid"
+    ]
+    return Calls(
+        mechanism=spec.mechanism,
+        calls=calls,
+        fused=fused,
+        purchases_predicted=prediction_of(measured),
+        rounds_predicted=prediction_of([(one["predicted"], one["realised"]) for one in fused]),
+    )
+
+
+def prediction_of(pairs: Sequence[tuple[float, float]]) -> Prediction:
+    """Return how well the first figure of each pair has predicted the second."""
+    if not pairs:
+        return Prediction(count=0, mean_absolute_error=None, bias=None, r_squared=None)
+    errors = [predicted - realised for predicted, realised in pairs]
+    mean = sum(realised for _, realised in pairs) / len(pairs)
+    spread = sum((realised - mean) ** 2 for _, realised in pairs)
+    return Prediction(
+        count=len(pairs),
+        mean_absolute_error=round(sum(map(abs, errors)) / len(pairs), 6),
+        bias=round(sum(errors) / len(pairs), 6),
+        r_squared=round(1 - sum(e * e for e in errors) / spread, 4) if spread > 0 else None,
     )
 
 
@@ -205,6 +254,11 @@ def _notes(spec: RunSpec, records: Sequence[MarketRecord]) -> list[str]:
     if not spec.priced:
         notes.append(
             "Trades had no price: each settled for one wei, the least that the escrow takes."
+        )
+    if spec.mechanism == "eeg":
+        notes.append(
+            "Prices were made of all budgets in one call a round; what one agent bought in a round "
+            "was funded trade by trade, and fused."
         )
     if spec.layers:
         layers = ", ".join(map(str, spec.layers))

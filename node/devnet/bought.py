@@ -19,6 +19,7 @@ class Bought:
     """One purchase, whatever became of it."""
 
     seller: PeerId
+    offer: Digest
     alpha: Millionths
     gain: Millionths
     bound: Millionths
@@ -37,6 +38,7 @@ def read_bought(path: Path) -> dict[Digest, Bought]:
         return {
             purchase.record.trade_id: Bought(
                 seller=purchase.record.seller_peer,
+                offer=purchase.record.offer_digest,
                 alpha=purchase.record.evaluation.alpha,
                 gain=purchase.record.evaluation.gain,
                 bound=purchase.record.evaluation.bound,

@@ -27,6 +27,10 @@ STUDY_ROUNDS: Final = 100
 DRILL_ROUNDS: Final = 5
 USUAL_EPOCHS_PER_ROUND: Final = 1
 USUAL_FEE_BASIS_POINTS: Final = 200
+MECHANISMS: Final = ("nash", "eeg")
+"""How prices may be made; the first is the usual one."""
+CALL_BUDGET: Final = 2 * 10**16
+"""Wei: the middle of what agents bid in a call, each its own amount."""
 USUAL_CONCENTRATION: Final = 500_000
 """Millionths."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import os
 import secrets
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from node.chronicle import RoundsPlayed
 from node.config.table import Config
 from node.data.rows import Dataset
 from node.devnet.arms import Arm
+from node.devnet.defaults import CALL_BUDGET
 from node.devnet.errors import DevnetError
 from node.devnet.floor import run_seed
 from node.devnet.ledger import Ledger, read_ledger
@@ -36,6 +38,7 @@ from node.devnet.spec import RunSpec
 from node.home import Home
 from node.observe import Record
 from node.protocol.eip712 import Domain
+from node.protocol.types import Wei
 from node.roles.opening import Opened, open_node, open_observer
 from node.roles.shells import agent_of, broker_of, open_station, trainer_of
 from node.settlement.desk import TradeDesk
@@ -100,8 +103,19 @@ def agent_config(spec: RunSpec, seed: int, number: int) -> Config:
         round_patience_seconds=PATIENCE_SECONDS,
         pricing="bargain" if spec.priced else "free",
         budget=spec.budget,
+        call_budget=call_budget(seed, number) if spec.mechanism == "eeg" else None,
         **WINDOWS,
     )
+
+
+def call_budget(seed: int, number: int) -> Wei:
+    """Return what an agent bids in each call: from half to one and a half of the usual budget.
+
+    Drawn from the seed, so that every arm and every repetition has the same.
+    """
+    drawn = hashlib.sha256(f"pm-node devnet: call budget {seed} {number}".encode()).digest()
+    part = int.from_bytes(drawn[:8], "big")
+    return Wei(CALL_BUDGET // 2 + CALL_BUDGET * part // 2**64)
 
 
 @dataclass

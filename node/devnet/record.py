@@ -17,9 +17,10 @@ from typing import Any, Final, TypedDict
 
 from node.chain.port import EscrowState
 from node.devnet.bought import Bought, read_bought
+from node.devnet.calls import calls_of, fused_of
 from node.devnet.ledger import Ledger
 from node.devnet.logs import Told, read_events
-from node.devnet.report.document import CAUSES, AgentRow, Gas, Legs, Trade
+from node.devnet.report.document import CAUSES, AgentRow, CallRow, Fused, Gas, Legs, Trade
 from node.journal import JournalError
 from node.protocol.types import ONE, Digest
 from node.settlement.history import TradeSummary, trade_rows
@@ -27,11 +28,18 @@ from node.settlement.history import TradeSummary, trade_rows
 RECORD: Final = "record.json"
 READ: Final = (
     *("node_ready", "epoch_trained", "round_played", "leg_ended", "network_used"),
-    "statement_published",
+    *("statement_published", "call_cleared"),
 )
 
 
-class MarketRecord(TypedDict):
+class CallsRecord(TypedDict, total=False):
+    """What a market has besides in which prices are made in calls."""
+
+    calls: list[CallRow]
+    fused: list[Fused]
+
+
+class MarketRecord(CallsRecord):
     """One arm with one seed."""
 
     arm: str
@@ -97,7 +105,7 @@ def record_market(
     last = {name: (leaves or {}).get(place, rounds) for place, name in enumerate(agents)}
     rows = {name: _rows(folder / name / "journal.db") for name in (*agents, *brokers)}
     names = {str(e["peer_id"]): name for name in told for e in _of(told[name], "node_ready")}
-    return MarketRecord(
+    record = MarketRecord(
         arm=arm,
         seed=seed,
         complete=complete,
@@ -115,6 +123,15 @@ def record_market(
         gas=_gas([row for found in rows.values() for row in found]),
         network=_network(told),
     )
+    cleared = [event for name in brokers for event in _of(told[name], "call_cleared")]
+    if cleared:
+        accounts = {str(e["account"]): name for name in told for e in _of(told[name], "node_ready")}
+        record["calls"] = calls_of(
+            cleared=cleared, accounts=accounts, bought=bought, trades=record["trades"],
+            arm=arm, seed=seed,
+        )  # fmt: skip
+        record["fused"] = fused_of(record["calls"], told, arm, seed)
+    return record
 
 
 def _rows(path: Path) -> list[TradeSummary]:

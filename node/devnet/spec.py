@@ -49,6 +49,7 @@ class RunSpec:
     concentration: Millionths = Millionths(defaults.USUAL_CONCENTRATION)
     fee_basis_points: int = defaults.USUAL_FEE_BASIS_POINTS
     budget: Wei | None = None
+    mechanism: str = defaults.MECHANISMS[0]
     layers: tuple[int, ...] = ()
     """Which layers of its model every agent offers (Table 2); empty means all."""
     leaves: Mapping[int, int] = field(default_factory=dict)
@@ -90,6 +91,7 @@ class RunSpec:
             raise DevnetError(
                 "no epoch before the first round: raise --warmup-epochs or --epochs-per-round to 1"
             )
+        self._check_mechanism()
         self._check_leaves()
         self._check_data()
         self._check_layers()
@@ -103,6 +105,18 @@ class RunSpec:
             raise DevnetError(
                 f"{DRILL} tensors are traded in the arm {defaults.DRILL_ARMS[0]} alone, not in "
                 f"{', '.join(self.arms)}: leave out --arms, or name another --dataset"
+            )
+
+    def _check_mechanism(self) -> None:
+        if self.mechanism not in defaults.MECHANISMS:
+            known = ", ".join(defaults.MECHANISMS)
+            raise DevnetError(f"no mechanism {self.mechanism!r}; there are {known}")
+        if self.mechanism == "eeg" and not self.priced:
+            raise DevnetError("a call (--mechanism eeg) makes prices of budgets: leave out --free")
+        if self.mechanism == "eeg" and self.layers:
+            raise DevnetError(
+                "in a call (--mechanism eeg) all beginnings of a model's layers are on offer: "
+                "leave out --layers"
             )
 
     def _check_leaves(self) -> None:
@@ -192,6 +206,7 @@ class RunSpec:
             concentration=self.concentration,
             seed=seed,
             layers=self.layers,
+            mechanism=self.mechanism,
         )
 
     def task(self, seed: int, *, agent: int = 0) -> Task:

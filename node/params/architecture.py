@@ -121,6 +121,15 @@ def layout(architecture: Architecture, layers: Sequence[int] = ()) -> Layout:
     return tuple(spec for spec in whole if spec.name in named)
 
 
+def prefixes(architecture: Architecture) -> tuple[tuple[int, ...], ...]:
+    """Return every beginning of the layers, from the input side: shortest first, the whole last.
+
+    Each as an offer names it: the whole is ``()``. A model that is sold whole has no other.
+    """
+    names = architecture.model.layer_names()
+    return (*(tuple(range(count)) for count in range(1, len(names))), ())
+
+
 def part_of(
     architecture: Architecture, tensors: Tensors, layers: Sequence[int]
 ) -> dict[str, torch.Tensor]:

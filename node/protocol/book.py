@@ -49,7 +49,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -121,13 +121,21 @@ class OfferBook:
             if isinstance(body, Offer) and body.expires_at > now:
                 yield entry.digest, body
 
-    def latest_of_each_seller(self, task: str, now: UnixTime) -> list[tuple[Digest, Offer]]:
-        """For each seller the newest of its live offers for `task`."""
-        newest: dict[Address, tuple[Digest, Offer]] = {}
+    def latest_of_each_seller(
+        self, task: str, now: UnixTime, parts: Collection[tuple[int, ...]] | None = None
+    ) -> list[tuple[Digest, Offer]]:
+        """For each seller the newest of its live offers for `task`.
+
+        With `parts` the newest of each of these sets of layers, and no offer of any other.
+        """
+        newest: dict[tuple[Address, tuple[int, ...]], tuple[Digest, Offer]] = {}
         for digest, offer in self.offers(now):
-            held = newest.get(offer.seller)
-            if offer.task == task and (held is None or _age(held[1]) <= _age(offer)):
-                newest[offer.seller] = (digest, offer)
+            if offer.task != task or (parts is not None and offer.layers not in parts):
+                continue
+            key = (offer.seller, () if parts is None else offer.layers)
+            held = newest.get(key)
+            if held is None or _age(held[1]) <= _age(offer):
+                newest[key] = (digest, offer)
         return list(newest.values())
 
     def offer(self, digest: Digest, now: UnixTime) -> Offer | None:

@@ -13,6 +13,7 @@ from typing import Final
 
 from node.protocol import cbor
 from node.protocol.bids import BidAndAsk
+from node.protocol.call import Allocation, BudgetBid
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.evaluation import Evaluation
 from node.protocol.quorum import BELOW_QUORUM, Commitment, Opening
@@ -34,6 +35,8 @@ FAILING: Final = frozenset(
 TRIAL_SECONDS: Final = 60.0
 QUOTE_SECONDS: Final = 60.0
 """How long a buyer waits for each; the broker is done before."""
+MAX_CALL_SECONDS: Final = 600
+"""How long a call may wait for bids, and a buyer for its end."""
 PLAIN_HASHES: Final = "plain-hashes"
 """The part of a trade's goods that is the leaf hashes of what the ciphertext opens to."""
 
@@ -86,6 +89,42 @@ class QuoteRequest(Message):
     """X25519, for this trade alone."""
     signature: bytes
     """Of the buyer's account over its `Bid`, whose trade id is derived from the nonce."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceBid(Message):
+    """Buyer → broker: my bid in the call that is open."""
+
+    bid: BudgetBid
+    signature: bytes
+    """Of the buyer's account."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StayOut(Message):
+    """Buyer → broker: do not wait for a bid of mine in the call that is open."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskCleared(Message):
+    """Buyer → broker: what did this bid of mine come to? Asked until it is `Cleared`."""
+
+    bid: Digest
+    """Its digest, as it was signed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noted(Message):
+    """Broker → buyer: so be it; and of a bid, that its call is still open."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cleared(Message):
+    """Broker → buyer, once the call is closed: what you may have, at the prices of all."""
+
+    call: Digest
+    """SHA-256 over all bids of the call, by rising account: the same for each who bid."""
+    allocations: tuple[Allocation, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,6 +286,7 @@ StreamMessage = (
     ListBook | Book | Submit | Submitted | TrialRequest | TrialResult | QuoteRequest | NoDeal | Deal
     | AskRequest | Ask | PrepareGoods | GoodsPrepared | Countersign | Countersigned
     | Introduce | Introduced | Replay | Sealed | OpenFigure | Opened | Cosign | Cosigned
+    | PlaceBid | AskCleared | StayOut | Noted | Cleared
 )  # fmt: skip
 _KINDS: Final[dict[str, type[StreamMessage]]] = {
     "list-book": ListBook,
@@ -272,6 +312,11 @@ _KINDS: Final[dict[str, type[StreamMessage]]] = {
     "opened": Opened,
     "cosign": Cosign,
     "cosigned": Cosigned,
+    "place-bid": PlaceBid,
+    "ask-cleared": AskCleared,
+    "stay-out": StayOut,
+    "noted": Noted,
+    "cleared": Cleared,
 }
 _KIND_OF: Final = {cls: kind for kind, cls in _KINDS.items()}
 

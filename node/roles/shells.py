@@ -132,6 +132,8 @@ async def broker_of(opened: Opened, station: Station) -> Broker:
             quorum=config.quorum,
             peers=opened.brokers,
             disclosure=Disclosure(config.disclosure),
+            mechanism=config.mechanism,
+            call_seconds=config.call_seconds,
         ),
         confirmations=opened.confirmations,
     )
@@ -224,7 +226,12 @@ def agent_of(
     config = opened.config
     if meet is None:
         meet = never_wait if config.meeting is None else meeting_at(config.meeting, config.agent)
-    priced = config.pricing == "bargain"
+    priced, called = config.pricing == "bargain", config.mechanism == "eeg"
+    if called and (config.layers or not priced):
+        raise LocalProtocolError(
+            "in a call market (--mechanism eeg) all beginnings of a model's layers are on offer, "
+            "at the prices of the call: leave out --layers, and --pricing free"
+        )
     return Agent(
         station=station,
         escrow=opened.escrow,
@@ -246,7 +253,9 @@ def agent_of(
             layers=_layers(config, trainer),
             gate="gain" if config.protocol == "paper" else "bound",
             patience=_patience(opened),
-            ask=market_ask if priced else _nothing,
+            ask=market_ask if priced and not called else _nothing,
+            mechanism=config.mechanism,
+            call_budget=config.call_budget,
             prepared_seconds=config.fund_seconds,
         ),
         confirmations=opened.confirmations,
@@ -265,5 +274,5 @@ def _layers(config: Config, trainer: Trainer | None) -> tuple[int, ...]:
 
 
 def _nothing(*_: object) -> Wei:
-    """Ask for nothing."""
+    """Ask for nothing; in a call sellers take its prices, from their reserve on."""
     return Wei(0)

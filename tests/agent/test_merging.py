@@ -75,7 +75,7 @@ async def test_a_merge_that_is_lost_for_good_is_told_of_and_the_agent_goes_on(
     assert record.trade_id.hex() in fault.reason
     assert "not-finite" in fault.reason
     for again in (session, session_on(journal)):
-        assert again._trade is None
+        assert again._trades == []
         assert not again._has_bought()  # anything may be offered
 
 
@@ -148,7 +148,7 @@ async def test_a_round_does_not_end_while_its_purchase_is_under_way(journal: Jou
     session._remember(Progress(2, 7, root, True))
     record = purchase_on(root, PurchaseState.FUNDED, 1)
     session.architecture = architecture().text
-    session._trade = Trade(Purchase(record))
+    session._trades = [Trade(Purchase(record))]
     with pytest.raises(LocalProtocolError, match="outcome first"):
         session.end()
     assert session.progress == Progress(2, 7, root, True)

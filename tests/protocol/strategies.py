@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from node.protocol import clearing
 from node.protocol.bids import AskingPrice, Bid, BidAndAsk
 from node.protocol.brokerage import BrokerageRecord
+from node.protocol.call import Allocation, BudgetBid
 from node.protocol.dispute import Evidence
 from node.protocol.eip712 import Domain
 from node.protocol.evaluation import Evaluation
@@ -36,7 +37,7 @@ from node.protocol.types import (
 
 M = TypeVar("M")
 
-SIGNED: Final[tuple[type[Any], ...]] = (*STATEMENTS.values(), Quote, Bid, AskingPrice)
+SIGNED: Final[tuple[type[Any], ...]] = (*STATEMENTS.values(), Quote, Bid, AskingPrice, BudgetBid)
 """What an account signs as typed data."""
 STREAMED: Final[tuple[type[Any], ...]] = typing.get_args(StreamMessage)
 MESSAGES: Final[tuple[type[Any], ...]] = (
@@ -56,6 +57,7 @@ MESSAGES: Final[tuple[type[Any], ...]] = (
     Commitment,
     Opening,
     BidAndAsk,
+    Allocation,
 )
 
 uint64 = st.one_of(st.integers(0, UINT64_MAX), st.sampled_from([0, 1, 255, 2**32, UINT64_MAX]))

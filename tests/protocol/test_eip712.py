@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from contracts import stage
 from node.protocol.bids import AskingPrice, Bid
+from node.protocol.call import BudgetBid
 from node.protocol.eip712 import Domain, camel, digest, struct_hash, type_string
 from node.protocol.quote import Quote, check_signer, trade_id_of
 from node.protocol.schema import checksummed, fields_of
@@ -50,6 +51,7 @@ TYPES: Final = {
     ),
     "Bid": "Bid(bytes32 tradeId,uint256 valuation,bytes32 buyerKey)",
     "AskingPrice": "AskingPrice(bytes32 tradeId,bytes32 offerDigest,uint256 ask)",
+    "BudgetBid": "BudgetBid(bytes32[] trials,uint256 budget)",
 }
 """Frozen: signatures made over these stay valid for as long as the protocol lives."""
 
@@ -61,6 +63,7 @@ WRITTEN_DOWN: Final = {
     "Quote": "62a16e2e429fa78cfb98fb3035b08a3d63150244dfdfe6b339beb1f0bb52b0c6",
     "Bid": "e151360c639c3eb1f8598a32c66caadf1d795a571181c3dee9219bade77c1eba",
     "AskingPrice": "6ae7f33ee6a9dd0bd1ff95644123a7406047d399119d108bdeb45d548d7734b4",
+    "BudgetBid": "062ffb23680ccc3f3fed2622e43262888db4ebce7908fa3a199f1c289d84a089",
 }
 """Computed with eth_account 0.14; of `SAID`, in the market of `cast.DOMAIN`."""
 
@@ -81,6 +84,9 @@ SAID: Final[dict[str, Any]] = {
     ),
     "AskingPrice": AskingPrice(
         trade_id=cast.word("a trade"), offer_digest=cast.word("an offer"), ask=cast.ASK
+    ),
+    "BudgetBid": BudgetBid(
+        trials=(cast.word("a trial"), cast.word("another")), budget=cast.VALUATION
     ),
 }  # fmt: skip
 
@@ -177,6 +183,7 @@ def test_every_field_is_under_the_signature(name: str) -> None:
             "string": "something else",
             "string[]": ("something", "else"),
             "uint64[]": (9,),
+            "bytes32[]": (cast.word("something else"),),
         }.get(kind.solidity, value - 1 if type(value) is int and field != "issued_at" else None)
         other = value + 1 if field == "issued_at" else other
         digests.add(digest(cast.DOMAIN, dataclasses.replace(whole, **{field: other})))

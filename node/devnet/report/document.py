@@ -84,6 +84,85 @@ class Trade(TypedDict):
     gas: Mapping[str, int]
 
 
+class Given(TypedDict):
+    """One allocation of a call, and the trade that it became."""
+
+    buyer: str
+    seller: str
+    share: float
+    """Layers, as the mechanism divides them."""
+    layers: int
+    """Whole ones that were allotted."""
+    price: str
+    predicted: float
+    realised: float | None
+    """The gain of these layers by the deal's own measurement; null without a trade."""
+    trade: str | None
+    on_chain: str
+    round: int
+    """0 without a trade."""
+
+
+class CallRow(TypedDict):
+    """One call; amounts are wei as decimal strings, gains fractions of the buyer's loss."""
+
+    arm: str
+    seed: int
+    round: int
+    call: str
+    budgets: Mapping[str, str]
+    """By agent that bid."""
+    prices: Mapping[str, str]
+    """By seller: of one of its layers, rounded down."""
+    sold: Mapping[str, float]
+    """By seller: layers that the mechanism has sold, of `capacity`."""
+    capacity: Mapping[str, int]
+    given: Sequence[Given]
+    confirmed: bool
+    """Whether `verify` confirms the outcome."""
+    worst: float
+    """The largest violation that it finds."""
+    relative_gap: float | None
+    paid: str
+    """By buyers, of trades that were paid on chain; so much came to sellers and to the fee."""
+    within_budgets: bool
+
+
+class Fused(TypedDict):
+    """One round of one buyer: what was predicted for all it bought, and what its loss says."""
+
+    arm: str
+    seed: int
+    round: int
+    buyer: str
+    sellers: int
+    predicted: float
+    realised: float
+
+
+class Prediction(TypedDict):
+    """How well gains were predicted."""
+
+    count: int
+    mean_absolute_error: float | None
+    bias: float | None
+    """Mean of predicted less realised."""
+    r_squared: float | None
+    """1 less the squared error over the variance of what was realised; null for fewer than two."""
+
+
+class Calls(TypedDict):
+    """The calls of a run in which prices were made of all budgets at once."""
+
+    mechanism: str
+    calls: Sequence[CallRow]
+    fused: Sequence[Fused]
+    purchases_predicted: Prediction
+    """Of each purchase, against the measurement of the layers that were delivered."""
+    rounds_predicted: Prediction
+    """Of all purchases of a buyer's round, against its own loss on unseen rows."""
+
+
 class Legs(TypedDict):
     """The possible purchases of one arm, one an agent a round, and what became of them."""
 
@@ -153,6 +232,8 @@ class Report(TypedDict):
     `memory_an_agent_mb`, `peak_memory_mb`; whatever of it this process could tell."""
     first_trade_epoch: NotRequired[int]
     """The epoch index at which the market opens; marked in the plots where it is told."""
+    calls: NotRequired[Calls]
+    """Where prices were made in calls."""
     notes: NotRequired[Sequence[str]]
     """Sentences about this run that a reader must see first (an agent that went away)."""
 

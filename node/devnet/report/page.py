@@ -8,9 +8,10 @@ lightness is turned round by the style sheet.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
+from node.devnet.report import calls
 from node.devnet.report import page_tables as tables
 from node.devnet.report.document import Report
 from node.devnet.report.findings import (
@@ -31,6 +32,7 @@ CSS_DPI: Final = 96
 SECTIONS: Final = {
     "learning": "Learning",
     "trading": "Trading",
+    "calls": "Calls",
     "money": "Money",
     "run": "The run",
 }
@@ -55,6 +57,7 @@ def page(report: Report, pictures: Mapping[str, Picture]) -> str:
             pictured("lost", "trades", "price", "gain", "alpha"),
             tables.trades(report),
         ),
+        **({"calls": (calls.tables(report),)} if "calls" in report else {}),
         "money": (
             _verdict(report),
             tables.ledger(report),
@@ -75,7 +78,7 @@ def page(report: Report, pictures: Mapping[str, Picture]) -> str:
     body = joined(
         [
             element("header", joined([text("h1", title), _summary(report)], Html("\n"))),
-            _contents(),
+            _contents(sections),
             element(
                 "main",
                 joined(
@@ -154,10 +157,8 @@ def _kind(good: bool) -> str:
     return "good" if good else "bad"
 
 
-def _contents() -> Html:
-    links = joined(
-        element("li", text("a", title, href=f"#{key}")) for key, title in SECTIONS.items()
-    )
+def _contents(keys: Iterable[str]) -> Html:
+    links = joined(element("li", text("a", SECTIONS[key], href=f"#{key}")) for key in keys)
     return element("nav", element("ul", links), aria_label="Sections")
 
 

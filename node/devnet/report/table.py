@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from node.devnet.report import rows
+from node.devnet.report import calls, rows
 from node.devnet.report.document import DOCUMENT, PAGE, PLOTS_FOLDER, Report, as_written
 from node.devnet.report.findings import headline, ledger_verdict, warnings
 from node.devnet.report.words import alpha_text, duration, legible, percent, play_ether, size
@@ -37,6 +37,8 @@ def print_report(report: Report, folder: Path, console: Console | None = None) -
         _trading(written, out)
     if 0 < len(written["trades"]) <= FEW_TRADES:
         _trades(written, out)
+    for line in calls.summary(written):
+        out.print(Text(line))
     _closing(written, folder, out)
 
 
