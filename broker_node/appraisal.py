@@ -147,6 +147,16 @@ class MarketAppraiser:
         self.rows: tuple[int, int] = rows_due(len(validation), shared=shared_rows)
         self._ends = (int(validation.inputs_RF.shape[1]), classes)
 
+    @property
+    def validation(self) -> ValidationSet:
+        """The rows themselves."""
+        return self._validation
+
+    @property
+    def method(self) -> str:
+        """How units are matched."""
+        return self._method
+
     def screen(self, offer: Offer) -> None:
         architecture = _screen(offer, matches=self._method != identity.NAME)
         if _ends(architecture) != self._ends:

@@ -28,8 +28,8 @@ from node.protocol.call import check_budget_bid
 from node.protocol.eip712 import digest
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
 from node.protocol.messages import (
-    AskCleared,
-    Cleared,
+    Allocated,
+    AskAllocations,
     Noted,
     PlaceBid,
     QuoteRequest,
@@ -83,7 +83,7 @@ class CallDesk:
         """The kinds of request that belong to calls."""
         if not self._open:
             return {}
-        return {PlaceBid: self._bid, AskCleared: self._ask_cleared, StayOut: self._stay_out}
+        return {PlaceBid: self._bid, AskAllocations: self._ask_cleared, StayOut: self._stay_out}
 
     def tried(self, trial_id: Digest, tried: Tried) -> None:
         """Take note of a trial that its buyer is about to hear of."""
@@ -164,7 +164,7 @@ class CallDesk:
         return Noted()
 
     async def _ask_cleared(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
-        assert isinstance(question, AskCleared)
+        assert isinstance(question, AskAllocations)
         bidder = self._bids.get(question.bid)
         if bidder is None or bidder.peer != peer:
             raise RemoteProtocolError("unknown-bid", question.bid.hex(), peer=peer)
@@ -173,7 +173,7 @@ class CallDesk:
         cleared = bidder.round.cleared
         if cleared is None:
             return Noted()
-        return Cleared(call=cleared.name, allocations=cleared.answer_to(bidder.account))
+        return Allocated(call=cleared.name, allocations=cleared.answer_to(bidder.account))
 
     # ── clearing ──
 

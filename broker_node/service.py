@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Final
 
 import trio
@@ -56,7 +57,7 @@ from node.protocol.types import Digest, PeerId, UnixTime
 from node.settlement.desk import TradeDesk
 from node.settlement.treasury import Treasury
 from node.settlement.watch import ChainWatch
-from node.station.station import Station
+from node.station.station import Answer, Question, Station
 from node.station.turns import Turns
 
 LISTED: Final = 400
@@ -83,7 +84,7 @@ class Broker:
         self._shelf = ModelShelf(settings.max_models_held, settings.max_models_bytes)
         self._turns = Turns()
         self._unfinished: OrderedDict[Digest, None] = OrderedDict()
-        """Roots of which something is on the disk and no model on the shelf, oldest first."""
+        """Roots on the disk in part, of which no model is on the shelf, oldest first."""
         self._bases = Bases(station.book, station.task)
         self._compute = trio.CapacityLimiter(1)
         self._trials = Trials(
@@ -107,20 +108,10 @@ class Broker:
     async def run(self) -> None:
         """Serve until cancelled."""
         station = self.station
-        for root in station.blobs.roots():
-            # what was fetched before a restart can be fetched again; nothing is kept for longer
+        for root in station.blobs.roots() - self.kept_blobs():
             station.blobs.delete(root)
         station.blobs.delete_leftovers(())
-        station.listen(
-            {
-                ListBook: self._list,
-                Submit: self._submit,
-                TrialRequest: self._try,
-                QuoteRequest: self._quote,
-                **self._bench.answers(),
-                **self._calls.answers(),
-            }
-        )
+        station.listen(self.answers())
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(station.run)
@@ -139,6 +130,21 @@ class Broker:
                 )
         finally:
             station.observer.emit(NodeStopped(role="broker"))
+
+    def answers(self) -> Mapping[Question, Answer]:
+        """Return who answers which kind of request."""
+        return {
+            ListBook: self._list,
+            Submit: self._submit,
+            TrialRequest: self._try,
+            QuoteRequest: self._quote,
+            **self._bench.answers(),
+            **self._calls.answers(),
+        }
+
+    def kept_blobs(self) -> frozenset[Digest]:
+        """Return what outlives a restart: what was fetched before it can be fetched again."""
+        return frozenset()
 
     # ── terms ──
 
@@ -387,11 +393,9 @@ class Broker:
     # ── the workshop of its trades ──
 
     async def fetch_goods(self, purchase: PurchaseRecord) -> PurchaseEvent:
-        """A broker buys nothing."""
         raise LocalProtocolError("a broker has no purchases")
 
     async def deliver(self, purchase: PurchaseRecord, secret: Digest) -> PurchaseEvent:
-        """A broker buys nothing."""
         raise LocalProtocolError("a broker has no purchases")
 
     async def publish_receipt(self, receipt: bytes) -> None:

@@ -215,6 +215,51 @@ class OtherTerms(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClearingChanged(Event):
+    """A round of a clearing house, on one side of it: ``participant`` or ``broker``."""
+
+    round_id: Digest
+    number: int
+    side: str
+    state: str
+    due: Wei
+    amount: Wei
+    """What our leaf owes us, once that is known."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClearingOff(Event):
+    """A round that was not opened, or that we took no part in: no money of ours moved."""
+
+    number: int
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RootDisputed(Event):
+    """A root on chain is not what follows from what its broker published; it may be taken back."""
+
+    level: ClassVar[Level] = Level.ERROR
+    round_id: Digest
+    root: Digest
+    reason: str
+    seconds_left: int
+    """Until it can be replaced no more; below 0 where it is too late."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectionHeard(Event):
+    """A participant says that a root of ours is wrong."""
+
+    level: ClassVar[Level] = Level.WARNING
+    round_id: Digest
+    peer: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EpochTrained(Event):
     """One pass of an agent over its own rows, and how well it does now."""
 

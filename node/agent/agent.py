@@ -13,6 +13,7 @@ from node.agent.brokers import Brokers
 from node.agent.buyer import Buyer
 from node.agent.consent import Consent
 from node.agent.learner import Learner
+from node.agent.participant import ClearingTerms, Participant
 from node.agent.seller import Seller
 from node.agent.session import Meet, Session, never_wait
 from node.agent.settings import AgentSettings
@@ -41,8 +42,12 @@ class Agent:
         settings: AgentSettings,
         confirmations: int,
         meet: Meet = never_wait,
+        clearing: ClearingTerms | None = None,
     ) -> None:
-        """Without a trainer the rounds are driven by whoever holds `session`."""
+        """Without a trainer the rounds are driven by whoever holds `session`.
+
+        `clearing`: take part in rounds of a clearing house instead of trading.
+        """
         if not settings.brokers:
             raise LocalProtocolError("an agent needs a broker to join by")
         self.station = station
@@ -79,8 +84,18 @@ class Agent:
             brokers=self.brokers,
             meet=meet,
         )
-        self._learner = None
-        if trainer is not None:
+        self._learner: Learner | Participant | None = None
+        if trainer is not None and clearing is not None:
+            self._learner = Participant(
+                station=station,
+                brokers=self.brokers,
+                trainer=trainer,
+                settings=settings,
+                terms=clearing,
+                turn=self.desk.turn,
+                meet=meet,
+            )
+        elif trainer is not None:
             self._learner = Learner(
                 session=self.session,
                 trainer=trainer,

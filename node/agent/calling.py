@@ -26,8 +26,8 @@ from node.protocol.eip712 import digest
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.messages import (
     MAX_CALL_SECONDS,
-    AskCleared,
-    Cleared,
+    Allocated,
+    AskAllocations,
     Noted,
     PlaceBid,
     StayOut,
@@ -137,8 +137,8 @@ class Calling:
         while trio.current_time() < patience:
             await trio.sleep(pause)
             pause = min(1.5 * pause, LONGEST_POLL_SECONDS)
-            answer = await station.ask_either(broker, AskCleared(bid=name), Cleared, Noted)
-            if isinstance(answer, Cleared):
+            answer = await station.ask_either(broker, AskAllocations(bid=name), Allocated, Noted)
+            if isinstance(answer, Allocated):
                 return answer.allocations
         raise RemoteProtocolError("call-too-long", f"{MAX_CALL_SECONDS} s", peer=broker)
 

@@ -22,11 +22,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, assert_never
 
-from node.chain import transactions
+from node.chain import answers, transactions
 from node.chain.abi import Functions
 from node.chain.check import HouseTerms, check_clearing_house, clearing_artifact, registry_artifact
 from node.chain.client import DEFAULT_TIMEOUT, ChainClient, Endpoint
 from node.chain.errors import CallRefusedError, ChainUnavailableError
+from node.chain.house_events import MoneyMoved, money_moved
 from node.chain.port import Fees, SignedTransaction, TransactionOutcome
 from node.chain.reverts import Revert, Reverts
 from node.chain.rounds import (
@@ -164,6 +165,33 @@ class Web3ClearingHouse:
     def credit(self, asset: Address, account: Address) -> Wei:
         """Return what `withdraw` would pay to an account."""
         return Wei(self._ask("credits", asset, account)[0])
+
+    def now(self) -> tuple[int, UnixTime]:
+        """Return number and time of the newest block."""
+        block = answers.mapping(
+            self._client.ask("eth_getBlockByNumber", "latest", False), "a block"
+        )
+        return (
+            answers.quantity(block.get("number"), "a block's number"),
+            answers.time(block.get("timestamp"), "a block's timestamp"),
+        )
+
+    def balance(self, *, block: int) -> Wei:
+        """Return how much ether the house held at the end of a block."""
+        held = self._client.ask("eth_getBalance", self.domain.clearing_house, hex(block))
+        return answers.wei(held, "eth_getBalance")
+
+    def moved(self, first: int, last: int) -> list[MoneyMoved]:
+        """Return what came in, was credited, and went out, in these blocks, both included."""
+        return money_moved(self._client, self.domain.clearing_house, first, last)
+
+    def seats(self, account: Address) -> bool:
+        """Whether the account is a broker of this house whose signature counts."""
+        return account in check_clearing_house(self._client, self.domain, (account,)).seated
+
+    def next_nonce(self) -> int:
+        """Return the nonce of our account's next transaction."""
+        return self._client.nonce(self.account)
 
     # --- a round, step by step
 

@@ -87,6 +87,13 @@ def _as_setting(name: str) -> Callable[[click.Context, click.Parameter, str | No
     type=click.Choice(["clean", "paper"]),
     help="which rows choose, score and report, and what is bought",
 )
+@click.option(
+    "--mechanism",
+    default=defaults.USUAL_MECHANISM,
+    show_default=True,
+    type=click.Choice(defaults.MECHANISMS),
+    help="how prices are made: by each pair, in one call a round, or by rounds of a clearing house",
+)
 @click.option("--free", is_flag=True, help="trade without prices, as the paper's §6.1 does")
 @click.option(
     "--dataset",
@@ -116,13 +123,6 @@ def _as_setting(name: str) -> Callable[[click.Context, click.Parameter, str | No
 )
 @click.option(
     "--budget", default=None, callback=_as_setting("budget"), help="most an agent spends, in wei"
-)
-@click.option(
-    "--mechanism",
-    default=defaults.MECHANISMS[0],
-    show_default=True,
-    type=click.Choice(defaults.MECHANISMS),
-    help="how prices are made",
 )
 @click.option(
     "--layers",
@@ -209,11 +209,11 @@ def _spec(options: dict[str, Any]) -> RunSpec:
         concentration=Millionths(concentration or defaults.USUAL_CONCENTRATION),
         fee_basis_points=options["fee_bps"],
         budget=options["budget"],
-        mechanism=options["mechanism"],
         layers=options["layers"] or (),
         leaves=_leaves(options["leave"]),
         data_folder=options["data_folder"],
         processes=options["processes"],
+        mechanism=options["mechanism"],
         notes=notes,
     )
     name = name_of(spec) if options["name"] is None else options["name"]

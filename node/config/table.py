@@ -16,13 +16,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from node.config.kinds import KINDS, Kind, display
-from node.protocol.errors import MarketError
+from node.config.setting import DEFAULT, PREFIX, ConfigError, Origin, Setting
+from node.config.setting import setting as _setting
 from node.protocol.types import NO_ADDRESS, Address, Millionths, Wei
 
-PREFIX: Final = "PMNODE_"
+__all__ = [
+    "DAY", "ETHER", "GWEI", "PREFIX", "RESERVED_VARIABLES", "SETTINGS", "Config", "ConfigError",
+    "Loaded", "Origin", "Setting", "load", "template",
+]  # fmt: skip
+
 RESERVED_VARIABLES: Final = frozenset(
     {"PMNODE_STATE", "PMNODE_CONFIG", "PMNODE_DATA", "PMNODE_FAILPOINT"}
 )
@@ -31,101 +35,6 @@ RESERVED_VARIABLES: Final = frozenset(
 GWEI: Final = 10**9
 ETHER: Final = 10**18
 DAY: Final = 86_400
-
-OriginKind = Literal["default", "file", "environment", "flag"]
-
-
-class ConfigError(MarketError):
-    """A setting cannot be used: names the key, the value, its origin and the remedy."""
-
-    def __init__(self, key: str, value: object, origin: Origin, remedy: str) -> None:
-        super().__init__(f"{key} = {display(value)} ({origin}): {remedy}")
-        self.key = key
-        self.value = value
-        self.origin = origin
-        self.remedy = remedy
-
-
-class Origin(NamedTuple):
-    """Where a value came from."""
-
-    kind: OriginKind
-    where: str = ""
-    """The file, the variable or the flag."""
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.where}".rstrip()
-
-
-DEFAULT: Final = Origin("default")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """One row of the table."""
-
-    name: str
-    kind: Kind
-    default: Any
-    help: str
-    low: int | None
-    high: int | None
-    choices: tuple[str, ...]
-
-    @property
-    def flag(self) -> str:
-        """Return the command-line flag, as in ``--data-dir``."""
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def variable(self) -> str:
-        """Return the environment variable, as in ``PMNODE_DATA_DIR``."""
-        return PREFIX + self.name.upper()
-
-    @property
-    def multiple(self) -> bool:
-        """Return whether the flag may be repeated."""
-        return self.kind.repeated
-
-    @property
-    def expects(self) -> str:
-        """Return what a right value looks like, for help texts and errors."""
-        if self.choices:
-            return "one of " + ", ".join(self.choices)
-        match self.low, self.high:
-            case None, None:
-                return self.kind.expects
-            case low, None:
-                return f"{self.kind.expects}, at least {self.kind.show(low)}"
-            case low, high:
-                return f"{self.kind.expects}, {self.kind.show(low)} to {self.kind.show(high)}"
-
-    def parse(self, raw: object, origin: Origin) -> Any:
-        """Return `raw`, from any origin, as a value; raises `ConfigError`."""
-        try:
-            value = self.kind.parse(raw)
-        except ValueError as error:
-            raise ConfigError(self.name, raw, origin, f"expected {self.expects}") from error
-        if self.choices and value not in self.choices:
-            raise ConfigError(self.name, raw, origin, f"expected {self.expects}")
-        if (self.low is not None and value < self.low) or (
-            self.high is not None and value > self.high
-        ):
-            raise ConfigError(self.name, raw, origin, f"expected {self.expects}")
-        return value
-
-
-def _setting(
-    kind: str,
-    default: Any,
-    help: str,  # noqa: A002
-    *,
-    low: int | None = None,
-    high: int | None = None,
-    choices: tuple[str, ...] = (),
-) -> Any:
-    row = {"kind": KINDS[kind], "help": help, "low": low, "high": high, "choices": choices}
-    return dataclasses.field(default=default, metadata=row)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,8 +139,9 @@ class Config:
         "text", "bargain", "whether trades have a price", choices=("bargain", "free")
     )
     mechanism: str = _setting(
-        "text", "nash", "how prices are made: by each pair, or of all budgets in one call a round",
-        choices=("nash", "eeg"),
+        "text", "nash",
+        "how prices are made: by each pair, of all budgets in one call, or in a clearing house",
+        choices=("nash", "eeg", "shapley", "triplewin"),
     )  # fmt: skip
     call_budget: Wei | None = _setting(
         "wei",
@@ -261,6 +171,49 @@ class Config:
         choices=("full", "rounded", "none"),
     )  # fmt: skip
     fee_bps: int = _setting("integer", 200, "broker's fee in 1/100 of a percent", low=0, high=1_000)
+
+    # Rounds of a clearing house
+    clearing_house: Address = _setting(
+        "address",
+        NO_ADDRESS,
+        "the clearing house of a broker (default: on play money, one of its own)",
+    )
+    performance_value: Wei = _setting(
+        "wei", Wei(ETHER), "what an accuracy of 1 is worth in a broker's rounds, in wei", low=1
+    )
+    entry_fee: Wei = _setting(
+        "wei", Wei(0), "part of the fee of a round that is never given back, in wei", low=0
+    )
+    gather_seconds: int = _setting(
+        "integer", 60, "how long a round waits for agents, after the first", low=1, high=DAY
+    )
+    pay_seconds: int = _setting("integer", 300, "to pay into a round", low=4, high=30 * DAY)
+    challenge_seconds: int = _setting(
+        "integer", DAY, "to look at a root before it stands", low=1, high=30 * DAY
+    )
+    most_due: Wei | None = _setting(
+        "wei", None, "the most that an agent pays into a round (default: no limit)", low=0
+    )
+    producers: int = _setting(
+        "integer", 1, "how many of the agents make a model to sell (triplewin)", low=1, high=64
+    )
+    data_cost: Wei = _setting(
+        "wei", Wei(10**15), "what a use of one's parameters costs, in wei (triplewin)", low=1
+    )
+    model_reserve: Wei = _setting(
+        "wei", Wei(0), "the most to pay for a model, in wei; 0 is no limit (triplewin)", low=0
+    )
+    serving_cost: Wei = _setting(
+        "wei", Wei(10**15), "what serving a model to a buyer costs, in wei (triplewin)", low=1
+    )
+    producer_margin: Millionths = _setting(
+        "fraction", Millionths(100_000), "of producers, on what data costs them (triplewin)",
+        low=0, high=10**9,
+    )  # fmt: skip
+    data_share: Millionths = _setting(
+        "fraction", Millionths(500_000), "of a payment that counts towards the data (triplewin)",
+        low=0, high=10**9,
+    )  # fmt: skip
 
     # Deadlines
     offer_ttl_seconds: int = _setting("integer", 600, "an offer stands for", low=1, high=DAY)

@@ -84,6 +84,12 @@ def assemble(
     )
     if calls is not None:
         report["calls"] = calls
+    if spec.clears:
+        report["clearing"] = [
+            {"arm": r["arm"], "seed": r["seed"], **r["clearing"]}
+            for r in records
+            if "clearing" in r
+        ]
     return report
 
 
@@ -255,7 +261,7 @@ def _notes(spec: RunSpec, records: Sequence[MarketRecord]) -> list[str]:
         notes.append(
             "Trades had no price: each settled for one wei, the least that the escrow takes."
         )
-    if spec.mechanism == "eeg":
+    if spec.calls:
         notes.append(
             "Prices were made of all budgets in one call a round; what one agent bought in a round "
             "was funded trade by trade, and fused."

@@ -27,10 +27,16 @@ STUDY_ROUNDS: Final = 100
 DRILL_ROUNDS: Final = 5
 USUAL_EPOCHS_PER_ROUND: Final = 1
 USUAL_FEE_BASIS_POINTS: Final = 200
-MECHANISMS: Final = ("nash", "eeg")
-"""How prices may be made; the first is the usual one."""
+USUAL_MECHANISM: Final = "nash"
+CALL_MECHANISM: Final = "eeg"
+"""That which clears the budgets of a round in one call."""
+ROUND_MECHANISMS: Final = ("shapley", "triplewin")
+"""Those that clear by rounds of a clearing house."""
+MECHANISMS: Final = (USUAL_MECHANISM, CALL_MECHANISM, *ROUND_MECHANISMS)
 CALL_BUDGET: Final = 2 * 10**16
 """Wei: the middle of what agents bid in a call, each its own amount."""
+MOST_EXACT: Final = 12
+"""Agents of which every subset is measured."""
 USUAL_CONCENTRATION: Final = 500_000
 """Millionths."""
 

@@ -163,7 +163,7 @@ class Experiment:
             ended = await self._processes.run()
         else:
             ended = await Play(self.spec, arm, seed, folder, chain, listener, stop, silence).run()
-        return record_market(
+        record = record_market(
             folder=folder,
             agents=[agent_name(number) for number in range(self.spec.agents)],
             brokers=[BROKER],
@@ -176,6 +176,10 @@ class Experiment:
             rounds=self.spec.rounds,
             leaves=self.spec.leaves,
         )
+        if ended.clearing is not None:
+            record["clearing"] = ended.clearing
+            record["legs"] = None  # nobody could buy: rounds clear all at once
+        return record
 
     def _abandon(self) -> None:
         if self._processes is not None:
@@ -261,6 +265,8 @@ def verdict(report: Report, *, allow_no_trade: bool = False) -> str:
     """Return why a run that was played to its end is no success, or nothing."""
     if not report["ledger"]["balances"]:
         return "the ledger does not balance"
+    if not all(market["ledger"]["balances"] for market in report.get("clearing", ())):
+        return "the pots of the clearing house do not balance"
     market = [legs for arm, legs in report["legs"].items() if ARMS[arm].trades]
     if allow_no_trade or not market or any(legs["traded"] for legs in market):
         return ""

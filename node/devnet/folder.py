@@ -84,9 +84,9 @@ def name_of(spec: RunSpec) -> str:
         ),
         (f"fee-{spec.fee_basis_points}", spec.fee_basis_points != defaults.USUAL_FEE_BASIS_POINTS),
         (f"budget-{spec.budget}", spec.budget is not None),
-        (spec.mechanism, spec.mechanism != defaults.MECHANISMS[0]),
         (f"leave-{leaves}", bool(leaves)),
         ("processes", spec.processes),
+        (spec.mechanism, spec.mechanism != defaults.USUAL_MECHANISM),
         (f"seed-{first}" if first == last else seeds, spec.seeds != (0,)),
     )
     name = "-".join([spec.dataset, *(part for part, unusual in parts if unusual)])

@@ -29,6 +29,7 @@ from node.chronicle import RoundsPlayed
 from node.config.table import Config
 from node.data.rows import Dataset
 from node.devnet.arms import Arm
+from node.devnet.clearings import clearing_record
 from node.devnet.defaults import CALL_BUDGET
 from node.devnet.errors import DevnetError
 from node.devnet.floor import run_seed
@@ -59,6 +60,8 @@ WINDOWS: Final[dict[str, Any]] = {
     "minimum_dispute_window": 1,
 }
 SETTLE_POLL: Final = 0.1
+ROUNDS: Final[dict[str, Any]] = {"gather_seconds": 10, "pay_seconds": 8, "challenge_seconds": 4}
+"""Of a market that clears by rounds: the chain's clock is the wall's, and each is waited for."""
 PATIENCE_SECONDS: Final = 30
 TOLD: Final = ("node_ready", "epoch_trained", "round_played", "leg_ended")
 Listener = Callable[[str, Mapping[str, Any]], None]
@@ -89,6 +92,7 @@ def broker_config(spec: RunSpec, arm: Arm, seed: int) -> Config:
         fee_bps=spec.fee_basis_points,
         trial_seed="0x" + run_seed(seed).hex(),
         **WINDOWS,
+        **(ROUNDS if spec.clears else {}),
     )
 
 
@@ -103,7 +107,8 @@ def agent_config(spec: RunSpec, seed: int, number: int) -> Config:
         round_patience_seconds=PATIENCE_SECONDS,
         pricing="bargain" if spec.priced else "free",
         budget=spec.budget,
-        call_budget=call_budget(seed, number) if spec.mechanism == "eeg" else None,
+        call_budget=call_budget(seed, number) if spec.calls else None,
+        most_due=spec.budget if spec.clears else None,
         **WINDOWS,
     )
 
@@ -165,7 +170,14 @@ class Play:
         return Ended(
             complete=whole,
             ledger=await trio.to_thread.run_sync(ledger_of, self.chain, market.domain),
+            clearing=await trio.to_thread.run_sync(self._clearing, market.domain.chain_id),
         )
+
+    def _clearing(self, chain_id: int) -> dict[str, Any] | None:
+        if not self.spec.clears:
+            return None
+        names = [agent_name(number) for number in range(self.spec.agents)]
+        return clearing_record(self.folder, names, BROKER, InProcessProvider(self.chain), chain_id)
 
     # ── the nodes ──
 
@@ -274,6 +286,8 @@ class Ended:
     complete: bool
     """Whether every agent played all its rounds."""
     ledger: Ledger
+    clearing: dict[str, Any] | None = None
+    """What the rounds of a clearing house came to, in a market that has some."""
 
 
 def ledger_of(chain: DevelopmentChain, domain: Domain) -> Ledger:

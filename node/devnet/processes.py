@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -20,12 +20,14 @@ from node.chain.errors import ChainUnavailableError
 from node.chain.web3_escrow import open_escrow
 from node.config.table import SETTINGS, Config
 from node.devnet.arms import Arm
+from node.devnet.clearings import clearing_record
 from node.devnet.errors import DevnetError
 from node.devnet.launch import Market, Node, compose
 from node.devnet.ledger import Ledger, read_ledger
 from node.devnet.logs import Tail
 from node.devnet.meeting import Meeting, serve_meeting
 from node.devnet.play import (
+    BROKER,
     SETTLE_SECONDS,
     SILENCE_SECONDS,
     TOLD,
@@ -111,7 +113,15 @@ class ProcessPlay:
         return Ended(
             complete=whole,
             ledger=await trio.to_thread.run_sync(_ledger, market),
+            clearing=await trio.to_thread.run_sync(self._clearing, market),
         )
+
+    def _clearing(self, market: Market) -> dict[str, Any] | None:
+        if not self.spec.clears:
+            return None
+        names = [node.name for node in market.agents]
+        chain_id = market.address().chain_id
+        return clearing_record(self.folder, names, BROKER, market.chain_url, chain_id)
 
     # ── what is heard of the agents ──
 

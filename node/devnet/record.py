@@ -32,14 +32,17 @@ READ: Final = (
 )
 
 
-class CallsRecord(TypedDict, total=False):
-    """What a market has besides in which prices are made in calls."""
+class _ClearedRecord(TypedDict, total=False):
+    """What a market has besides whose prices are not made by pairs."""
 
     calls: list[CallRow]
+    """Of one whose prices are made in calls."""
     fused: list[Fused]
+    clearing: dict[str, Any]
+    """Of one that clears by rounds."""
 
 
-class MarketRecord(CallsRecord):
+class MarketRecord(_ClearedRecord):
     """One arm with one seed."""
 
     arm: str

@@ -49,7 +49,6 @@ class RunSpec:
     concentration: Millionths = Millionths(defaults.USUAL_CONCENTRATION)
     fee_basis_points: int = defaults.USUAL_FEE_BASIS_POINTS
     budget: Wei | None = None
-    mechanism: str = defaults.MECHANISMS[0]
     layers: tuple[int, ...] = ()
     """Which layers of its model every agent offers (Table 2); empty means all."""
     leaves: Mapping[int, int] = field(default_factory=dict)
@@ -57,6 +56,8 @@ class RunSpec:
     data_folder: Path | None = None
     processes: bool = False
     """Each node a process of its own."""
+    mechanism: str = defaults.USUAL_MECHANISM
+    """How money moves: by trades at a bargained price, or by rounds that clear all at once."""
     notes: tuple[str, ...] = ()
     """What a reader of the report should know first of how this came to be asked for."""
 
@@ -96,6 +97,39 @@ class RunSpec:
         self._check_data()
         self._check_layers()
 
+    @property
+    def calls(self) -> bool:
+        """Whether prices are made in one call a round."""
+        return self.mechanism == defaults.CALL_MECHANISM
+
+    @property
+    def clears(self) -> bool:
+        """Whether money moves by rounds of a clearing house."""
+        return self.mechanism in defaults.ROUND_MECHANISMS
+
+    def _check_mechanism(self) -> None:
+        if self.mechanism not in defaults.MECHANISMS:
+            raise DevnetError(
+                f"no mechanism {self.mechanism!r}; there are {', '.join(defaults.MECHANISMS)}"
+            )
+        if self.mechanism == defaults.USUAL_MECHANISM:
+            return
+        sold = "sells all beginnings of a model's layers" if self.calls else "fuses whole models"
+        for wrong, why in (
+            (not self.priced, "is about money: leave out --free"),
+            (bool(self.layers), f"{sold}: leave out --layers"),
+            (
+                self.clears and self.dataset in (DRILL, STUDY),
+                f"measures accuracies, which {self.dataset} has not",
+            ),
+            (
+                self.mechanism == "triplewin" and self.agents > defaults.MOST_EXACT,
+                f"is exact, to {defaults.MOST_EXACT} agents: name fewer with --agents",
+            ),
+        ):
+            if wrong:
+                raise DevnetError(f"--mechanism {self.mechanism} {why}")
+
     def _check_arms(self) -> None:
         unknown = [arm for arm in self.arms if arm not in ARMS]
         if unknown or not self.arms:
@@ -105,18 +139,6 @@ class RunSpec:
             raise DevnetError(
                 f"{DRILL} tensors are traded in the arm {defaults.DRILL_ARMS[0]} alone, not in "
                 f"{', '.join(self.arms)}: leave out --arms, or name another --dataset"
-            )
-
-    def _check_mechanism(self) -> None:
-        if self.mechanism not in defaults.MECHANISMS:
-            known = ", ".join(defaults.MECHANISMS)
-            raise DevnetError(f"no mechanism {self.mechanism!r}; there are {known}")
-        if self.mechanism == "eeg" and not self.priced:
-            raise DevnetError("a call (--mechanism eeg) makes prices of budgets: leave out --free")
-        if self.mechanism == "eeg" and self.layers:
-            raise DevnetError(
-                "in a call (--mechanism eeg) all beginnings of a model's layers are on offer: "
-                "leave out --layers"
             )
 
     def _check_leaves(self) -> None:
@@ -166,6 +188,8 @@ class RunSpec:
         plain = dataclasses.asdict(self)
         for name in ("folder", "notes"):
             del plain[name]
+        if self.mechanism == defaults.USUAL_MECHANISM:
+            del plain["mechanism"]  # as before there was another
         return {name: _plain(value) for name, value in plain.items()}
 
     @property

@@ -2,7 +2,8 @@
 
 An agent asks a broker to list the book, to take its weights, to try a pair, to quote; a
 broker asks a seller for its ask, for the goods, for its countersignature; brokers of a quorum
-ask each other to measure again, to open what they sealed, and to sign. Every message is
+ask each other to measure again, to open what they sealed, and to sign. What is said of a round of
+a clearing house is in `pooling`. Every message is
 ``[kind, {field: value}]`` in canonical CBOR.
 """
 
@@ -16,6 +17,17 @@ from node.protocol.bids import BidAndAsk
 from node.protocol.call import Allocation, BudgetBid
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.evaluation import Evaluation
+from node.protocol.pooling import (
+    AskCleared,
+    AskHouse,
+    Cleared,
+    Heard,
+    House,
+    Invited,
+    JoinRound,
+    NotInvited,
+    Objection,
+)
 from node.protocol.quorum import BELOW_QUORUM, Commitment, Opening
 from node.protocol.quote import Quote
 from node.protocol.schema import Message, from_map, to_map
@@ -106,8 +118,8 @@ class StayOut(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AskCleared(Message):
-    """Buyer → broker: what did this bid of mine come to? Asked until it is `Cleared`."""
+class AskAllocations(Message):
+    """Buyer → broker: what did this bid of mine come to? Asked until it is `Allocated`."""
 
     bid: Digest
     """Its digest, as it was signed."""
@@ -119,7 +131,7 @@ class Noted(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cleared(Message):
+class Allocated(Message):
     """Broker → buyer, once the call is closed: what you may have, at the prices of all."""
 
     call: Digest
@@ -286,7 +298,9 @@ StreamMessage = (
     ListBook | Book | Submit | Submitted | TrialRequest | TrialResult | QuoteRequest | NoDeal | Deal
     | AskRequest | Ask | PrepareGoods | GoodsPrepared | Countersign | Countersigned
     | Introduce | Introduced | Replay | Sealed | OpenFigure | Opened | Cosign | Cosigned
-    | PlaceBid | AskCleared | StayOut | Noted | Cleared
+    | PlaceBid | AskAllocations | StayOut | Noted | Allocated
+    | AskHouse | House | JoinRound | NotInvited | Invited | AskCleared | Cleared
+    | Objection | Heard
 )  # fmt: skip
 _KINDS: Final[dict[str, type[StreamMessage]]] = {
     "list-book": ListBook,
@@ -313,10 +327,19 @@ _KINDS: Final[dict[str, type[StreamMessage]]] = {
     "cosign": Cosign,
     "cosigned": Cosigned,
     "place-bid": PlaceBid,
-    "ask-cleared": AskCleared,
+    "ask-allocations": AskAllocations,
     "stay-out": StayOut,
     "noted": Noted,
+    "allocated": Allocated,
+    "ask-house": AskHouse,
+    "house": House,
+    "join-round": JoinRound,
+    "not-invited": NotInvited,
+    "invited": Invited,
+    "ask-cleared": AskCleared,
     "cleared": Cleared,
+    "objection": Objection,
+    "heard": Heard,
 }
 _KIND_OF: Final = {cls: kind for kind, cls in _KINDS.items()}
 

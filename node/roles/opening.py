@@ -73,6 +73,8 @@ class Opened:
     confirmations: int
     value_per_unit_gain: Wei
     play_money: bool
+    endpoint: Endpoint
+    """The chain, for whatever else of it is opened."""
 
 
 def open_observer(
@@ -171,6 +173,7 @@ def open_node(
         confirmations=_confirmations(config, play_money=play_money),
         value_per_unit_gain=_value_per_unit_gain(config, play_money=play_money),
         play_money=play_money,
+        endpoint=endpoint,
     )
 
 

@@ -5,8 +5,9 @@ keys ─ chain ─ journal ─ network ─ station ─ agent | broker
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -31,6 +32,7 @@ from node.protocol.bargain import Patience
 from node.protocol.disclosure import Disclosure
 from node.protocol.errors import LocalProtocolError
 from node.protocol.types import ONE, Digest, PeerId, Wei
+from node.roles.clearing import clearing_terms, clears, house_of_broker, round_settings
 from node.roles.meeting import meeting_at
 from node.roles.opening import Opened
 from node.roles.ports import port_of, remember, with_port
@@ -116,7 +118,18 @@ async def broker_of(opened: Opened, station: Station) -> Broker:
 
     config = opened.config
     seed = config.trial_seed
-    return Broker(
+    make: Callable[..., Broker] = Broker
+    if clears(config):
+        from broker_node.clearing.broker import ClearingBroker
+
+        house = await trio.to_thread.run_sync(house_of_broker, opened)
+        make = functools.partial(
+            ClearingBroker,
+            house=house,
+            rounds=round_settings(config),
+            cache=opened.home.root / "measured",
+        )
+    return make(
         station=station,
         escrow=opened.escrow,
         appraiser=await trio.to_thread.run_sync(_appraiser, config),
@@ -260,6 +273,7 @@ def agent_of(
         ),
         confirmations=opened.confirmations,
         meet=meet,
+        clearing=clearing_terms(opened),
     )
 
 

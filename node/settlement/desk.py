@@ -105,6 +105,11 @@ class TradeDesk:
         which it is told would be missed, a deposit of its own among them.
         """
 
+    @property
+    def turn(self) -> trio.Lock:
+        """Held while a transaction of the account is on its way."""
+        return self._treasury.turn
+
     async def run(self) -> None:
         """Resume every open trade of the journal, then follow the chain for ever."""
         async with trio.open_nursery() as nursery:

@@ -115,6 +115,11 @@ class Treasury:
         self._turn = trio.Lock()
         self._urgent_waiting = 0
 
+    @property
+    def turn(self) -> trio.Lock:
+        """Held while a transaction of the account is on its way, whoever sends it."""
+        return self._turn
+
     async def ask(self, question: Callable[[Escrow], T]) -> T:
         """Ask the chain in a thread. Raises `ChainUnavailableError` when it is down."""
         return await trio.to_thread.run_sync(question, self.escrow)

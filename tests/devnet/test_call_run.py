@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from broker_node.mechanisms.base import Json
 from node.cli.exits import BAD_INPUT
 from node.cli.main import run
 from node.devnet.assemble import prediction_of
@@ -103,7 +104,7 @@ def test_a_price_that_was_changed_after_the_call_is_not_confirmed(
     (home,) = (folder / "markets").glob(f"*/{BROKER}")
     told = read_events(home, ("call_cleared",))[0]
     assert _verified("eeg", told["market"], told["outcome"])[0]
-    prices = [[1.01 * price for price in row] for row in told["outcome"]["prices"]]
+    prices: Json = [[1.01 * price for price in row] for row in told["outcome"]["prices"]]
     assert not _verified("eeg", told["market"], {**told["outcome"], "prices": prices})[0]
     assert not _verified("eeg", told["market"], {"status": "sold"})[0]
 

@@ -18,8 +18,8 @@ from node.protocol.call import Allocation, BudgetBid
 from node.protocol.eip712 import digest
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
 from node.protocol.messages import (
-    AskCleared,
-    Cleared,
+    Allocated,
+    AskAllocations,
     Deal,
     NoDeal,
     Noted,
@@ -207,13 +207,13 @@ async def refusal(buyer: Party, *trials: Digest, budget: int = 1_000, key: str =
     return caught.value.reason
 
 
-async def result_of(buyer: Party, bid: BudgetBid) -> Cleared:
-    found: list[Cleared] = []
+async def result_of(buyer: Party, bid: BudgetBid) -> Allocated:
+    found: list[Allocated] = []
     name = digest(buyer.station.domain, bid)
     while not found:
         broker = buyer.market.broker.peer_id
-        answer = await buyer.station.ask_either(broker, AskCleared(bid=name), Cleared, Noted)
-        if isinstance(answer, Cleared):
+        answer = await buyer.station.ask_either(broker, AskAllocations(bid=name), Allocated, Noted)
+        if isinstance(answer, Allocated):
             found.append(answer)
     return found[0]
 
@@ -256,7 +256,7 @@ async def test_bids_against_the_rules_of_a_call_are_refused_by_name(tmp_path: Pa
         with pytest.raises(RemoteProtocolError, match="unknown-bid"):
             await other.station.ask(
                 market.broker.peer_id,
-                AskCleared(bid=digest(buyer.station.domain, bid)),
+                AskAllocations(bid=digest(buyer.station.domain, bid)),
                 Noted,
             )
         with pytest.raises(RemoteProtocolError, match="not-allocated"):
@@ -291,11 +291,11 @@ async def test_an_answer_that_is_none_to_the_bid_is_refused_by_name_and_nothing_
 
     async def cheat(desk: CallDesk, peer: PeerId, question: StreamMessage) -> StreamMessage:
         given = await answer(desk, peer, question)
-        if not isinstance(given, Cleared):
+        if not isinstance(given, Allocated):
             return given
         offer = Digest(bytes(32)) if another else given.allocations[0].offer_digest
         false = Allocation(offer_digest=offer, price=Wei(price), predicted=Millionths(1))
-        return Cleared(call=given.call, allocations=(false,))
+        return Allocated(call=given.call, allocations=(false,))
 
     monkeypatch.setattr(CallDesk, "_ask_cleared", cheat)
     async with open_market(tmp_path, **CALL) as market:

@@ -234,6 +234,8 @@ class Report(TypedDict):
     """The epoch index at which the market opens; marked in the plots where it is told."""
     calls: NotRequired[Calls]
     """Where prices were made in calls."""
+    clearing: NotRequired[Sequence[Mapping[str, Any]]]
+    """Of each market that clears by rounds, what they came to (`node.devnet.clearings`)."""
     notes: NotRequired[Sequence[str]]
     """Sentences about this run that a reader must see first (an agent that went away)."""
 

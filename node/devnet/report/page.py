@@ -13,6 +13,7 @@ from typing import Final
 
 from node.devnet.report import calls
 from node.devnet.report import page_tables as tables
+from node.devnet.report.clearing import clearing_lines
 from node.devnet.report.document import Report
 from node.devnet.report.findings import (
     headline,
@@ -61,6 +62,7 @@ def page(report: Report, pictures: Mapping[str, Picture]) -> str:
         "money": (
             _verdict(report),
             tables.ledger(report),
+            *(element("p", escaped(line, 1_000)) for line in clearing_lines(report)),
             tables.agents(report),
             pictured("gas"),
             tables.gas(report),

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from node.devnet.report import calls, rows
+from node.devnet.report.clearing import clearing_lines
 from node.devnet.report.document import DOCUMENT, PAGE, PLOTS_FOLDER, Report, as_written
 from node.devnet.report.findings import headline, ledger_verdict, warnings
 from node.devnet.report.words import alpha_text, duration, legible, percent, play_ether, size
@@ -39,6 +40,8 @@ def print_report(report: Report, folder: Path, console: Console | None = None) -
         _trades(written, out)
     for line in calls.summary(written):
         out.print(Text(line))
+    for line in clearing_lines(written):
+        out.print(Text(line), soft_wrap=True)
     _closing(written, folder, out)
 
 

@@ -1,0 +1,277 @@
+"""Sees a participation in a round of a clearing house to its end: look, journal, act, look again.
+
+The rules are `node.protocol.participation`; what a root must be is computed by `audit`, from what
+the broker published and what the chain says was paid, and compared with what is on chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import trio
+
+from node.chain.clearing import Web3ClearingHouse
+from node.chain.rounds import Claim, HouseCall, Pay, Reclaim, Withdraw
+from node.chronicle import ClearingChanged, PeerFault, RootDisputed
+from node.protocol.errors import LocalProtocolError, MarketError, RemoteProtocolError
+from node.protocol.participation import Act, Judgement, Participation
+from node.protocol.pooling import (
+    AskCleared,
+    Cleared,
+    Heard,
+    Objection,
+    publication_digest,
+)
+from node.protocol.pot import Sight
+from node.protocol.signing import recover
+from node.protocol.sum_tree import SumTree
+from node.protocol.types import NO_ADDRESS, Address, PeerId, Wei
+from node.settlement import rounds
+from node.settlement.cashier import DONE, UNWANTED, Cashier
+from node.station.station import Station
+
+POLL_SECONDS: Final = 0.4
+AFTER_REFUSAL: Final = 5.0
+"""A call that the house refused cost gas: what the chain shows may differ after a while."""
+
+
+class Audit(Protocol):
+    """The mechanism, as a participant needs it: pure, and told once at the start."""
+
+    def due(self, inputs: bytes, account: Address, broker: Address, mechanism: str) -> Wei:
+        """Return what an account is to pay by these inputs. Raises `MarketError`."""
+
+    def payers(self, inputs: bytes) -> tuple[Address, ...]:
+        """Return every account that may have paid. Raises `MarketError`."""
+
+    def leaves(
+        self, invited: bytes, inputs: bytes, paid: Mapping[Address, Wei]
+    ) -> tuple[tuple[Address, Wei], ...]:
+        """Return what the leaves of the root must be. Raises `MarketError`."""
+
+    def models(self, inputs: bytes, account: Address) -> tuple[Bought, ...]:
+        """Return the models that an account gets which do better than its own, best first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bought:
+    """A model that a participant may have."""
+
+    root: bytes
+    byte_length: int
+    performance: float
+    """0 … 1, on the broker's rows."""
+
+
+class TakingPart:
+    """Everything that one participant does about its rounds, with one broker."""
+
+    def __init__(self, station: Station, cashier: Cashier, audit: Audit) -> None:
+        self._station = station
+        self._cashier = cashier
+        self._audit = audit
+        self._told: set[tuple[str, str]] = set()
+
+    async def see_through(self, part: Participation, broker: PeerId) -> None:
+        """Return once the round is over for us, whatever became of it."""
+        self._save(part)
+        while not part.over:
+            before = rounds.encoded(part.record)
+            sight = await self._cashier.ask(self._sight_of(part))
+            acts = part.see(sight)
+            if rounds.encoded(part.record) != before:
+                self._save(part)
+            for act in acts:
+                await self._do(act, part, broker, sight)
+            if not part.over:
+                await trio.sleep(POLL_SECONDS)
+
+    def _sight_of(self, part: Participation) -> Callable[[Web3ClearingHouse], Sight]:
+        record = part.record
+        return lambda house: rounds.look(
+            house, record.opening.round, leaf=record.leaf, judged=record.judged
+        )
+
+    async def _do(self, act: Act, part: Participation, broker: PeerId, sight: Sight) -> None:
+        record, us = part.record, self._station.account
+        name = record.opening.round
+        match act:
+            case Act.PAY:
+                await self._send(
+                    part,
+                    act,
+                    Pay(name, NO_ADDRESS, us, record.due),
+                    done=lambda house: house.paid_in(name, us) > 0,
+                    wanted=lambda: part.may_pay(self._station.clock()),
+                )
+            case Act.JUDGE:
+                await self._judge(part, broker, sight)
+            case Act.OBJECT:
+                await self._object(part, broker, sight)
+            case Act.CLAIM:
+                tree, leaf = _tree(part), record.leaf
+                posted = await self._cashier.ask(lambda house: house.posted(tree))
+                if posted is None or leaf is None:
+                    return  # it was taken away since; the next look shows that
+                await self._send(
+                    part,
+                    act,
+                    Claim(posted, leaf, tree.payouts[leaf], tree.path(leaf)),
+                    done=lambda house: house.claimed(name, leaf),
+                )
+            case Act.RECLAIM:
+                await self._send(
+                    part,
+                    act,
+                    Reclaim(name, us),
+                    done=lambda house: house.paid_in(name, us) == 0,
+                )
+            case Act.WITHDRAW:
+                await self._send(
+                    part,
+                    act,
+                    Withdraw(NO_ADDRESS, us),
+                    done=lambda house: house.credit(NO_ADDRESS, us) == 0,
+                )
+
+    async def _send(
+        self,
+        part: Participation,
+        act: Act,
+        call: HouseCall,
+        *,
+        done: Callable[[Web3ClearingHouse], bool],
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        ended = await self._cashier.carry_out(
+            part.record.opening.round, f"clearing-{act.value}", call, done=done, wanted=wanted
+        )
+        if ended not in (DONE, UNWANTED):
+            await trio.sleep(AFTER_REFUSAL)
+
+    # ── the root ──
+
+    async def _judge(self, part: Participation, broker: PeerId, sight: Sight) -> None:
+        """Compare the posted root with ours; what cannot be had yet is asked for again."""
+        record = part.record
+        name = record.opening.round
+        try:
+            told = await self._station.ask(broker, AskCleared(round=name), Cleared)
+        except RemoteProtocolError as error:
+            self._fault(broker, "clearing", error)
+            return
+        reason, leaf, amount, given = "", None, Wei(0), _leaves_told(part, told)
+        try:
+            self._check_signature(part, told)
+            ours = await self._leaves(part, told.inputs)
+            tree = await trio.to_thread.run_sync(SumTree, name, ours)
+            if await self._cashier.ask(lambda house: house.posted(tree)) is None:
+                reason = "wrong-root"
+            else:
+                given = ours
+        except (RemoteProtocolError, LocalProtocolError) as error:
+            reason = str(error)[:1_000]
+        if reason and given:
+            tree = await trio.to_thread.run_sync(SumTree, name, given)
+            if await self._cashier.ask(lambda house: house.posted(tree)) is None:
+                given = ()
+        for index, (account, owed) in enumerate(given):
+            if account == self._station.account:
+                leaf, amount = index, owed
+                break
+        acts = part.judge(
+            Judgement(
+                root=sight.root,
+                right=not reason,
+                reason=reason,
+                leaf=leaf,
+                amount=amount,
+                inputs=told.inputs,
+                accounts=tuple(account for account, _ in given),
+                amounts=tuple(owed for _, owed in given),
+            )
+        )
+        self._save(part)
+        for act in acts:
+            await self._do(act, part, broker, sight)
+
+    def _check_signature(self, part: Participation, told: Cleared) -> None:
+        record = part.record
+        if told.round != record.opening.round:
+            raise RemoteProtocolError("another-round", told.round.hex())
+        named = publication_digest(self._cashier.house.domain, told.round, told.inputs)
+        if recover(named, told.signature) != record.broker:
+            raise RemoteProtocolError("bad-signature", f"not by {record.broker}")
+
+    async def _leaves(self, part: Participation, inputs: bytes) -> tuple[tuple[Address, Wei], ...]:
+        """Compute the leaves from the published inputs and what the chain says was paid."""
+        payers = await trio.to_thread.run_sync(self._audit.payers, inputs)
+        name = part.record.opening.round
+        paid, found = await self._cashier.ask(lambda house: rounds.payments(house, name, payers))
+        if sum(paid.values()) != found.pot:
+            raise RemoteProtocolError("others-paid", f"the pot is {found.pot}")
+        invited = part.record.invited
+        return await trio.to_thread.run_sync(self._audit.leaves, invited, inputs, paid)
+
+    async def _object(self, part: Participation, broker: PeerId, sight: Sight) -> None:
+        record = part.record
+        self._station.observer.emit(
+            RootDisputed(
+                round_id=record.opening.round,
+                root=record.judged,
+                reason=record.reason,
+                seconds_left=sight.stands_from - sight.now,
+            )
+        )
+        said = Objection(
+            round=record.opening.round, version=sight.version, reason=record.reason[:200]
+        )
+        try:
+            await self._station.ask(broker, said, Heard)
+        except RemoteProtocolError as error:
+            self._fault(broker, "objection", error)
+
+    # ── saying ──
+
+    def _save(self, part: Participation) -> None:
+        record = part.record
+        rounds.save(self._station.journal, rounds.JOINED, record.number, record)
+        self._station.observer.emit(
+            ClearingChanged(
+                round_id=record.opening.round,
+                number=record.number,
+                side="participant",
+                state=record.state,
+                due=record.due,
+                amount=record.amount,
+                reason=record.reason,
+            )
+        )
+
+    def _fault(self, peer: PeerId, during: str, error: RemoteProtocolError) -> None:
+        """Tell of a fault of the broker's, each once."""
+        if (during, error.reason) in self._told:
+            return
+        self._told.add((during, error.reason))
+        self._station.observer.emit(
+            PeerFault(peer=peer, during=during, reason=error.reason, detail=error.detail)
+        )
+
+
+def _leaves_told(part: Participation, told: Cleared) -> tuple[tuple[Address, Wei], ...]:
+    """Return the leaves as the broker lists them, if they could be those of a tree."""
+    if not told.accounts or len(told.accounts) != len(told.amounts):
+        return ()
+    leaves = tuple(zip(told.accounts, told.amounts, strict=True))
+    try:
+        SumTree(part.record.opening.round, leaves)
+    except MarketError:
+        return ()
+    return leaves
+
+
+def _tree(part: Participation) -> SumTree:
+    record: Any = part.record
+    return SumTree(record.opening.round, list(zip(record.accounts, record.amounts, strict=True)))

@@ -1,0 +1,103 @@
+"""Opens the house of a market that clears by rounds, and says how either role plays them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from broker_node.clearing.audit import RoundAudit
+from broker_node.clearing.conduct import RoundSettings
+from broker_node.clearing.rules import RULES
+from node.agent.participant import ClearingTerms
+from node.chain.clearing import Web3ClearingHouse, open_clearing_house
+from node.chain.client import ChainClient
+from node.chain.deploy import MarketPlan, deploy_part, load_or_make_salt
+from node.chain.seats import take_seat
+from node.chain.transactions import Wallet
+from node.config.table import Config, ConfigError, Origin
+from node.protocol.clearing import ClearingDomain
+from node.protocol.types import NO_ADDRESS, Address
+from node.roles.opening import PLAY_BOND, Opened
+
+HOUSE_FILE: Final = "clearing.house"
+"""In a broker's data directory: the address of the house that it clears in."""
+POST_SECONDS: Final = 1_800
+"""From the last moment to pay to the last moment to post: subsets are measured meanwhile."""
+CHALLENGE_OF_PLAY: Final = 1
+"""The shortest challenge in a house of play money."""
+
+
+def clears(config: Config) -> bool:
+    """Whether the market of these settings clears by rounds."""
+    return config.mechanism in RULES
+
+
+def house_of_broker(opened: Opened) -> Web3ClearingHouse:
+    """Open the broker's house; on play money, deploy one of its own and take the seat in it.
+
+    Raises `ConfigError` where there is none, and `ChainError`.
+    """
+    config, key = opened.config, opened.keys.account
+    client = ChainClient(opened.endpoint)
+    try:
+        chain_id, address = client.chain_id(), config.clearing_house
+        if address == NO_ADDRESS:
+            if not opened.play_money:
+                raise ConfigError(
+                    "clearing_house", "", Origin("default"), "name the clearing house of the market"
+                )
+            part = MarketPlan(
+                salt=load_or_make_salt(opened.home.root / "house.salt"),
+                brokers=(opened.keys.address,),
+                minimum_bond=PLAY_BOND,
+                minimum_challenge=CHALLENGE_OF_PLAY,
+            ).clearing_house_part()
+            if not client.code(part.address):
+                deploy_part(client, Wallet(key, chain_id), part)
+            address = part.address
+        domain = ClearingDomain(chain_id=chain_id, clearing_house=address)
+        bond = PLAY_BOND if config.bond is None and opened.play_money else config.bond
+        take_seat(client, key, domain, bond=bond)
+    finally:
+        client.close()
+    (opened.home.root / HOUSE_FILE).write_text(f"{address}\n", encoding="ascii")
+    return open_clearing_house(opened.endpoint, key, domain)
+
+
+def round_settings(config: Config) -> RoundSettings:
+    """Return how a broker plays rounds."""
+    return RoundSettings(
+        mechanism=config.mechanism,
+        unit=config.performance_value,
+        entry=config.entry_fee,
+        expected=config.agents,
+        gather_seconds=config.gather_seconds,
+        pay_seconds=config.pay_seconds,
+        post_seconds=POST_SECONDS,
+        challenge_seconds=config.challenge_seconds,
+        producers=config.producers,
+        serving_cost=config.serving_cost,
+        margin=config.producer_margin,
+        share=config.data_share,
+    )
+
+
+def clearing_terms(opened: Opened) -> ClearingTerms | None:
+    """Return how an agent takes part in rounds; None for one that trades."""
+    config = opened.config
+    if not clears(config):
+        return None
+    chain_id = opened.escrow.domain.chain_id
+
+    def open_house(address: Address) -> Web3ClearingHouse:
+        domain = ClearingDomain(chain_id=chain_id, clearing_house=address)
+        return open_clearing_house(opened.endpoint, opened.keys.account, domain)
+
+    return ClearingTerms(
+        mechanism=config.mechanism,
+        audit=RoundAudit(),
+        open_house=open_house,
+        cost=config.data_cost,
+        reserve=config.model_reserve,
+        most_due=config.most_due,
+        least_challenge=CHALLENGE_OF_PLAY if opened.play_money else config.challenge_seconds,
+    )
