@@ -91,6 +91,50 @@ class TrialDone(Event):
     bound: Millionths
     alpha: Millionths
     seconds: float
+    offer_digest: Digest | None = None
+    """What was tried; a broker does not say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BidNamed(Event):
+    """What a buyer says that a trade is worth to it, and what it is; nobody else hears the latter.
+
+    The broker is told the lower of `bid` and `most`.
+    """
+
+    level: ClassVar[Level] = Level.DEBUG
+    trade_id: Digest
+    worth: Wei
+    bid: Wei
+    most: Wei
+    """What its cash and budget allow."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskNamed(Event):
+    """What a seller asks for, and all that it knew."""
+
+    level: ClassVar[Level] = Level.DEBUG
+    trade_id: Digest
+    offer_digest: Digest
+    ask: Wei
+    cost: Wei
+    """The reserve of what is offered."""
+    fee_basis_points: int
+    own_gain_value: Wei | None
+    prices: tuple[Wei, ...]
+    receipts: tuple[Digest, ...]
+    """The trades that `prices` are of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherGoodsOffered(Event):
+    """Something else is on offer than what was trained."""
+
+    offer_digest: Digest
+    kind: str
+    copied: Digest | None
+    """The trade that it was bought in, if it is a copy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

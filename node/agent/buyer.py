@@ -13,7 +13,15 @@ from node.agent.consent import Consent
 from node.agent.merging import check_length, check_recipe, merge
 from node.agent.settings import AgentSettings
 from node.chain.errors import ChainUnavailableError, UnfundedAccountError
-from node.chronicle import Asked, NoDealReached, OurFault, PeerFault, TransactionDelayed, TrialDone
+from node.chronicle import (
+    Asked,
+    BidNamed,
+    NoDealReached,
+    OurFault,
+    PeerFault,
+    TransactionDelayed,
+    TrialDone,
+)
 from node.net.errors import PASSING
 from node.net.transfer import Source, fetch_blob, fetch_hashes
 from node.params.errors import BadGoodsError, StoreError
@@ -135,6 +143,7 @@ class Buyer:
                 bound=result.bound,
                 alpha=result.alpha,
                 seconds=round(trio.current_time() - begun, 3),
+                offer_digest=offered[0],
             )
         )
         return Tried(
@@ -151,14 +160,17 @@ class Buyer:
     async def buy(
         self, tried: Tried, desk: TradeDesk, *, most: Wei, price: Wei | None = None
     ) -> Trade | NoPrice:
-        """Bid what the trial is worth to us, or a `price` that a call has made, at most `most`.
+        """Bid what our strategy makes of its worth, at most `most`, and open the purchase.
+
+        Where a call has made a `price`, that is bid instead.
 
         Raises `RemoteProtocolError` if broker or seller break the protocol, and
         `ChainUnavailableError` if nobody can say who may sign; nothing has been promised then.
         """
         private, nonce = Digest(secrets.token_bytes(32)), Digest(secrets.token_bytes(32))
-        worth = self._settings.value_of(tried.result.gain) if price is None else price
-        valuation = Wei(min(worth, most))
+        worth = self._settings.value_of(tried.result.gain)
+        would = self._settings.strategy.bid(worth, tried.offer) if price is None else price
+        valuation = Wei(min(would, most))
         if valuation == 0:
             return NoPrice("cash")
         broker, station = tried.notice.peer_id, self._station
@@ -167,6 +179,7 @@ class Buyer:
             valuation=valuation,
             buyer_key=Digest(delivery.public_key(private)),
         )
+        station.observer.emit(BidNamed(trade_id=bid.trade_id, worth=worth, bid=would, most=most))
         answer = await self._station.ask_either(
             broker,
             QuoteRequest(
@@ -184,7 +197,7 @@ class Buyer:
             self._station.observer.emit(
                 NoDealReached(offer_digest=tried.offer_digest, reason=answer.reason)
             )
-            short = valuation < worth and answer.reason in NO_PRICE
+            short = valuation < would and answer.reason in NO_PRICE
             return NoPrice("cash" if short else answer.reason)
         wanted = Wanted(
             offer_digest=tried.offer_digest,

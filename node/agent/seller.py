@@ -16,7 +16,9 @@ import trio
 
 from node.agent.consent import Consent
 from node.agent.settings import AgentSettings
+from node.agent.strategies.base import Asked
 from node.chain.errors import ChainUnavailableError
+from node.chronicle import AskNamed
 from node.params.disk import BlobRef
 from node.params.store import BlobStore
 from node.protocol import cbor, delivery
@@ -97,22 +99,44 @@ class Seller:
         asked = question.trade_id, question.offer_digest
         known = self._asks.get(asked)
         if known is None:
-            receipts = [
-                receipt
-                for receipt in self._station.book.receipts(offer.task)
-                if self._station.has_joined(receipt.peer_id)
-            ]
-            prices = [receipt.price for receipt in receipts[-RECEIPTS_CONSIDERED:]]
-            ask = self._settings.ask(
-                self.own_gain_value, prices, offer.reserve, question.fee_basis_points
-            )
-            known = Wei(max(ask, offer.reserve))
+            known = self._name_ask(question, offer)
             if len(self._asks) >= ASKS_REMEMBERED:
                 self._asks.pop(next(iter(self._asks)))
             self._asks[asked] = known
         asking = AskingPrice(trade_id=asked[0], offer_digest=asked[1], ask=known)
         signed = digest(self._station.domain, asking)
         return Ask(ask=known, signature=sign_digest(self._station.keys.account, signed))
+
+    def _name_ask(self, question: AskRequest, offer: Offer) -> Wei:
+        """Return what our strategy asks, at least our reserve, and note what it knew."""
+        station, fee = self._station, question.fee_basis_points
+        receipts = [
+            receipt
+            for receipt in station.book.receipts(offer.task)
+            if station.has_joined(receipt.peer_id)
+        ][-RECEIPTS_CONSIDERED:]
+        prices = tuple(receipt.price for receipt in receipts)
+        asked = Asked(
+            usual=self._settings.ask(self.own_gain_value, prices, offer.reserve, fee),
+            own_gain_value=self.own_gain_value,
+            prices=prices,
+            cost=offer.reserve,
+            fee_basis_points=fee,
+        )
+        ask = Wei(max(self._settings.strategy.ask(asked), offer.reserve))
+        station.observer.emit(
+            AskNamed(
+                trade_id=question.trade_id,
+                offer_digest=question.offer_digest,
+                ask=ask,
+                cost=asked.cost,
+                fee_basis_points=fee,
+                own_gain_value=asked.own_gain_value,
+                prices=prices,
+                receipts=tuple(receipt.trade_id for receipt in receipts),
+            )
+        )
+        return ask
 
     async def _prepare(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
         assert isinstance(question, PrepareGoods)

@@ -319,13 +319,13 @@ class Session:
         self._trades = [t for t in self._trades if t.machine.record.trade_id in given]
         return in_order_of_gain(steps, given)
 
-    def _merit(self, trial: Tried) -> tuple[bool, int, int]:
-        found = trial.result
-        return not self._objection(trial), found.bound, found.gain
+    def _merit(self, trial: Tried) -> tuple[bool, bool, int, int]:
+        found, favoured = trial.result, self._settings.strategy.favours(trial.offer)
+        return not self._objection(trial), favoured, found.bound, found.gain
 
     def _objection(self, trial: Tried) -> str:
-        found = trial.result
-        return self._settings.objection(found.alpha, found.gain, found.bound)
+        found, favoured = trial.result, self._settings.strategy.favours(trial.offer)
+        return self._settings.objection(found.alpha, found.gain, found.bound, favoured=favoured)
 
     async def _try(self, base: tuple[Digest, Offer], offered: tuple[Digest, Offer]) -> Tried:
         return await self._asking.try_offer(base, offered)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from node.agent.strategies.base import Strategy, Usual
 from node.protocol.bargain import Patience
 from node.protocol.types import Millionths, Wei
 
@@ -49,6 +50,8 @@ class AgentSettings:
     min_gain: Millionths
     patience: Patience
     ask: AskPolicy
+    """The usual ask, of which its strategy may make another."""
+    strategy: Strategy = field(default_factory=Usual)
     budget: Wei | None = None
     """Most to spend on purchases in all; None for what the account holds."""
     priced: bool = True
@@ -77,8 +80,13 @@ class AgentSettings:
             return Wei(1 if gain > 0 else 0)
         return Wei(max(0, self.value_per_unit_gain * gain // 1_000_000))
 
-    def objection(self, alpha: Millionths, gain: Millionths, bound: Millionths) -> str:
-        """Return why a trial is not bid for: ``gain``, ``bound``, or nothing."""
+    def objection(
+        self, alpha: Millionths, gain: Millionths, bound: Millionths, *, favoured: bool = False
+    ) -> str:
+        """Return why a trial is not bid for: ``gain``, ``bound``, or nothing.
+
+        Of an offer that is `favoured` the bound does not matter.
+        """
         if alpha <= 0 or gain <= 0 or gain < self.min_gain:
             return "gain"
-        return "bound" if self.gate == "bound" and bound <= 0 else ""
+        return "bound" if self.gate == "bound" and bound <= 0 and not favoured else ""

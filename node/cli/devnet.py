@@ -131,6 +131,19 @@ def _as_setting(name: str) -> Callable[[click.Context, click.Parameter, str | No
     help="of its model that each agent offers, as 0,1  [default: all]",
 )
 @click.option(
+    "--strategies",
+    default=None,
+    help="of the agents, one for each, or some by number, as 0=lemon or *=truthful,1=shading: "
+    f"{', '.join(defaults.STRATEGIES)}, or package.module:factory  [default: all "
+    f"{defaults.USUAL_STRATEGY}]",
+)
+@click.option(
+    "--shading",
+    default=None,
+    callback=_as_setting("shading"),
+    help="how far the strategy `shading` is from the truth  [default: 0.2]",
+)
+@click.option(
     "--leave",
     multiple=True,
     metavar="AGENT@ROUND",
@@ -193,7 +206,7 @@ def _spec(options: dict[str, Any]) -> RunSpec:
     dataset, notes = _available(options["dataset"], options["data_folder"])
     rounds = defaults.QUICK_ROUNDS if options["quick"] else options["rounds"]
     warmup, concentration = options["warmup_epochs"], options["concentration"]
-    first = options["seed"]
+    first, shading = options["seed"], options["shading"]
     spec = RunSpec(
         folder=RUNS,
         dataset=dataset,
@@ -210,6 +223,8 @@ def _spec(options: dict[str, Any]) -> RunSpec:
         fee_basis_points=options["fee_bps"],
         budget=options["budget"],
         layers=options["layers"] or (),
+        strategies=_strategies(options["strategies"], options["agents"]),
+        shading=Millionths(defaults.USUAL_SHADING if shading is None else shading),
         leaves=_leaves(options["leave"]),
         data_folder=options["data_folder"],
         processes=options["processes"],
@@ -248,6 +263,28 @@ def _arms(text: str | None, dataset: str) -> tuple[str, ...]:
             param_hint="--arms",
         )
     return tuple(name for name in ARMS if name in names)
+
+
+def _strategies(text: str | None, agents: int) -> tuple[str, ...]:
+    """Read ``a,b`` as one for each agent, or ``*=a,1=b`` by number; who is not named is usual."""
+    if text is None:
+        return ()
+    words = [word.strip() for word in text.split(",")]
+    if not any("=" in word for word in words):
+        return tuple(words)
+    named: dict[str, str] = {}
+    for word in words:
+        number, equals, name = word.partition("=")
+        known = number == "*" or (number.isdecimal() and number in map(str, range(agents)))
+        if not (known and equals and name) or number in named:
+            raise click.BadParameter(
+                f"{display(word)} is not NUMBER=STRATEGY with an agent of 0 to {agents - 1} (or * "
+                "for all others), each once",
+                param_hint="--strategies",
+            )
+        named[number] = name
+    others = named.get("*", defaults.USUAL_STRATEGY)
+    return tuple(named.get(str(number), others) for number in range(agents))
 
 
 def _leaves(texts: tuple[str, ...]) -> dict[int, int]:

@@ -166,6 +166,15 @@ class Config:
         "fraction", Millionths(0), "relative gain below which nothing is bought", low=0,
         high=1_000_000,
     )  # fmt: skip
+    strategy: str = _setting(
+        "text", "usual", "how an agent bids, asks and offers: usual, truthful, history, shading, "
+        "wash-trader, replicator, lemon, or package.module:factory",
+    )  # fmt: skip
+    shading: Millionths = _setting(
+        "fraction", Millionths(200_000), "how far the strategy `shading` is from the truth", low=0,
+        high=999_999,
+    )  # fmt: skip
+    owner: str | None = _setting("text", None, "what one wash-trader's accounts share in secret")
     disclosure: str = _setting(
         "text", "full", "what a broker tells a buyer of its trials before it has a deal",
         choices=("full", "rounded", "none"),

@@ -26,6 +26,7 @@ from node.devnet.report.document import (
     Report,
 )
 from node.devnet.report.findings import mean_of
+from node.devnet.report.strategies import together
 from node.devnet.spec import RunSpec
 
 GIT_SECONDS: Final = 10.0
@@ -52,6 +53,7 @@ def assemble(
     }
     arms = {name: arm for name, arm in arms.items() if arm["curves"]}
     calls = _calls(spec, records)
+    played = [record["strategies"] for record in records if "strategies" in record]
     complete = len(records) == len(spec.arms) * len(spec.seeds) and all(
         record["complete"] for record in records
     )
@@ -90,6 +92,8 @@ def assemble(
             for r in records
             if "clearing" in r
         ]
+    if played:
+        report["strategies"] = together(played)
     return report
 
 

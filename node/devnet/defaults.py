@@ -39,6 +39,14 @@ MOST_EXACT: Final = 12
 """Agents of which every subset is measured."""
 USUAL_CONCENTRATION: Final = 500_000
 """Millionths."""
+USUAL_SHADING: Final = 200_000
+"""Millionths."""
+USUAL_STRATEGY: Final = "usual"
+STRATEGIES: Final = (
+    USUAL_STRATEGY,
+    *("truthful", "history", "shading", "wash-trader", "replicator", "lemon"),
+)
+"""Those of `node.agent.strategies.registry`, which takes a second to import."""
 
 
 def arms_of(dataset: str) -> tuple[str, ...]:

@@ -41,6 +41,7 @@ from node.devnet.report.document import Report
 from node.devnet.report.files import write_report
 from node.devnet.silo import play_silo
 from node.devnet.spec import RunSpec
+from node.devnet.strategic import measure_strategies
 
 INTERRUPTED: Final = 130
 SETTLING: Final = "pm-node: settling what is open; Ctrl-C again abandons it"
@@ -179,6 +180,8 @@ class Experiment:
         if ended.clearing is not None:
             record["clearing"] = ended.clearing
             record["legs"] = None  # nobody could buy: rounds clear all at once
+        if self.spec.strategies:
+            record["strategies"] = measure_strategies(self.spec, record, folder)
         return record
 
     def _abandon(self) -> None:

@@ -84,6 +84,11 @@ def name_of(spec: RunSpec) -> str:
         ),
         (f"fee-{spec.fee_basis_points}", spec.fee_basis_points != defaults.USUAL_FEE_BASIS_POINTS),
         (f"budget-{spec.budget}", spec.budget is not None),
+        ("+".join(spec.strategies).replace(":", "."), bool(spec.strategies)),
+        (
+            f"shading-{KINDS['fraction'].show(spec.shading)}",
+            spec.shading != defaults.USUAL_SHADING,
+        ),
         (f"leave-{leaves}", bool(leaves)),
         ("processes", spec.processes),
         (spec.mechanism, spec.mechanism != defaults.USUAL_MECHANISM),

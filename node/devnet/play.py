@@ -102,7 +102,7 @@ def agent_config(spec: RunSpec, seed: int, number: int) -> Config:
     One that is to leave has no round after its last.
     """
     return dataclasses.replace(
-        spec.config(seed, agent=number),
+        spec.strategic(spec.config(seed, agent=number), seed, number),
         rounds=spec.leaves.get(number, spec.rounds),
         round_patience_seconds=PATIENCE_SECONDS,
         pricing="bargain" if spec.priced else "free",

@@ -21,6 +21,7 @@ from node.devnet.calls import calls_of, fused_of
 from node.devnet.ledger import Ledger
 from node.devnet.logs import Told, read_events
 from node.devnet.report.document import CAUSES, AgentRow, CallRow, Fused, Gas, Legs, Trade
+from node.devnet.report.strategies import Strategies
 from node.journal import JournalError
 from node.protocol.types import ONE, Digest
 from node.settlement.history import TradeSummary, trade_rows
@@ -32,9 +33,11 @@ READ: Final = (
 )
 
 
-class _ClearedRecord(TypedDict, total=False):
-    """What a market has besides whose prices are not made by pairs."""
+class _Besides(TypedDict, total=False):
+    """What some markets have besides."""
 
+    strategies: Strategies
+    """What they came to, where the agents were given any."""
     calls: list[CallRow]
     """Of one whose prices are made in calls."""
     fused: list[Fused]
@@ -42,7 +45,7 @@ class _ClearedRecord(TypedDict, total=False):
     """Of one that clears by rounds."""
 
 
-class MarketRecord(_ClearedRecord):
+class MarketRecord(_Besides):
     """One arm with one seed."""
 
     arm: str

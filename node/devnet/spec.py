@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from broker_node.evaluate.evaluation import QUADRATIC_SEARCH as EXACT_SEARCH
+from node.agent.strategies.registry import WASH_TRADER
 from node.config.table import Config
 from node.data.datasets import load
 from node.data.files import is_folder
@@ -22,7 +23,7 @@ from node.devnet.report.document import Metric
 from node.params.architecture import layout
 from node.params.families.base import ArchitectureError
 from node.protocol.types import Millionths, Wei
-from node.roles.shells import endowment_of, protocol_of
+from node.roles.shells import endowment_of, protocol_of, strategy_of
 from node.training.registry import DIVISIONS, build_trainer
 from node.training.trainer import Task
 
@@ -51,6 +52,9 @@ class RunSpec:
     budget: Wei | None = None
     layers: tuple[int, ...] = ()
     """Which layers of its model every agent offers (Table 2); empty means all."""
+    strategies: tuple[str, ...] = ()
+    """How each agent bids, asks and offers, by its number; empty means as is usual."""
+    shading: Millionths = Millionths(defaults.USUAL_SHADING)
     leaves: Mapping[int, int] = field(default_factory=dict)
     """By agent: after which round it goes away."""
     data_folder: Path | None = None
@@ -94,6 +98,7 @@ class RunSpec:
             )
         self._check_mechanism()
         self._check_leaves()
+        self._check_strategies()
         self._check_data()
         self._check_layers()
 
@@ -149,6 +154,34 @@ class RunSpec:
                 raise DevnetError(
                     f"agent {agent} cannot leave after round {after}: there are 1 to {self.rounds}"
                 )
+
+    def _check_strategies(self) -> None:
+        if not self.strategies:
+            return
+        if len(self.strategies) != self.agents:
+            raise DevnetError(
+                f"{len(self.strategies)} strategies for {self.agents} agents: name one for each "
+                "with --strategies, or some by number, as 0=lemon"
+            )
+        if not self.priced:
+            raise DevnetError("strategies are of bids and asks: leave out --free")
+        if self.mechanism != defaults.USUAL_MECHANISM:
+            raise DevnetError(
+                f"strategies are of bids and asks, which {self.mechanism} has not: leave out "
+                "--mechanism"
+            )
+        if self.strategies.count(WASH_TRADER) == 1:
+            raise DevnetError(f"a {WASH_TRADER} needs another one: name it for two agents or more")
+        for number in range(self.agents):
+            strategy_of(self.strategic(Config(), self.seeds[0], number))
+
+    def strategic(self, config: Config, seed: int, number: int) -> Config:
+        """Return the settings of an agent with its strategy; the wash-traders have one owner."""
+        if not self.strategies:
+            return config
+        name = self.strategies[number]
+        owner = f"devnet, seed {seed}" if name == WASH_TRADER else None
+        return dataclasses.replace(config, strategy=name, shading=self.shading, owner=owner)
 
     def _check_data(self) -> None:
         """Raise `DataError` unless every agent has rows enough under every seed."""

@@ -14,9 +14,18 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from broker_node.mechanisms.ask import market_ask
+from broker_node.mechanisms.history_ask import history_ask
 from node.agent.agent import Agent
 from node.agent.session import Meet, never_wait
 from node.agent.settings import AgentSettings
+from node.agent.strategies.base import Strategy
+from node.agent.strategies.registry import (
+    DISHONEST,
+    USUAL,
+    StrategyError,
+    StrategyFacts,
+    build_strategy,
+)
 from node.chronicle import NetworkUsed, OurFault
 from node.clock import wall_clock
 from node.config.table import Config
@@ -269,12 +278,29 @@ def agent_of(
             ask=market_ask if priced and not called else _nothing,
             mechanism=config.mechanism,
             call_budget=config.call_budget,
+            strategy=_strategy(config, play_money=opened.play_money),
             prepared_seconds=config.fund_seconds,
         ),
         confirmations=opened.confirmations,
         meet=meet,
         clearing=clearing_terms(opened),
     )
+
+
+def strategy_of(config: Config) -> Strategy:
+    """Return the strategy that the settings name. Raises `LocalProtocolError` for none of ours."""
+    facts = StrategyFacts(learned=history_ask, shading=config.shading, owner=config.owner or "")
+    return build_strategy(config.strategy, facts)
+
+
+def _strategy(config: Config, *, play_money: bool) -> Strategy:
+    """Return an agent's strategy; raises `StrategyError` where it has no business."""
+    name = config.strategy
+    if name in DISHONEST and not play_money:
+        raise StrategyError(f"--strategy {name} is for play money: take an honest one")
+    if name != USUAL and config.pricing == "free":
+        raise StrategyError(f"--strategy {name} is for trades at a price: leave out --pricing free")
+    return strategy_of(config)
 
 
 def _layers(config: Config, trainer: Trainer | None) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from trio.testing import MockClock
 from node.agent import buyer
 from node.agent.buyer import Buyer, NoPrice
 from node.agent.consent import Consent
+from node.agent.strategies.base import Usual
 from node.chain.errors import ChainUnavailableError, UnfundedAccountError
 from node.chronicle import TransactionDelayed
 from node.net.errors import PeerUnreachableError
@@ -92,7 +93,7 @@ async def test_that_we_lack_cash_is_no_reason_of_a_broker_that_cannot_quote(
     station.account, station.domain = BUYER.account, DOMAIN
     station.keys = SimpleNamespace(account=BUYER.account_key)
     station.ask_either = no_deal
-    settings: Any = SimpleNamespace(value_of=lambda _: Wei(1_000))
+    settings: Any = SimpleNamespace(value_of=lambda _: Wei(1_000), strategy=Usual())
     ours._settings = settings
     tried: Any = SimpleNamespace(
         result=SimpleNamespace(gain=1, trial_id=word("a trial")),

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from node.agent.seller import OWN_GAIN, Seller
+from node.agent.strategies.base import Usual
 from node.journal import Journal, TradeRow
+from node.observe import Observer
 from node.protocol.bids import AskingPrice, check_ask
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.messages import Ask, AskRequest, PrepareGoods
@@ -65,9 +67,10 @@ def start(journal: Journal) -> Start:
             account=SELLER.account,
             own_offer=lambda _: OFFER,
             notice_of=lambda _: NOTICE,
+            observer=Observer(),
         )
         desk: Any = Desk()
-        settings: Any = SimpleNamespace(ask=ask)
+        settings: Any = SimpleNamespace(ask=ask, strategy=Usual())
         consent: Any = None
         return Seller(station, desk, settings, consent)
 

@@ -57,6 +57,7 @@ def page(report: Report, pictures: Mapping[str, Picture]) -> str:
             tables.trading(report),
             pictured("lost", "trades", "price", "gain", "alpha"),
             tables.trades(report),
+            tables.strategies(report),
         ),
         **({"calls": (calls.tables(report),)} if "calls" in report else {}),
         "money": (

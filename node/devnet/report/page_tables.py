@@ -22,6 +22,7 @@ from node.devnet.report.markup import (
     under,
     word,
 )
+from node.devnet.report.strategy_rows import FORMULAS, strategy_tables
 from node.devnet.report.words import (
     NONE,
     alpha_text,
@@ -135,6 +136,26 @@ def _trade(row: Trade) -> list[Html]:
             class_="steps",
         ),
     ]
+
+
+def strategies(report: Report) -> Html:
+    """Return what each strategy came to; nothing where there were none."""
+    found = strategy_tables(report)
+    if not found:
+        return EMPTY
+    shown = [
+        table(
+            one.title,
+            one.headings,
+            [
+                [escaped(c) for c in row[: one.left]] + list(map(number, row[one.left :]))
+                for row in one.rows
+            ],
+            numeric="-" * one.left + "n" * (len(one.headings) - one.left),
+        )
+        for one in found
+    ]
+    return joined([text("h3", "Strategies"), text("p", FORMULAS, class_="soft"), *shown])
 
 
 def _money(wei: str) -> Html:

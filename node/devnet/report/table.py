@@ -14,6 +14,7 @@ from node.devnet.report import calls, rows
 from node.devnet.report.clearing import clearing_lines
 from node.devnet.report.document import DOCUMENT, PAGE, PLOTS_FOLDER, Report, as_written
 from node.devnet.report.findings import headline, ledger_verdict, warnings
+from node.devnet.report.strategy_rows import FORMULAS, strategy_tables
 from node.devnet.report.words import alpha_text, duration, legible, percent, play_ether, size
 
 FEW_AGENTS: Final = 8
@@ -42,6 +43,7 @@ def print_report(report: Report, folder: Path, console: Console | None = None) -
         out.print(Text(line))
     for line in clearing_lines(written):
         out.print(Text(line), soft_wrap=True)
+    _strategies(written, out)
     _closing(written, folder, out)
 
 
@@ -117,6 +119,18 @@ def _trades(report: Report, out: Console) -> None:
                 f"{sum(row['gas'].values()):,}",
             )
         out.print(table)
+
+
+def _strategies(report: Report, out: Console) -> None:
+    found = strategy_tables(report)
+    for shown in found:
+        table = _table(shown.title, *shown.headings, left=shown.left)
+        table.padding, table.pad_edge = (0, 1, 0, 0), False  # eighty columns are enough
+        for row in shown.rows:
+            table.add_row(*map(Text, row))
+        out.print(table)
+    if found:
+        out.print(Text(FORMULAS))
 
 
 def _closing(report: Report, folder: Path, out: Console) -> None:
