@@ -6,7 +6,7 @@
 
 Where a quorum signs (`broker_node.quorum`), a trial's result is the median of its brokers, and a
 quote has the signatures of as many as the escrow wants; where prices are made in calls
-(`broker_node.call_desk`), it has its call's. What was fetched and tried is only in memory: a
+(`broker_node.calls.desk`), it has its call's. What was fetched and tried is only in memory: a
 restarted broker is told again. What it signed is in the journal before anybody sees it.
 """
 
@@ -14,32 +14,26 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Final
 
 import trio
 
-from broker_node.appraisal import Appraiser, ModelShelf
-from broker_node.bases import Bases
-from broker_node.blame import of_seller
-from broker_node.call_desk import CallDesk
+from broker_node.appraisal import Appraiser
+from broker_node.calls.desk import CallDesk
+from broker_node.intake import Intake
 from broker_node.negotiation import Negotiator, Tried
 from broker_node.quorum.bench import Bench
 from broker_node.quorum.member import Models
 from broker_node.settings import BrokerSettings
 from broker_node.trials import Trials
-from broker_node.verify.stages import Verified
 from node.chain.port import Escrow
 from node.chronicle import NodeReady, NodeStopped
-from node.net.transfer import Source, fetch_blob
 from node.protocol.brokerage import BrokerageRecord, BrokerageState
 from node.protocol.disclosure import Figures, told_of
-from node.protocol.errors import LocalProtocolError, MarketError, RemoteProtocolError
+from node.protocol.errors import LocalProtocolError, RemoteProtocolError
 from node.protocol.events import PurchaseEvent
 from node.protocol.messages import (
-    PARAMS_PROTOCOL,
-    SELLER_UNREACHABLE,
     TRIAL_SECONDS,
     Book,
     ListBook,
@@ -62,8 +56,6 @@ from node.station.turns import Turns
 
 LISTED: Final = 400
 LISTED_BYTES: Final = 200_000
-MAX_UNFINISHED: Final = 16
-"""Downloads that were cut off and may still be resumed."""
 
 
 class Broker:
@@ -81,12 +73,9 @@ class Broker:
         self.station = station
         self._appraiser = appraiser
         self._settings = settings
-        self._shelf = ModelShelf(settings.max_models_held, settings.max_models_bytes)
         self._turns = Turns()
-        self._unfinished: OrderedDict[Digest, None] = OrderedDict()
-        """Roots on the disk in part, of which no model is on the shelf, oldest first."""
-        self._bases = Bases(station.book, station.task)
         self._compute = trio.CapacityLimiter(1)
+        self.intake = Intake(station, appraiser, settings, self._turns, self._compute)
         self._trials = Trials(
             appraiser, self._compute, station.observer, settings.max_trials_remembered
         )
@@ -100,7 +89,7 @@ class Broker:
             observer=station.observer,
             clock=station.clock,
         )
-        models = Models(take_in=self._take_in, held=self._held, model=self._model)
+        models = Models(take_in=self.intake.take_in, held=self.intake.held, model=self.intake.model)
         self._bench = Bench(station, escrow, appraiser, models, settings, self._compute)
         self._negotiator = Negotiator(station, self.desk, settings, self._bench.lead)
         self._calls = CallDesk(station, escrow, settings)
@@ -221,99 +210,9 @@ class Broker:
 
     async def _submit(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
         assert isinstance(question, Submit)
-        name, offer = self._take_in(question.statement)
-        await self._model(offer)
+        name, offer = self.intake.take_in(question.statement)
+        await self.intake.model(offer)
         return Submitted(digest=name)
-
-    def _take_in(self, statement: bytes) -> tuple[Digest, Offer]:
-        """Return an offer or a base, once it is in the book, or among the bases."""
-        name, offer = self.station.offer_in(statement)
-        self._screen(offer)
-        book = self.station.book if offer.for_sale else self._bases
-        verdict = book.receive(statement, self.station.clock())
-        if not verdict.accepted and verdict.reason != "duplicate":
-            raise RemoteProtocolError(verdict.reason, "submitted statement")
-        return name, offer
-
-    async def _model(self, offer: Offer) -> Verified:
-        """Return the verified model of an offer, fetched from its seller if need be."""
-        held = self._held(offer)
-        if held is not None:
-            return held
-        self._screen(offer)
-        async with self._turns.of(offer.weights_root):
-            return self._held(offer) or await self._fetch(offer)
-
-    def _screen(self, offer: Offer) -> None:
-        """Raise `RemoteProtocolError` for what is not worth fetching, or a place."""
-        if offer.byte_length > self._settings.max_model_bytes:
-            raise RemoteProtocolError("too-large", f"{offer.byte_length} bytes", peer=offer.peer_id)
-        self._appraiser.screen(offer)
-
-    def _held(self, offer: Offer) -> Verified | None:
-        model = self._shelf.get(offer.weights_root)
-        sold = (offer.architecture, offer.layers)
-        return model if model and (model.architecture.text, model.layers) == sold else None
-
-    async def _fetch(self, offer: Offer) -> Verified:
-        root = offer.weights_root
-        self._unfinished.pop(root, None)
-        try:
-            await self._download(offer)
-            model = await trio.to_thread.run_sync(
-                self._appraiser.admit,
-                self.station.blobs.path(root),
-                offer,
-                limiter=self._compute,
-            )
-        except RemoteProtocolError as error:
-            self._let_go(root, resumable=error.reason == SELLER_UNREACHABLE)
-            raise
-        except MarketError:
-            self._let_go(root, resumable=False)
-            raise
-        except BaseException:
-            self._let_go(root, resumable=True)
-            raise
-        for forgotten in self._shelf.put(model):
-            self.station.blobs.delete(forgotten)
-        return model
-
-    async def _download(self, offer: Offer) -> None:
-        """Raises ``seller-unreachable`` for what may pass: it is the seller's, and not ours."""
-        blobs, root = self.station.blobs, offer.weights_root
-        if blobs.has(root):
-            return
-        source = Source(
-            peer=offer.peer_id,
-            protocol=PARAMS_PROTOCOL,
-            name=root,
-            addresses=(*self.station.book.addresses_of(offer.peer_id), *offer.addresses),
-        )
-        with of_seller(offer.peer_id):
-            await fetch_blob(
-                self.station.network,
-                source,
-                lambda hashes: blobs.writer(root, offer.byte_length, hashes),
-                root=root,
-                byte_length=offer.byte_length,
-            )
-
-    def _let_go(self, root: Digest, *, resumable: bool) -> None:
-        """Delete what is on the disk of a blob that did not get to the shelf, or keep it a while.
-
-        One that is on the shelf is good, and was offered as something else.
-        """
-        blobs = self.station.blobs
-        if self._shelf.get(root) is not None:
-            return
-        if not resumable:
-            blobs.delete(root)
-            return
-        self._unfinished[root] = None
-        while len(self._unfinished) > MAX_UNFINISHED:
-            oldest, _ = self._unfinished.popitem(last=False)
-            blobs.delete(oldest)
 
     # ── trials ──
 
@@ -341,10 +240,10 @@ class Broker:
         tried = self._trials.find(trial_id)
         if tried is None or not self._bench.holds(tried.case, tried.trial):
             async with self._turns.of(peer):  # whoever asks for many has one place in the queue
-                ours, theirs = await self._model(base), await self._model(offer)
+                ours, theirs = await self.intake.model(base), await self.intake.model(offer)
                 trial = await self._trials.measure(trial_id, ours, theirs, offer.task, notice)
                 names = (notice[0], question.base_digest, question.offer_digest)
-                trial = await self._bench.agree(trial, self._bases, *names, deadline=deadline)
+                trial = await self._bench.agree(trial, self.intake.bases, *names, deadline=deadline)
             tried = Tried(
                 trial=trial,
                 base_digest=question.base_digest,
@@ -368,7 +267,7 @@ class Broker:
 
     def _base(self, name: Digest) -> Offer:
         """Return what is to be tried upon: a base that was submitted, or an offer."""
-        return self._bases.offer(name, self.station.clock()) or self._offer(name)
+        return self.intake.bases.offer(name, self.station.clock()) or self._offer(name)
 
     # ── quotes ──
 

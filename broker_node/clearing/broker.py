@@ -99,14 +99,14 @@ class ClearingBroker(Broker):
     async def _join(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
         assert isinstance(question, JoinRound)
         known = self._given.get(question.base_digest)
-        offer = self._bases.offer(question.base_digest, self.station.clock())
+        offer = self.intake.bases.offer(question.base_digest, self.station.clock())
         if known is not None and (offer is None or offer.peer_id == peer):
             return known
         if offer is None:
             raise RemoteProtocolError("unknown-base", question.base_digest.hex(), peer=peer)
         if offer.peer_id != peer:
             raise RemoteProtocolError("not-your-submission", offer.peer_id, peer=peer)
-        data = self._bases.data_of(question.base_digest)
+        data = self.intake.bases.data_of(question.base_digest)
         assert data is not None  # it was there a moment ago
         joined = Joined(
             base_digest=question.base_digest, offer=offer, statement=data, asked=question
@@ -172,7 +172,7 @@ class ClearingBroker(Broker):
         there, models = [], []
         for one in joined:
             try:
-                models.append(await self._model(one.offer))
+                models.append(await self.intake.model(one.offer))
             except RemoteProtocolError as error:
                 self._off([one], error.reason, b"")
                 continue
@@ -239,7 +239,7 @@ class ClearingBroker(Broker):
 
     async def _fetched(self, convening: Convening) -> list[Verified]:
         offers: list[Offer] = [self.station.offer_in(s)[1] for s in convening.record.statements]
-        return [await self._model(offer) for offer in offers]
+        return [await self.intake.model(offer) for offer in offers]
 
     def keep_model(self, tensors: Mapping[str, Any]) -> BlobRef:
         """Put a model that was sold into the store."""

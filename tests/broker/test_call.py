@@ -14,7 +14,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from broker_node.call import Attempt, Calls, CallState, Closed
+from broker_node.calls.call import Attempt, Calls, CallState, Closed
 from node.protocol.call import BudgetBid
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.schema import checksummed

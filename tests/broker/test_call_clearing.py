@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker_node import call_clearing
-from broker_node.call import Attempt, Closed, Placed
-from broker_node.call_clearing import ClearedCall, clear_call
-from broker_node.demand import predicted, slope_of
+from broker_node.calls import clearing as call_clearing
+from broker_node.calls.call import Attempt, Closed, Placed
+from broker_node.calls.clearing import ClearedCall, clear_call
+from broker_node.calls.demand import predicted, slope_of
 from broker_node.mechanisms.base import Certificate
 from broker_node.mechanisms.eeg import ExtendedEisenbergGale
 from node.protocol.call import BudgetBid

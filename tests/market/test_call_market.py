@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from broker_node.call_desk import CallDesk
+from broker_node.calls.desk import CallDesk
 from node.agent import progress as journalled
 from node.agent.agent import Agent
 from node.agent.session import Session
@@ -319,7 +319,7 @@ async def test_a_call_that_cannot_be_cleared_is_the_brokers_fault_and_the_next_o
         (one,) = await sellers(market, "one")
         buyer, session = await buyer_of(market, 1)
         with monkeypatch.context() as patched:
-            patched.setattr("broker_node.call_desk.clear_call", breaks)
+            patched.setattr("broker_node.calls.desk.clear_call", breaks)
             await session.offer(architecture(), weights("buyer"))
             step = await session.step()
             assert (step.bought, step.because) == (False, "call-failed")

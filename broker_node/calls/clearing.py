@@ -3,7 +3,7 @@
 Buyers are those who bid, with their budgets; sellers those whose layers they had tried; a
 seller's capacity is the layers of its model, each sold once in a call; a unit of utility is the
 whole of a buyer's loss, which no buyer can be rid of more than once (D_s = 1). How many layers a
-unit of it takes of each seller is `broker_node.demand`'s prediction.
+unit of it takes of each seller is `broker_node.calls.demand`'s prediction.
 
 What the mechanism divides is divisible, and layers are not: of a fraction of a seller's layers a
 buyer gets as many whole ones, from the input side, rounded down, and of these the longest
@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final, cast
 
-from broker_node.call import Attempt, Closed, Placed
-from broker_node.demand import predicted, slope_of
+from broker_node.calls.call import Attempt, Closed, Placed
+from broker_node.calls.demand import predicted, slope_of
 from broker_node.mechanisms.base import DEFAULT_TOLERANCE, Certificate, Json, Outcome, Status
 from broker_node.mechanisms.eeg import ExtendedEisenbergGale
 from broker_node.mechanisms.weight_market.market import RANGES

@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import trio
 
-from broker_node.call import Attempt, Calls, Closed
-from broker_node.call_clearing import ClearedCall, Given, clear_call
+from broker_node.calls.call import Attempt, Calls, Closed
+from broker_node.calls.clearing import ClearedCall, Given, clear_call
 from broker_node.negotiation import Tried
 from broker_node.settings import BrokerSettings
 from node.chain.errors import ChainUnavailableError

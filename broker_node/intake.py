@@ -1,0 +1,139 @@
+"""How a broker comes by models: takes statements in, fetches what they name, keeps what is good.
+
+statement ─► screened ─► book, or bases ─► fetched once ─► verified ─► shelf
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+import trio
+
+from broker_node.appraisal import Appraiser, ModelShelf
+from broker_node.bases import Bases
+from broker_node.blame import of_seller
+from broker_node.settings import BrokerSettings
+from broker_node.verify.stages import Verified
+from node.net.transfer import Source, fetch_blob
+from node.protocol.errors import MarketError, RemoteProtocolError
+from node.protocol.messages import PARAMS_PROTOCOL, SELLER_UNREACHABLE
+from node.protocol.offer import Offer
+from node.protocol.types import Digest
+from node.station.station import Station
+from node.station.turns import Turns
+
+MAX_UNFINISHED: Final = 16
+"""Downloads that were cut off and may still be resumed."""
+
+
+class Intake:
+    """The models of one broker, from a signed statement to verified tensors."""
+
+    def __init__(
+        self,
+        station: Station,
+        appraiser: Appraiser,
+        settings: BrokerSettings,
+        turns: Turns,
+        compute: trio.CapacityLimiter,
+    ) -> None:
+        self._station = station
+        self._appraiser = appraiser
+        self._settings = settings
+        self._turns = turns
+        self._compute = compute
+        self._shelf = ModelShelf(settings.max_models_held, settings.max_models_bytes)
+        self._unfinished: OrderedDict[Digest, None] = OrderedDict()
+        """Roots on the disk in part, of which no model is on the shelf, oldest first."""
+        self.bases = Bases(station.book, station.task)
+
+    def take_in(self, statement: bytes) -> tuple[Digest, Offer]:
+        """Return an offer or a base, once it is in the book, or among the bases."""
+        name, offer = self._station.offer_in(statement)
+        self.screen(offer)
+        book = self._station.book if offer.for_sale else self.bases
+        verdict = book.receive(statement, self._station.clock())
+        if not verdict.accepted and verdict.reason != "duplicate":
+            raise RemoteProtocolError(verdict.reason, "submitted statement")
+        return name, offer
+
+    async def model(self, offer: Offer) -> Verified:
+        """Return the verified model of an offer, fetched from its seller if need be."""
+        held = self.held(offer)
+        if held is not None:
+            return held
+        self.screen(offer)
+        async with self._turns.of(offer.weights_root):
+            return self.held(offer) or await self._fetch(offer)
+
+    def screen(self, offer: Offer) -> None:
+        """Raise `RemoteProtocolError` for what is not worth fetching, or a place."""
+        if offer.byte_length > self._settings.max_model_bytes:
+            raise RemoteProtocolError("too-large", f"{offer.byte_length} bytes", peer=offer.peer_id)
+        self._appraiser.screen(offer)
+
+    def held(self, offer: Offer) -> Verified | None:
+        model = self._shelf.get(offer.weights_root)
+        sold = (offer.architecture, offer.layers)
+        return model if model and (model.architecture.text, model.layers) == sold else None
+
+    async def _fetch(self, offer: Offer) -> Verified:
+        root = offer.weights_root
+        self._unfinished.pop(root, None)
+        try:
+            await self._download(offer)
+            model = await trio.to_thread.run_sync(
+                self._appraiser.admit,
+                self._station.blobs.path(root),
+                offer,
+                limiter=self._compute,
+            )
+        except RemoteProtocolError as error:
+            self._let_go(root, resumable=error.reason == SELLER_UNREACHABLE)
+            raise
+        except MarketError:
+            self._let_go(root, resumable=False)
+            raise
+        except BaseException:
+            self._let_go(root, resumable=True)
+            raise
+        for forgotten in self._shelf.put(model):
+            self._station.blobs.delete(forgotten)
+        return model
+
+    async def _download(self, offer: Offer) -> None:
+        """Raises ``seller-unreachable`` for what may pass: it is the seller's, and not ours."""
+        blobs, root = self._station.blobs, offer.weights_root
+        if blobs.has(root):
+            return
+        source = Source(
+            peer=offer.peer_id,
+            protocol=PARAMS_PROTOCOL,
+            name=root,
+            addresses=(*self._station.book.addresses_of(offer.peer_id), *offer.addresses),
+        )
+        with of_seller(offer.peer_id):
+            await fetch_blob(
+                self._station.network,
+                source,
+                lambda hashes: blobs.writer(root, offer.byte_length, hashes),
+                root=root,
+                byte_length=offer.byte_length,
+            )
+
+    def _let_go(self, root: Digest, *, resumable: bool) -> None:
+        """Delete what is on the disk of a blob that did not get to the shelf, or keep it a while.
+
+        One that is on the shelf is good, and was offered as something else.
+        """
+        blobs = self._station.blobs
+        if self._shelf.get(root) is not None:
+            return
+        if not resumable:
+            blobs.delete(root)
+            return
+        self._unfinished[root] = None
+        while len(self._unfinished) > MAX_UNFINISHED:
+            oldest, _ = self._unfinished.popitem(last=False)
+            blobs.delete(oldest)
