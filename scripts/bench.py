@@ -28,6 +28,7 @@ BENCHMARKS: Final[Mapping[str, str]] = {
     "gas": "gas of the escrow's operations against their floor",
     "nash": "a hundred thousand Nash bargains",
     "offers": "signed offers checked by a node's gossip validator",
+    "specs": "symmetries derived from a transformer's graph, and matching by them",
     "transfer": "verified transfer of a parameter set over loopback",
 }
 COLUMNS: Final = ("case", "value", "unit", "against", "ratio")

@@ -1,0 +1,160 @@
+"""Weight matching over any `SymmetrySpec`: groups in groups, several at a time.
+
+The objective is Σ ⟨ours, permuted theirs⟩ over all tensors (Ainsworth, Hayase and Srinivasa 2022,
+§3.2), raised by coordinate ascent. A *family*, a group with all that stands within it, is
+assigned at once: what two heads have in common is the best assignment of the units inside of
+them, and the heads are assigned by that. Families that share no tensor have one colour and
+are assigned in one go; a family is left alone while nothing that it meets has changed.
+
+A first pass in the direction of the data matches every family by the tensors whose other units
+are already matched, so that a permuted copy is found whatever its numbering. The order of
+colours in later sweeps is drawn by the seed, and there is no other chance in the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+
+from broker_node.align.families import Family, Pair, families_of, matched
+from node.params import blocks
+from node.params.permutation import Tensors
+from node.params.symmetry import SymmetrySpec
+from node.protocol.errors import LocalProtocolError
+
+MAX_SWEEPS: Final = 200
+SINGLE: Final = 2**22
+"""Numbers in a model above which similarities are computed in float32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SymmetricMatching:
+    """A joint permutation of theirs, the objective that it attains, and how it was come by."""
+
+    permutations: Mapping[str, torch.Tensor]
+    objective: float
+    history: tuple[float, ...]
+    """The objective after the first pass and after every sweep: it never falls."""
+
+
+def _pairs(spec: SymmetrySpec, ours: Tensors, theirs: Tensors, dtype: torch.dtype) -> list[Pair]:
+    found = []
+    for name in spec.axes:
+        if name not in ours or name not in theirs:
+            raise LocalProtocolError(f"{name!r} is missing from a model")
+        if not ours[name].is_floating_point():
+            continue
+        for side in (ours[name], theirs[name]):
+            if side.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(side))).all()):
+                raise LocalProtocolError(f"{name!r} is not finite")
+        sides = zip(
+            blocks.blocks(spec, name, ours[name]),
+            blocks.blocks(spec, name, theirs[name]),
+            strict=True,
+        )
+        found += [Pair(dims, a.to(dtype), b.to(dtype)) for (dims, a), (_, b) in sides]
+    return found
+
+
+def _colours(families: Sequence[Family]) -> list[list[Family]]:
+    """Return families in colours, greedily: no two of one colour meet in a tensor."""
+    colours: list[list[Family]] = []
+    for family in families:
+        for colour in colours:
+            if not any(other.root in family.neighbours for other in colour):
+                colour.append(family)
+                break
+        else:
+            colours.append([family])
+    return colours
+
+
+@torch.inference_mode()
+def match_symmetries(
+    spec: SymmetrySpec, ours: Tensors, theirs: Tensors, *, seed: int
+) -> SymmetricMatching:
+    """Return the joint permutation of `theirs` that best lines up with `ours`.
+
+    Raises `LocalProtocolError` for tensors that are not of `spec`, or not finite.
+    """
+    size = sum(ours[name].numel() for name in spec.axes if name in ours)
+    dtype = torch.float64 if size <= SINGLE else torch.float32
+    pairs = _pairs(spec, ours, theirs, dtype)
+    return _ascend(spec, pairs, seed=seed)
+
+
+def _ascend(spec: SymmetrySpec, pairs: list[Pair], *, seed: int) -> SymmetricMatching:
+    families = [family for family in families_of(spec, pairs) if family.meetings]
+    permutations = blocks.identity(spec)
+    dirty = _first_pass(spec, families, permutations)
+    history = [objective(spec, pairs, permutations)]
+    colours = _colours(families)
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
+    for _ in range(MAX_SWEEPS):
+        if not dirty:
+            break
+        changed = False
+        for at in generator.permutation(len(colours)):
+            due = [family for family in colours[at] if family.root in dirty]
+            for family in due:
+                dirty.discard(family.root)
+                found = matched(spec, family, family.meetings, permutations, inner=_inner)
+                if found is not None:
+                    permutations.update(found)
+                    dirty.update(family.neighbours)
+                    if family.repeated:
+                        dirty.add(family.root)
+                    changed = True
+        if changed:
+            history.append(objective(spec, pairs, permutations))
+    return SymmetricMatching(
+        permutations=permutations, objective=history[-1], history=tuple(history)
+    )
+
+
+def _first_pass(
+    spec: SymmetrySpec, families: Iterable[Family], permutations: dict[str, torch.Tensor]
+) -> set[str]:
+    """Match every family by what it shares with those before it, and with nobody.
+
+    Returns the roots of those that meet others behind them, and are to be matched again.
+    """
+    known: set[str] = set()
+    dirty: set[str] = set()
+    for family in families:
+        known |= set(family.members)
+        entering = [
+            meeting
+            for meeting in family.meetings
+            if all(dim.group is None or dim.group in known for dim in meeting.pair.dims)
+        ]
+        if len(entering) < len(family.meetings) or family.repeated:
+            dirty.add(family.root)
+        found = matched(spec, family, entering, permutations, inner=_inner) if entering else None
+        if found is not None:
+            permutations.update(found)
+    return dirty
+
+
+def _inner(spec: SymmetrySpec, pairs: list[Pair]) -> tuple[float, dict[str, torch.Tensor]]:
+    """Match what stands within one unit of ours and one of theirs."""
+    found = _ascend(spec, pairs, seed=0)
+    return found.objective, dict(found.permutations)
+
+
+def objective(
+    spec: SymmetrySpec, pairs: Iterable[Pair], permutations: Mapping[str, torch.Tensor]
+) -> float:
+    """Return Σ ⟨ours, permuted theirs⟩."""
+    return sum(
+        float(
+            (pair.ours * blocks.permute_block(spec, pair.dims, pair.theirs, permutations)).sum(
+                dtype=torch.float64
+            )
+        )
+        for pair in pairs
+    )

@@ -1,0 +1,1 @@
+"""Deriving a specification of symmetries from the graph of a module, whatever it is called."""

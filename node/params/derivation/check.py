@@ -1,0 +1,88 @@
+"""The check on outputs: a renumbered module must compute what it computed before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from node.params.blocks import permute, random_permutation
+from node.params.derivation.derive import derive
+from node.params.derivation.errors import UnderivableError
+from node.params.derivation.trace import evaluating
+from node.params.permutation import Tensors
+from node.params.symmetry import SymmetrySpec
+
+RELATIVE_TOLERANCE: Final = 1e-4
+"""Of the largest output: sums in another order, in float32."""
+
+
+def outputs(
+    module: torch.nn.Module,
+    tensors: Tensors,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+) -> list[torch.Tensor]:
+    """Return what `module` computes with these tensors, in evaluation mode."""
+    with evaluating(module), torch.no_grad():
+        result = functional_call(
+            module, dict(tensors), tuple(args), dict(kwargs or {}), tie_weights=False
+        )
+    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+
+
+def unsettled(
+    module: torch.nn.Module, spec: SymmetrySpec, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """Return the module's tensors, none of them constant along an axis any more.
+
+    Fresh scales of 1 and shifts of 0 would hide that their order matters. What was positive
+    stays so: variances must.
+    """
+    moved = {}
+    for name, tensor in module.state_dict().items():
+        if name not in spec.ties and tensor.is_floating_point():
+            factor, shift = (
+                torch.rand(tensor.shape, generator=generator).to(tensor) for _ in range(2)
+            )
+            tensor = tensor * (1 + factor / 2) + shift / 20
+        moved[name] = tensor
+    return {name: moved[spec.ties.get(name, name)] for name in moved}
+
+
+def require_preserved(
+    module: torch.nn.Module,
+    spec: SymmetrySpec,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
+) -> None:
+    """Raise `UnderivableError` ``not-preserved`` if a random renumbering changes an output."""
+    generator = torch.Generator().manual_seed(seed)
+    before = unsettled(module, spec, generator)
+    after = permute(spec, before, random_permutation(spec, generator))
+    for old, new in zip(
+        outputs(module, before, args, kwargs), outputs(module, after, args, kwargs), strict=True
+    ):
+        if old.numel() == 0:
+            continue
+        old, new = old.double(), new.double()
+        worst, largest = float((old - new).abs().max()), float(old.abs().max())
+        if not worst <= RELATIVE_TOLERANCE * largest:
+            raise UnderivableError("not-preserved", f"outputs of {largest:g} differ by {worst:g}")
+
+
+def derive_checked(
+    module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
+) -> SymmetrySpec:
+    """Return the symmetries of `module`, once its outputs have borne them out.
+
+    Raises `UnderivableError`.
+    """
+    spec = derive(module, args, kwargs)
+    require_preserved(module, spec, args, kwargs)
+    return spec
