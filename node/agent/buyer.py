@@ -10,8 +10,9 @@ from typing import Final
 import trio
 
 from node.agent.consent import Consent
-from node.agent.merging import check_length, check_recipe, merge
+from node.agent.merging import check_length, check_recipe
 from node.agent.settings import AgentSettings
+from node.agent.unsealing import SPOILT, accuse, clear_spoilt, unseal
 from node.chain.errors import ChainUnavailableError, UnfundedAccountError
 from node.chronicle import (
     Asked,
@@ -24,18 +25,15 @@ from node.chronicle import (
 )
 from node.net.errors import PASSING
 from node.net.transfer import Source, fetch_blob, fetch_hashes
-from node.params.errors import BadGoodsError, StoreError
+from node.params.errors import StoreError
 from node.protocol import delivery
 from node.protocol.bargain import Wanted, accept_deal
 from node.protocol.bids import Bid
 from node.protocol.disclosure import Figures, may_be_told_as
-from node.protocol.dispute import Evidence, proves_bad
 from node.protocol.eip712 import digest
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
 from node.protocol.evaluation import check_measured
 from node.protocol.events import (
-    BadGoods,
-    Delivered,
     GoodsRefused,
     GoodsVerified,
     PurchaseEvent,
@@ -65,8 +63,6 @@ from node.station.station import Station
 RETRY_SECONDS: Final = 0.5
 NO_PRICE: Final = frozenset({"ask", "fee"})
 """Why there is no price between a bid and an ask: of a bid that could be higher, we lack cash."""
-SPOILT: Final = frozenset({"missing-blob", "missing-hashes", "corrupt-blob", "corrupt-hashes"})
-"""What may be wrong with goods on our disk, that another fetch can mend."""
 
 
 Afford = Callable[[PurchaseRecord], Awaitable[None]]
@@ -343,72 +339,18 @@ class Buyer:
         keep back the proof that they are bad. Raises `MarketError` for what may be mended.
         """
         try:
-            return await trio.to_thread.run_sync(self._decrypt, purchase, secret)
+            return await trio.to_thread.run_sync(unseal, self._station.blobs, purchase, secret)
         except StoreError as error:
             if error.reason not in SPOILT:
-                bad = await trio.to_thread.run_sync(self._accuse, purchase, secret)
+                bad = await trio.to_thread.run_sync(accuse, self._station.blobs, purchase, secret)
                 if bad is None:
                     raise
                 return bad
             self._station.observer.emit(OurFault(during="deliver", reason=str(error)))
-        await trio.to_thread.run_sync(self._clear_spoilt, purchase.quote.goods_root)
+        await trio.to_thread.run_sync(clear_spoilt, self._station.blobs, purchase.quote.goods_root)
         await self._fetch(purchase)
-        return await trio.to_thread.run_sync(self._decrypt, purchase, secret)
-
-    def _clear_spoilt(self, root: Digest) -> None:
-        try:
-            self._station.blobs.verify(root)
-        except StoreError as error:
-            if error.reason not in SPOILT:
-                raise
-            self._station.blobs.delete(root)
-
-    def _decrypt(self, purchase: PurchaseRecord, secret: Digest) -> PurchaseEvent:
-        quote, evaluation, blobs = purchase.quote, purchase.evaluation, self._station.blobs
-        key = delivery.delivery_key(secret, _dh(purchase), quote.trade_id)
-        try:
-            blobs.decrypt_to(quote.goods_root, key, quote.offer_root)
-        except BadGoodsError as error:
-            return BadGoods(self._prove(purchase, secret, error.index))
-        try:
-            root = merge(blobs, purchase)
-        except RemoteProtocolError as error:
-            return Delivered(f"the recipe does not apply: {error}")
-        if root != evaluation.merged_root:
-            return Delivered("the recipe does not give the weights that were measured")
-        return Delivered()
-
-    def _accuse(self, purchase: PurchaseRecord, secret: Digest) -> BadGoods | None:
-        """Look for a bad leaf, and write nothing."""
-        quote = purchase.quote
-        key = delivery.delivery_key(secret, _dh(purchase), quote.trade_id)
-        index = self._station.blobs.bad_leaf(quote.goods_root, key, quote.offer_root)
-        return None if index is None else BadGoods(self._prove(purchase, secret, index))
-
-    def _prove(self, purchase: PurchaseRecord, secret: Digest, index: int) -> Evidence:
-        """Show a bad leaf, from our own files. Raises `StoreError` if these do not prove it."""
-        quote, blobs = purchase.quote, self._station.blobs
-        evidence = Evidence(
-            secret=secret,
-            dh=_dh(purchase),
-            index=index,
-            leaf=blobs.leaf(quote.goods_root, index),
-            goods_path=_digests(blobs.proof(quote.goods_root, index)),
-            offered=Digest(blobs.hashes(quote.offer_root, index, 1)),
-            offer_path=_digests(blobs.proof(quote.offer_root, index)),
-        )
-        if not proves_bad(quote, evidence):  # the disk changed a byte since it was checked
-            raise StoreError("corrupt-blob", f"leaf {index} of {quote.goods_root.hex()}")
-        return evidence
+        return await trio.to_thread.run_sync(unseal, self._station.blobs, purchase, secret)
 
     async def publish_receipt(self, receipt: bytes) -> None:
         """A buyer leaves that to the broker."""
         raise LocalProtocolError("a buyer publishes no receipts")
-
-
-def _dh(purchase: PurchaseRecord) -> Digest:
-    return Digest(delivery.shared_secret(purchase.private_key, purchase.seller_key))
-
-
-def _digests(path: tuple[bytes, ...]) -> tuple[Digest, ...]:
-    return tuple(Digest(each) for each in path)

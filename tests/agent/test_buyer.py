@@ -227,9 +227,9 @@ async def test_no_deposit_is_made_that_could_not_be_disputed(
 
 
 async def test_who_has_nothing_left_to_bid_is_told_before_anybody_is_asked(ours: Buyer) -> None:
-    settings: Any = SimpleNamespace(value_of=lambda _: Wei(1_000))
+    settings: Any = SimpleNamespace(value_of=lambda _: Wei(1_000), strategy=Usual())
     ours._settings = settings
-    tried: Any = SimpleNamespace(result=SimpleNamespace(gain=1))
+    tried: Any = SimpleNamespace(result=SimpleNamespace(gain=1), offer=None)
     desk: Any = None
     assert await ours.buy(tried, desk, most=Wei(0)) == NoPrice("cash")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from node.agent.buyer import Buyer
+from node.agent import unsealing
 from node.agent.progress import offers_bought
 from node.agent.seller import Seller
 from node.chain.port import DisputedEvent, EscrowState
@@ -160,20 +160,20 @@ async def test_goods_that_our_own_disk_spoilt_are_fetched_again_before_anybody_i
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The leaf that our disk changed is the seller's no more: it would convict nobody."""
-    decrypt, spoilt = Buyer._decrypt, set[Digest]()
+    decrypt, spoilt = unsealing.unseal, set[Digest]()
 
-    def spoil_once(self: Buyer, purchase: PurchaseRecord, secret: Digest) -> PurchaseEvent:
+    def spoil_once(blobs: BlobStore, purchase: PurchaseRecord, secret: Digest) -> PurchaseEvent:
         root = purchase.quote.goods_root
         if root not in spoilt:
             spoilt.add(root)
-            path = self._station.blobs.path(root)
+            path = blobs.path(root)
             data = bytearray(path.read_bytes())
             data[1] ^= 1
             path.chmod(0o600)
             path.write_bytes(data)
-        return decrypt(self, purchase, secret)
+        return decrypt(blobs, purchase, secret)
 
-    monkeypatch.setattr(Buyer, "_decrypt", spoil_once)
+    monkeypatch.setattr("node.agent.buyer.unseal", spoil_once)
     async with market_with(tmp_path, cheat(Garbler), dispute_window_seconds=600) as market:
         buyer, seller = market["buyer"], market["cheat"]
         await seller.offer()

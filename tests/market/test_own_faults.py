@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import trio
 
+from node.agent import unsealing
 from node.agent.agent import Agent
-from node.agent.buyer import Buyer
 from node.chain.errors import UnfundedAccountError
 from node.chain.port import EscrowState
 from node.chronicle import OurFault, TradeChanged, TransactionDelayed
@@ -55,10 +55,10 @@ async def test_nothing_is_paid_by_a_buyer_that_could_not_pay_for_a_dispute_as_we
 async def test_goods_that_our_disk_spoils_after_the_payment_are_fetched_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    decrypt, spoilt = Buyer._decrypt, set[Digest]()
+    decrypt, spoilt = unsealing.unseal, set[Digest]()
 
-    def spoil_once(self: Buyer, purchase: PurchaseRecord, secret: Digest) -> PurchaseEvent:
-        blobs, root = self._station.blobs, purchase.quote.goods_root
+    def spoil_once(blobs: BlobStore, purchase: PurchaseRecord, secret: Digest) -> PurchaseEvent:
+        root = purchase.quote.goods_root
         if root not in spoilt:
             spoilt.add(root)
             if part == "all":
@@ -69,9 +69,9 @@ async def test_goods_that_our_disk_spoils_after_the_payment_are_fetched_again(
                 data[5_000] ^= 1
                 path.chmod(0o600)
                 path.write_bytes(data)
-        return decrypt(self, purchase, secret)
+        return decrypt(blobs, purchase, secret)
 
-    monkeypatch.setattr(Buyer, "_decrypt", spoil_once)
+    monkeypatch.setattr("node.agent.buyer.unseal", spoil_once)
     async with open_market(tmp_path) as market:
         seller = await market.join("seller", Agent)
         buyer = await market.join("buyer", Agent)

@@ -13,12 +13,15 @@ from node.protocol import clearing
 from node.protocol.bids import AskingPrice, Bid, BidAndAsk
 from node.protocol.brokerage import BrokerageRecord
 from node.protocol.call import Allocation, BudgetBid
+from node.protocol.convening import ConveningRecord
 from node.protocol.dispute import Evidence
 from node.protocol.eip712 import Domain
 from node.protocol.evaluation import Evaluation
 from node.protocol.fees import MAX_FEE_BASIS_POINTS
 from node.protocol.messages import StreamMessage
 from node.protocol.offer import MAX_LIFETIME, STATEMENTS, Offer
+from node.protocol.participation import ParticipationRecord
+from node.protocol.pooling import Publication
 from node.protocol.purchase import PurchaseRecord
 from node.protocol.quorum import Commitment, Figure, Opening, SealedFigure
 from node.protocol.quote import Quote
@@ -58,6 +61,9 @@ MESSAGES: Final[tuple[type[Any], ...]] = (
     Opening,
     BidAndAsk,
     Allocation,
+    ConveningRecord,
+    ParticipationRecord,
+    Publication,
 )
 
 uint64 = st.one_of(st.integers(0, UINT64_MAX), st.sampled_from([0, 1, 255, 2**32, UINT64_MAX]))
