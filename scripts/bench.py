@@ -26,6 +26,7 @@ BENCHMARKS: Final[Mapping[str, str]] = {
     "delivery": "making the goods of one trade, next to plain SHA-256",
     "eeg": "clearing the weight market, on one core",
     "gas": "gas of the escrow's operations against their floor",
+    "memory": "rooting and merging parameter sets that are larger than memory should hold",
     "nash": "a hundred thousand Nash bargains",
     "offers": "signed offers checked by a node's gossip validator",
     "specs": "symmetries derived from a transformer's graph, and matching by them",

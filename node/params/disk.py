@@ -147,6 +147,10 @@ class Draft:
     def write(self, data: bytes | memoryview) -> None:
         self._file.write(data)
 
+    def write_at(self, data: bytes | memoryview, offset: int) -> None:
+        """Write `data` at a place of its own; not to be mixed with `write`."""
+        write_all(self._file.fileno(), data, offset)
+
     def keep(self, path: Path) -> None:
         """Make it durable and put it at `path`, in place of what was there."""
         self._file.flush()

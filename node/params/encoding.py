@@ -62,6 +62,11 @@ length."""
 _CBOR_ARRAY: Final = 4
 
 
+def dtype_of(spec: TensorSpec) -> torch.dtype:
+    """Return the element type in which a tensor is computed with."""
+    return _DTYPES[spec.dtype]
+
+
 def layout_of(tensors: Mapping[str, torch.Tensor]) -> Layout:
     """The layout of `tensors`, sorted by name.
 
@@ -76,7 +81,7 @@ def _spec(name: str, tensor: torch.Tensor) -> TensorSpec:
     return TensorSpec(name, _NAMES[tensor.dtype], tuple(tensor.shape))
 
 
-def _lend(tensor: torch.Tensor) -> memoryview:
+def lend(tensor: torch.Tensor) -> memoryview:
     """The tensor's bytes in C order: its own memory where it is contiguous and on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
@@ -88,7 +93,7 @@ def encoded_chunks(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memo
     layout = layout_of(tensors)
     yield preamble(layout)
     for spec in layout:
-        yield _lend(tensors[spec.name])
+        yield lend(tensors[spec.name])
 
 
 def encode_tensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
@@ -137,7 +142,7 @@ def decode_file(
         _require(layout, expected, limits)
         for spec, begin, _ in spans(layout, start):
             tensor, memory = _allocate(spec)
-            _read_into(descriptor, begin, memory)
+            read_into(descriptor, begin, memory)
             tensors[spec.name] = _checked(spec, tensor, memory)
     return tensors
 
@@ -163,7 +168,7 @@ def load_safetensors(
         header = read_header(descriptor, expected, limits=limits)
         for spec in header.layout:
             tensor, memory = _allocate(spec)
-            _read_into(descriptor, header.offsets[spec.name], memory)
+            read_into(descriptor, header.offsets[spec.name], memory)
             tensors[spec.name] = _checked(spec, tensor, memory)
     return tensors
 
@@ -208,11 +213,12 @@ def save_safetensors(
 
 def _allocate(spec: TensorSpec) -> tuple[torch.Tensor, memoryview]:
     """An empty tensor, and its memory to write into."""
-    tensor = torch.empty(spec.shape, dtype=_DTYPES[spec.dtype])
+    tensor = torch.empty(spec.shape, dtype=dtype_of(spec))
     return tensor, tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def _read_into(descriptor: int, offset: int, memory: memoryview) -> None:
+def read_into(descriptor: int, offset: int, memory: memoryview) -> None:
+    """Fill `memory` with the bytes of a file at `offset`; raises ``truncated`` if it ends."""
     at = 0
     while at < len(memory):
         count = os.preadv(descriptor, [memory[at : at + _READ_BYTES]], offset + at)
