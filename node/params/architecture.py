@@ -19,6 +19,7 @@ import torch
 from node.params.families.base import ArchitectureError, Model
 from node.params.families.linear import Linear
 from node.params.families.mlp import Mlp
+from node.params.families.resnet import ResNet
 from node.params.families.shapes import Shapes
 from node.params.permutation import PermutationSpec, Tensors
 from node.protocol import bounded_json
@@ -30,6 +31,7 @@ MAX_TEXT_BYTES: Final = 4096
 FAMILIES: Final[dict[str, Callable[[Mapping[str, object]], Model]]] = {
     "mlp": Mlp.read,
     "linear": Linear.read,
+    "resnet": ResNet.read,
     "random": Shapes.read,
 }
 """Families by the name that architecture texts use."""

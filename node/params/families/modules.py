@@ -1,0 +1,64 @@
+"""Families whose models are PyTorch modules of our own: all else follows from the module.
+
+A module is built once for each configuration, on no device, and only ever called with the tensors
+of a parameter set put in the place of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Hashable
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from node.params.families.base import check_parameter_count
+from node.params.permutation import Tensors
+from node.protocol.parameters import Layout, TensorSpec, make_layout
+
+
+class Built(Hashable, Protocol):
+    """What a family says of a model, without weights."""
+
+    def build(self) -> nn.Module:
+        """Return the module, its parameters drawn by PyTorch's default initialisation."""
+
+    def rows(self, inputs_RF: torch.Tensor) -> torch.Tensor:
+        """Return rows of F features in the shape that the module takes."""
+
+    def input_width(self) -> int:
+        """Return F."""
+
+
+class ModuleModel:
+    """The part of `Model` that any module has."""
+
+    __slots__ = ()
+
+    def layout(self: Built) -> Layout:
+        parameters = _skeleton(self).named_parameters()
+        return make_layout(TensorSpec(name, "F32", tuple(p.shape)) for name, p in parameters)
+
+    def forward(self: Built, tensors: Tensors, inputs_RF: torch.Tensor) -> torch.Tensor:
+        call = torch.func.functional_call
+        logits_RC: torch.Tensor = call(_skeleton(self), dict(tensors), (self.rows(inputs_RF),))
+        return logits_RC
+
+    def random_init(self: Built, seed: int) -> dict[str, torch.Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = self.build()
+        return {name: p.detach().clone() for name, p in sorted(module.named_parameters())}
+
+
+def check_size(model: Built) -> None:
+    """Raise `ArchitectureError` for a model of more parameters than are traded."""
+    check_parameter_count(sum(math.prod(p.shape) for p in _skeleton(model).parameters()))
+
+
+@functools.lru_cache(maxsize=64)
+def _skeleton(model: Built) -> nn.Module:
+    with torch.device("meta"):
+        return model.build().eval()
