@@ -13,12 +13,13 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 import click
 
+from node.cli.checked import Check
 from node.cli.exits import DONE, FAILED
 from node.cli.invocation import Invocation, on_node
 from node.protocol.errors import MarketError
@@ -32,16 +33,6 @@ FEW_BYTES: Final = 1 << 30
 TOO_FEW_BYTES: Final = 100 << 20
 COMPILER_SECONDS: Final = 20.0
 PATHS_NAMED: Final = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """What one check found."""
-
-    name: str
-    level: Literal["ok", "warn", "fail"]
-    detail: str
-    remedy: str = ""
 
 
 @click.command()

@@ -11,7 +11,7 @@ from node.chain import answers
 from node.chain.check import check_escrow
 from node.chain.client import ChainClient, is_development_chain
 from node.chain.errors import ChainError, ChainUnavailableError, WrongContractError
-from node.cli.doctor import Check
+from node.cli.checked import Check
 from node.clock import wall_clock
 from node.home import BrokerAddress, BrokerNotFoundError, find_broker, state_directory
 from node.protocol.eip712 import Domain
