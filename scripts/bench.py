@@ -27,6 +27,7 @@ BENCHMARKS: Final[Mapping[str, str]] = {
     "eeg": "clearing the weight market, on one core",
     "gas": "gas of the escrow's operations against their floor",
     "memory": "rooting and merging parameter sets that are larger than memory should hold",
+    "imports": "importing the mechanisms, in a fresh process",
     "nash": "a hundred thousand Nash bargains",
     "offers": "signed offers checked by a node's gossip validator",
     "specs": "symmetries derived from a transformer's graph, and matching by them",

@@ -57,12 +57,13 @@ from broker_node.mechanisms.reading import (
     amounts,
     array,
     fraction,
+    issues_of,
     items,
     mapping,
     require_keys,
     shown,
 )
-from broker_node.mechanisms.stated import stated_number
+from broker_node.mechanisms.stated import misstated_status, stated_number
 
 TAKE_IT_OR_LEAVE_IT: Final = "take_it_or_leave_it"
 SPLIT_DIFFERENCE: Final = "split_difference"
@@ -328,11 +329,7 @@ class BayesianAsk:
     claims = frozenset({Claim.INDIVIDUAL_RATIONALITY, Claim.BUDGET_BALANCE})
 
     def validate(self, market: Market) -> list[Issue]:
-        try:
-            _read(market)
-        except RefusedInputError as refused:
-            return [Issue(field=refused.field, reason=refused.reason)]
-        return []
+        return issues_of(_read, market)
 
     def clear(self, market: Market, *, tolerance: float, seed: int) -> Outcome:
         """Return price (the best ask) and revenue (the expected profit over cost)."""
@@ -355,7 +352,7 @@ class BayesianAsk:
         scale = max(abs(earned), abs(best), 1e-300)
         return Certificate(
             violations={
-                "status": float((outcome.status is Status.TRADE) != (told > 0)),
+                "status": misstated_status(outcome, trades=told > 0),
                 "individual_rationality": max(0.0, cost - ask) / max(1e-300, abs(cost), abs(ask)),
                 "revenue": abs(told - earned) / scale,
                 "suboptimal": max(0.0, best - earned) / scale,

@@ -30,13 +30,14 @@ import numpy as np
 
 from broker_node.mechanisms.base import RefusedInputError
 from broker_node.mechanisms.reading import Floats, as_written
+from broker_node.mechanisms.transfers import largest_remainder
 from node.protocol.types import UINT256_MAX, Wei
 
 POOLING_LOSES: Final = "pooling-gains-nothing"
 PSI_ZERO: Final = "psi-sums-to-zero"
 PSI_NEGATIVE: Final = "psi-sums-below-zero"
 NOISE: Final = 1e-12
-"""A sum of Shapley values this small beside the performances is 0."""
+"""A sum of Shapley values this small beside these and the performances is 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +87,9 @@ def divide(alone: Floats, pooled: Floats, psi: Floats, singles: Floats) -> Divis
             for whole, row in zip(wholes, singles, strict=True)
         ]
     )
-    zero = np.abs(total) <= NOISE * ((1 + parties) * wholes + singles.sum(axis=1))
+    size = (1 + parties) * wholes + singles.sum(axis=1) + np.abs(psi).sum(axis=1)
+    zero = np.abs(total) <= NOISE * size
     divisor = psi.sum(axis=1)
-    zero |= divisor == 0
     whole_gain = math.fsum(gain)
     stake = np.array([whole_gain]) if len(psi) == 1 else gain
     reason = None
@@ -177,18 +178,3 @@ def _exact_payouts(psi: Floats, owed: Sequence[int]) -> list[Fraction]:
         if stake:
             payouts = [b + stake * v / sum(values) for b, v in zip(payouts, values, strict=True)]
     return payouts
-
-
-def largest_remainder(amounts: Sequence[Fraction], total: int) -> list[int]:
-    """Return whole amounts that sum to `total`, as `amounts` do, each less than 1 away.
-
-    Ties go to the lower index.
-    """
-    whole = [math.floor(amount) for amount in amounts]
-    left = total - sum(whole)
-    by_remainder = sorted(range(len(amounts)), key=lambda i: (whole[i] - amounts[i], i))
-    for index in by_remainder[:left]:
-        whole[index] += 1
-    if sum(whole) != total:
-        raise RefusedInputError("total", f"{total} is not the sum of the amounts, {sum(amounts)}")
-    return whole

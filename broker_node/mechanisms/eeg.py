@@ -24,7 +24,7 @@ from broker_node.mechanisms.base import (
     Outcome,
     RefusedInputError,
 )
-from broker_node.mechanisms.reading import shown
+from broker_node.mechanisms.reading import issues_of, shown
 from broker_node.mechanisms.weight_market.certificate import certify
 from broker_node.mechanisms.weight_market.equilibrium import clear
 from broker_node.mechanisms.weight_market.market import RANGES, issues, read
@@ -46,7 +46,7 @@ class ExtendedEisenbergGale:
     limited = True
 
     def validate(self, market: Market) -> list[Issue]:
-        return issues(market, (RANGES,)) or _issues_of_ranges(market)
+        return issues(market, (RANGES,)) or issues_of(_ranges, market)
 
     def clear(self, market: Market, *, tolerance: float, seed: int) -> Outcome:
         """Return x, prices, utility, surplus, gap and ranges; nothing here is random.
@@ -72,11 +72,3 @@ def _ranges(market: Market) -> bool | None:
     if asked is None or isinstance(asked, bool):
         return asked
     raise RefusedInputError(RANGES, f"must be true, false or null, got {shown(asked)}")
-
-
-def _issues_of_ranges(market: Market) -> list[Issue]:
-    try:
-        _ranges(market)
-    except RefusedInputError as refused:
-        return [Issue(field=refused.field, reason=refused.reason)]
-    return []

@@ -34,12 +34,13 @@ from broker_node.mechanisms.base import (
 from broker_node.mechanisms.reading import (
     Floats,
     array,
+    issues_of,
     items,
     named,
     require_finite,
     require_keys,
 )
-from broker_node.mechanisms.stated import stated_array
+from broker_node.mechanisms.stated import misstated_status, stated_array
 
 Weights = npt.NDArray[np.floating]
 
@@ -173,11 +174,7 @@ class Fusion:
     claims: frozenset[Claim] = frozenset()
 
     def validate(self, market: Market) -> list[Issue]:
-        try:
-            _read(market)
-        except RefusedInputError as refused:
-            return [Issue(field=refused.field, reason=refused.reason)]
-        return []
+        return issues_of(_read, market)
 
     def clear(self, market: Market, *, tolerance: float, seed: int) -> Outcome:
         """Return `fused`; `no_trade` where no seller supplies anything."""
@@ -216,7 +213,7 @@ class Fusion:
                 "convexity": max(
                     0.0, float((lowest - fused).max()), float((fused - highest).max())
                 ),
-                "status": 0.0 if (outcome.status is Status.TRADE) == bool(mask.any()) else 1.0,
+                "status": misstated_status(outcome, trades=bool(mask.any())),
             },
             tolerance=DEFAULT_TOLERANCE,
         )

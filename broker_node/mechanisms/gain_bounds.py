@@ -37,7 +37,7 @@ from broker_node.mechanisms.base import (
     RefusedInputError,
     Status,
 )
-from broker_node.mechanisms.reading import amount, fraction, number, require_keys
+from broker_node.mechanisms.reading import amount, fraction, issues_of, number, require_keys
 from broker_node.mechanisms.stated import stated
 
 SAME_LOSS: Final = 1e-12
@@ -80,11 +80,7 @@ class GainBounds:
     claims: frozenset[Claim] = frozenset()
 
     def validate(self, market: Market) -> list[Issue]:
-        try:
-            _read(market)
-        except RefusedInputError as refused:
-            return [Issue(field=refused.field, reason=refused.reason)]
-        return []
+        return issues_of(_read, market)
 
     def clear(self, market: Market, *, tolerance: float, seed: int) -> Outcome:
         """Return lower, upper (null: infinite), and exact where β is 1 − α and Δ_a >= 1."""

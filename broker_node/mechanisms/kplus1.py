@@ -24,8 +24,29 @@ from broker_node.mechanisms.base import (
     RefusedInputError,
     Status,
 )
-from broker_node.mechanisms.reading import amount, amounts, require_keys, shown
-from broker_node.mechanisms.stated import stated_indices, stated_number
+from broker_node.mechanisms.reading import amount, amounts, issues_of, require_keys, shown
+from broker_node.mechanisms.stated import misstated_status, stated_indices, stated_number
+from broker_node.mechanisms.transfers import InWei, Transfers
+from node.protocol.types import Wei
+
+
+def transfers_in_wei(market: Market, outcome: Outcome, *, unit: Wei) -> Transfers:
+    """Return what each bidder pays, and the one seller receives; `unit` is what 1.0 is worth.
+
+    The price is rounded down, in favour of the buyers: in whole Wei too all pay one price, at
+    most their bid. Raises `RefusedInputError` for an outcome in which a winner pays more than
+    it bids, and for payments over 256 bits.
+    """
+    bids, copies, _ = _read(market)
+    winners = stated_indices(outcome, "winners", len(bids))
+    told = stated_number(outcome, "price")
+    if len(winners) > copies:
+        raise RefusedInputError("winners", f"are {len(winners)} of {copies} copies")
+    if told < 0 or any(told > bids[winner] for winner in winners):
+        raise RefusedInputError("price", f"of {told:g} is below 0 or over a winner's bid")
+    price = InWei(unit).down(told) if winners else Wei(0)
+    paid = tuple(price if bidder in set(winners) else Wei(0) for bidder in range(len(bids)))
+    return Transfers(paid=paid, received=(Wei(price * len(winners)),))
 
 
 def _read(market: Market) -> tuple[np.ndarray, int, float]:
@@ -51,11 +72,7 @@ class KPlusOne:
     )
 
     def validate(self, market: Market) -> list[Issue]:
-        try:
-            _read(market)
-        except RefusedInputError as refused:
-            return [Issue(field=refused.field, reason=refused.reason)]
-        return []
+        return issues_of(_read, market)
 
     def clear(self, market: Market, *, tolerance: float, seed: int) -> Outcome:
         """Return winners (indices, rising) and the price that each of them pays."""
@@ -82,7 +99,7 @@ class KPlusOne:
         losing = float(bids[~won].max()) if not won.all() else 0.0
         sold_out = int(won.sum()) == min(copies, len(bids))
         violations = {
-            "status": float((outcome.status is Status.TRADE) != bool(won.any())),
+            "status": misstated_status(outcome, trades=bool(won.any())),
             "copies": float(max(0, int(won.sum()) - copies)),
             "individual_rationality": max(0.0, price - willing) / scale,
             # with copies to spare, whoever reaches the reserve has one

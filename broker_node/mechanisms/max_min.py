@@ -14,7 +14,15 @@ from typing import Final
 import numpy as np
 
 from broker_node.mechanisms.base import Claim, Issue, Json, Market, Outcome, RefusedInputError
-from broker_node.mechanisms.reading import array, items, mapping, number, require_keys, shown
+from broker_node.mechanisms.reading import (
+    array,
+    issues_of,
+    items,
+    mapping,
+    number,
+    require_keys,
+    shown,
+)
 from broker_node.mechanisms.stated import stated, stated_array, stated_number
 from broker_node.mechanisms.weight_market.baselines import Baseline, dual_bound, outcome_of
 from broker_node.mechanisms.weight_market.certificate import EXACT
@@ -33,11 +41,7 @@ class MaxMin(Baseline):
     claims = frozenset({Claim.INDIVIDUAL_RATIONALITY, Claim.PARETO})
 
     def validate(self, market: Market) -> list[Issue]:
-        try:
-            _read(market)
-        except RefusedInputError as refused:
-            return [Issue(field=refused.field, reason=refused.reason)]
-        return []
+        return issues_of(_read, market)
 
     def clear(self, market: Market, *, tolerance: float, seed: int) -> Outcome:
         """Return x, prices (0), utility, surplus (the budget), gap and levels.

@@ -25,8 +25,41 @@ from broker_node.mechanisms.base import (
     RefusedInputError,
     Status,
 )
-from broker_node.mechanisms.reading import amounts, number, require_keys
-from broker_node.mechanisms.stated import stated, stated_indices, stated_number
+from broker_node.mechanisms.reading import amounts, issues_of, number, require_keys
+from broker_node.mechanisms.stated import misstated_status, stated, stated_indices, stated_number
+from broker_node.mechanisms.transfers import InWei, Transfers
+from node.protocol.types import Wei
+
+
+def transfers_in_wei(market: Market, outcome: Outcome, *, unit: Wei) -> Transfers:
+    """Return what each buyer pays and each seller receives; `unit` is what 1.0 is worth.
+
+    Both prices are rounded down: buyers pay at most their bids, sellers get at least their
+    asks where these are whole in Wei, and the broker is never short. Raises `RefusedInputError`
+    for an outcome that breaks a bid, an ask or the balance, and for payments over 256 bits.
+    """
+    bids, asks = _read(market)
+    buyers = stated_indices(outcome, "buyers", len(bids))
+    sellers = stated_indices(outcome, "sellers", len(asks))
+    if len(buyers) != len(sellers):
+        raise RefusedInputError("buyers", f"are {len(buyers)} for {len(sellers)} sellers")
+    paid = received = Wei(0)
+    if buyers:
+        high, low = (stated_number(outcome, key) for key in ("buyer_price", "seller_price"))
+        if any(high > bids[buyer] for buyer in buyers):
+            raise RefusedInputError("buyer_price", f"of {high:g} is over a buyer's bid")
+        if low > high or low < 0 or any(low < asks[seller] for seller in sellers):
+            raise RefusedInputError(
+                "seller_price", f"of {low:g} is over what buyers pay or under a seller's ask"
+            )
+        paid, received = (InWei(unit).down(price) for price in (high, low))
+    return Transfers(
+        paid=tuple(paid if buyer in set(buyers) else Wei(0) for buyer in range(len(bids))),
+        received=tuple(
+            received if seller in set(sellers) else Wei(0) for seller in range(len(asks))
+        ),
+        broker=Wei(len(buyers) * (paid - received)),
+    )
 
 
 def _read(market: Market) -> tuple[np.ndarray, np.ndarray]:
@@ -43,11 +76,7 @@ class McAfee:
     )
 
     def validate(self, market: Market) -> list[Issue]:
-        try:
-            _read(market)
-        except RefusedInputError as refused:
-            return [Issue(field=refused.field, reason=refused.reason)]
-        return []
+        return issues_of(_read, market)
 
     def clear(self, market: Market, *, tolerance: float, seed: int) -> Outcome:
         """Return trades (how many), buyer_price, seller_price, and who: buyers and sellers.
@@ -99,7 +128,7 @@ class McAfee:
         efficient = _efficient_trades(bids, asks)
         expected = _case(bids, asks, efficient)
         violations = {
-            "status": float((outcome.status is Status.TRADE) != bool(trades)),
+            "status": misstated_status(outcome, trades=bool(trades)),
             "trades": abs(trades - expected[0]),
             "pairs": float(not len(buyers) == len(sellers) == trades),
         }

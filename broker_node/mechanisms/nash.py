@@ -39,8 +39,8 @@ from broker_node.mechanisms.base import (
     RefusedInputError,
     Status,
 )
-from broker_node.mechanisms.reading import amount, fraction, items, require_keys, shown
-from broker_node.mechanisms.stated import stated, stated_number
+from broker_node.mechanisms.reading import amount, fraction, issues_of, items, require_keys, shown
+from broker_node.mechanisms.stated import misstated_status, stated, stated_number
 
 LEGS: Final = ("a", "b")
 TIE: Final = 1e-12
@@ -173,11 +173,7 @@ class Nash:
     claims = frozenset({Claim.INDIVIDUAL_RATIONALITY, Claim.BUDGET_BALANCE, Claim.PARETO})
 
     def validate(self, market: Market) -> list[Issue]:
-        try:
-            _read(market)
-        except RefusedInputError as refused:
-            return [Issue(field=refused.field, reason=refused.reason)]
-        return []
+        return issues_of(_read, market)
 
     def clear(self, market: Market, *, tolerance: float, seed: int) -> Outcome:
         """Return legs, net_transfer_to_a, utility_a, utility_b, and fee where one was given.
@@ -212,7 +208,7 @@ class Nash:
         utilities = [stated_number(outcome, key) for key in ("utility_a", "utility_b")]
         violations: dict[str, float] = {
             "legs": float(list(chosen) != legs or any(leg not in book.good for leg in chosen)),
-            "status": float((outcome.status is Status.TRADE) != bool(chosen)),
+            "status": misstated_status(outcome, trades=bool(chosen)),
             "utilities": 0.0,
         }
         scale = book.scale

@@ -8,20 +8,29 @@ Every refusal is a `RefusedInputError` whose field is the entry at fault, ``prio
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from fractions import Fraction
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from broker_node.mechanisms.base import Json, Market, RefusedInputError
+from broker_node.mechanisms.base import Issue, Json, Market, RefusedInputError
 
 Floats = npt.NDArray[np.float64]
 LARGEST: Final = 1e150
 MAX_DIMENSIONS: Final = 8
 MAX_CELLS: Final = 4_000_000
 """Of a vector or table of amounts."""
+
+
+def issues_of(read: Callable[[Market], object], market: Market) -> list[Issue]:
+    """Return why `read` refuses a market, the first reason found; empty if it does not."""
+    try:
+        read(market)
+    except RefusedInputError as refused:
+        return [Issue(field=refused.field, reason=refused.reason)]
+    return []
 
 
 def require_keys(market: Market, required: Collection[str], optional: Collection[str] = ()) -> None:

@@ -41,9 +41,11 @@ from broker_node.mechanisms.division import (
 )
 from broker_node.mechanisms.gain_cache import OnceGain
 from broker_node.mechanisms.reading import (
+    LARGEST,
     Floats,
     amount,
     array,
+    issues_of,
     items,
     require_at_least_zero,
     require_keys,
@@ -130,11 +132,7 @@ class Shapley:
     claims = frozenset({Claim.BUDGET_BALANCE})
 
     def validate(self, market: Market) -> list[Issue]:
-        try:
-            _read(market)
-        except RefusedInputError as refused:
-            return [Issue(field=refused.field, reason=refused.reason)]
-        return []
+        return issues_of(lambda asked: _divided(_read(asked)), market)
 
     def clear(self, market: Market, *, tolerance: float, seed: int) -> Outcome:
         """Return psi ([task][party] with several tasks), payout, net, gain, hurt, reason, fee.
@@ -143,8 +141,7 @@ class Shapley:
         sum to 0 or less. The figures are then what the rule would move, and nothing moves.
         """
         pool = _read(market)
-        alone, pooled = pool.alone_and_pooled()
-        division = divide(alone, pooled, replication_robust(pool.performance), pool.of_singles())
+        division = _divided(pool)
         psi = division.psi[0] if pool.shared else division.psi
         return Outcome(
             status=Status.TRADE if division.reason is None else Status.NO_TRADE,
@@ -157,7 +154,7 @@ class Shapley:
                 "reason": division.reason,
                 "fee": None
                 if pool.ceiling is None
-                else (pool.ceiling - alone + pool.non_refundable).tolist(),
+                else (pool.ceiling - division.alone + pool.non_refundable).tolist(),
             },
         )
 
@@ -187,7 +184,8 @@ class Shapley:
             singles = [float(performance[1 << party]) for party in range(parties)]
             whole = float(performance[-1])
             total = math.fsum([(1 + parties) * whole, *(-single for single in singles)])
-            if abs(total) <= NOISE * ((1 + parties) * whole + sum(singles)):
+            size = (1 + parties) * whole + sum(singles) + float(np.abs(truth).sum())
+            if abs(total) <= NOISE * size:
                 zero = zero or stake != 0
                 continue
             negative = negative or (total < 0 and stake != 0)
@@ -221,6 +219,19 @@ class Shapley:
             },
             tolerance=DEFAULT_TOLERANCE,
         )
+
+
+def _divided(pool: _Pool) -> Division:
+    """Return the division; raises `RefusedInputError` where a figure is over `LARGEST`."""
+    alone, pooled = pool.alone_and_pooled()
+    division = divide(alone, pooled, replication_robust(pool.performance), pool.of_singles())
+    stated_fee = (pool.ceiling or 0.0) + pool.non_refundable
+    for figures in (division.psi, division.payout, np.abs(division.net) + pool.non_refundable):
+        if np.abs(figures).max() > LARGEST:
+            raise RefusedInputError("performance_by_bitmask", "makes payouts too large to state")
+    if stated_fee > LARGEST:
+        raise RefusedInputError("non_refundable", "makes a fee too large to state")
+    return division
 
 
 def _furthest(value: Json | None, field: str, expected: list[float]) -> float:

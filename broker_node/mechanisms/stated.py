@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from broker_node.mechanisms.base import Json, Outcome, RefusedInputError
+from broker_node.mechanisms.base import Json, Outcome, RefusedInputError, Status
 from broker_node.mechanisms.reading import Floats, array, items, number, shown
 
 
@@ -13,6 +13,11 @@ def stated(outcome: Outcome, key: str) -> Json:
     if key not in outcome.values:
         raise RefusedInputError(key, "is missing from the outcome")
     return outcome.values[key]
+
+
+def misstated_status(outcome: Outcome, *, trades: bool) -> float:
+    """Return 0 where an outcome says `trade` or `no_trade`, whichever is so, and else 1."""
+    return float(outcome.status is not (Status.TRADE if trades else Status.NO_TRADE))
 
 
 def stated_number(outcome: Outcome, key: str) -> float:

@@ -47,9 +47,11 @@ from broker_node.mechanisms.base import (
     Status,
 )
 from broker_node.mechanisms.reading import (
+    LARGEST,
     Floats,
     array,
     as_written,
+    issues_of,
     named,
     require_at_least_zero,
     require_keys,
@@ -183,13 +185,13 @@ def read(market: Market) -> Coupled:
 
 
 def solve(market: Coupled) -> FixedPoint:
-    """Return the closed form; raises `RefusedInputError` where a figure overflows."""
+    """Return the closed form; raises `RefusedInputError` where a figure is over `LARGEST`."""
     with np.errstate(over="ignore", invalid="ignore"):
         gain = market.loop_gain
         prices = closed_form(market)
-        there = np.isfinite(prices.data).all(axis=0) & np.isfinite(prices.buyers).all(axis=1)
-    if not np.isfinite(gain).all():
-        where = int(np.argmax(~np.isfinite(gain)))
+        there = (prices.data <= LARGEST).all(axis=0) & (prices.buyers <= LARGEST).all(axis=1)
+    if not (gain <= LARGEST).all():
+        where = int(np.argmin(gain <= LARGEST))
         raise RefusedInputError(f"shapley[0][{where}]", "makes a loop gain too large to state")
     overflowing = (gain < 1) & ~there
     if overflowing.any():
@@ -205,11 +207,7 @@ class TripleWin:
     claims = frozenset({Claim.INDIVIDUAL_RATIONALITY, Claim.BUDGET_BALANCE})
 
     def validate(self, market: Market) -> list[Issue]:
-        try:
-            solve(read(market))
-        except RefusedInputError as refused:
-            return [Issue(field=refused.field, reason=refused.reason)]
-        return []
+        return issues_of(lambda asked: solve(read(asked)), market)
 
     def clear(self, market: Market, *, tolerance: float, seed: int) -> Outcome:
         """Return feasible, trades [model], p_data_to_model, p_model_to_buyer, loop_gain [model].
@@ -264,11 +262,12 @@ class TripleWin:
                 trades.append(
                     all(p <= r for p, r in zip(buyers[j], coupled.reserve[j], strict=True))
                 )
+            below_cost = float(np.max(np.maximum(1 - data / coupled.kappa_d[:, None], 0)))
         status = Status.TRADE if any(trades) else Status.NO_TRADE
         violations |= {
             "model_prices": float(np.max(wrong_buyers)),
             "data_prices": float(np.max(wrong_data)),
-            "below_cost": float(np.max(np.maximum(1 - data / coupled.kappa_d[:, None], 0))),
+            "below_cost": below_cost,
             "reserve": 0.0
             if trading_told == trades and feasible is all(trades) and outcome.status is status
             else 1.0,

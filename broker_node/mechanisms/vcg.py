@@ -32,8 +32,32 @@ from broker_node.mechanisms.base import (
     RefusedInputError,
     Status,
 )
-from broker_node.mechanisms.reading import items, require_keys, shown, table
-from broker_node.mechanisms.stated import stated, stated_array, stated_number
+from broker_node.mechanisms.reading import issues_of, items, require_keys, shown, table
+from broker_node.mechanisms.stated import misstated_status, stated, stated_array, stated_number
+from broker_node.mechanisms.transfers import InWei, Transfers, largest_remainder
+from node.protocol.types import Wei
+
+
+def transfers_in_wei(market: Market, outcome: Outcome, *, unit: Wei) -> Transfers:
+    """Return what each buyer pays, and the one seller receives; `unit` is what 1.0 is worth.
+
+    The sum is rounded down, in favour of the buyers, and divided by largest remainder, nobody
+    paying more than its good is worth to it. Raises `RefusedInputError` for an outcome in which
+    somebody does, and for payments over 256 bits.
+    """
+    values_BG = _read(market)
+    buyers, goods = values_BG.shape
+    held_B = _stated_assignment(stated(outcome, "assignment"), buyers, goods)
+    told_B = stated_array(outcome, "payments", (buyers,))
+    worth_B = np.where(held_B >= 0, values_BG[np.arange(buyers), held_B], 0.0)
+    for buyer in np.flatnonzero((told_B < 0) | (told_B > worth_B)):
+        reason = f"must be 0 … {worth_B[buyer]:g}, got {told_B[buyer]:g}"
+        raise RefusedInputError(f"payments[{buyer}]", reason)
+    money = InWei(unit)
+    exact = [money.exact(float(payment)) for payment in told_B]
+    most = [money.most(float(worth)) for worth in worth_B]
+    paid = tuple(map(Wei, largest_remainder(exact, math.floor(sum(exact)), most)))
+    return Transfers(paid=paid, received=(Wei(sum(paid)),))
 
 
 def _read(market: Market) -> np.ndarray:
@@ -56,11 +80,7 @@ class Vcg:
     )
 
     def validate(self, market: Market) -> list[Issue]:
-        try:
-            _read(market)
-        except RefusedInputError as refused:
-            return [Issue(field=refused.field, reason=refused.reason)]
-        return []
+        return issues_of(_read, market)
 
     def clear(self, market: Market, *, tolerance: float, seed: int) -> Outcome:
         """Return welfare, payments [buyer], and assignment [buyer]: a good, or null."""
@@ -107,7 +127,7 @@ class Vcg:
         welfare = stated_number(outcome, "welfare")
         tight_BG = values_BG - prices_G >= utility_B[:, None] - scale * DEFAULT_TOLERANCE
         violations = {
-            "status": float((outcome.status is Status.TRADE) != bool(has_B.any())),
+            "status": misstated_status(outcome, trades=bool(has_B.any())),
             "welfare": abs(welfare - math.fsum(worth_B)) / (scale * buyers),
             "negative_payment": max(0.0, -float(payments_B.min())) / scale,
             "paid_for_nothing": float(np.abs(payments_B[~has_B]).max(initial=0.0)) / scale,

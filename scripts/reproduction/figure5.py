@@ -21,6 +21,7 @@ from rich.table import Table
 
 from broker_node.mechanisms.bayesian_ask import learned_ask
 from broker_node.mechanisms.gain_bounds import gain_range
+from broker_node.mechanisms.gains import GAINS
 from broker_node.mechanisms.nash_many import nash_many
 from node.devnet.report.style import ARM_COLOURS, OTHER_COLOURS, as_png
 from node.devnet.report.words import NONE
@@ -77,7 +78,7 @@ def settings(setting: Setting) -> Json:
 def gains(one: Json, agent: str) -> list[float]:
     """Return the Δ of an agent's trials (Eq. 3), whether it bought or not."""
     tried = zip(one[agent]["before"], one[agent]["after"], strict=True)
-    return [before / after for before, after in tried]
+    return [GAINS["error_ratio"].of(before, after) for before, after in tried]
 
 
 def printed_bound(alpha: float, beta: float, delta: float) -> float:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from broker_node.mechanisms.base import Json, RefusedInputError
 from broker_node.mechanisms.eeg import ExtendedEisenbergGale
-from broker_node.mechanisms.weight_market.wei import largest_remainder, payments
+from broker_node.mechanisms.transfers import in_proportion
+from broker_node.mechanisms.weight_market.wei import payments
 from node.protocol.errors import LocalProtocolError
 from node.protocol.types import Wei
 from tests.mechanisms.weight_markets import array, figures, weight_markets, with_values
@@ -52,9 +53,9 @@ def test_a_division_is_exact_and_within_one_of_every_share(
     whole = sum(weights)
     if whole == 0 and total > 0:
         with pytest.raises(LocalProtocolError):
-            largest_remainder(weights, total)
+            in_proportion(weights, total)
         return
-    shares = largest_remainder(weights, total)
+    shares = in_proportion(weights, total)
     assert sum(shares) == total
     for weight, share in zip(weights, shares, strict=True):
         assert share >= 0
@@ -64,8 +65,8 @@ def test_a_division_is_exact_and_within_one_of_every_share(
 
 def test_the_largest_remainder_gets_the_odd_wei_and_of_equals_the_first() -> None:
     thirds = [Fraction(1, 3)] * 3
-    assert largest_remainder(thirds, Wei(10)) == (4, 3, 3)
-    assert largest_remainder([Fraction(1), Fraction(2)], Wei(5)) == (2, 3)
+    assert in_proportion(thirds, Wei(10)) == (4, 3, 3)
+    assert in_proportion([Fraction(1), Fraction(2)], Wei(5)) == (2, 3)
 
 
 def test_a_whole_budget_is_paid_to_the_wei() -> None:

@@ -84,4 +84,5 @@ def stated_anew(market: dict[str, Json], outcome: Outcome, **changed: Any) -> Ou
         utility=np.minimum(bought, limits),
         surplus=budget - (x * cost).sum(axis=1),
         gap=float(gap),
+        relative_gap=float(gap / budget.sum()),
     )

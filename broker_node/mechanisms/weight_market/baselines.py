@@ -7,6 +7,8 @@ shadow prices in utility, and is judged here without a solver.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 
 from broker_node.mechanisms.base import Certificate, Issue, Json, Market, Outcome, Status
@@ -29,7 +31,7 @@ def outcome_of(market: WeightMarket, x_SJ: Array, gap: float, **proof: Json) -> 
     return Outcome(status=Status.TRADE if gap <= EXACT else Status.APPROXIMATE, values=values)
 
 
-class Baseline:
+class Baseline(ABC):
     """A division of what is there; a rule of its own says which, and proves it."""
 
     def validate(self, market: Market) -> list[Issue]:
@@ -42,9 +44,9 @@ class Baseline:
             violations = _common(read_market, outcome) | self.proof(read_market, outcome)
         return Certificate(violations=violations, tolerance=EXACT)
 
+    @abstractmethod
     def proof(self, market: WeightMarket, outcome: Outcome) -> dict[str, float]:
         """Return by how much the rule is broken; raises `RefusedInputError` as `stated` does."""
-        raise NotImplementedError
 
 
 def _common(market: WeightMarket, outcome: Outcome) -> dict[str, float]:
@@ -62,7 +64,9 @@ def _common(market: WeightMarket, outcome: Outcome) -> dict[str, float]:
         if (np.maximum(have_S, utility_S) > 0).all()
         else float(np.abs(utility_S - have_S).max()),
         "surplus": float((np.abs(surplus_S / market.budget_S - 1)).max()),
-        "status": float((outcome.status is Status.TRADE) != (gap <= EXACT)),
+        "status": float(
+            outcome.status is not (Status.TRADE if gap <= EXACT else Status.APPROXIMATE)
+        ),
     }
 
 

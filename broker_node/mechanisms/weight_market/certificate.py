@@ -70,7 +70,11 @@ def _violations(
         "gap_stated": abs(told / money - gap),
         "gap_negative": max(0.0, -gap),
     }
-    if outcome.status is not Status.APPROXIMATE:
+    if "relative_gap" in outcome.values:
+        violations["relative_gap"] = abs(stated_number(outcome, "relative_gap") - gap)
+    if outcome.status is Status.APPROXIMATE:
+        violations["status"] = float(gap < EXACT * (1 - EXACT))
+    else:
         dearer_SJ = np.where(x_SJ > 0, x_SJ * (cost_SJ - cheapest_S[:, None]), 0.0)
         violations |= {
             "status": 0.0 if outcome.status is Status.TRADE else 1.0,
@@ -78,8 +82,8 @@ def _violations(
             "unsold_at_a_price": max(0.0, float((price_JR * left_JR).sum() / money) - EXACT),
             "bought_dearer": max(0.0, float(dearer_SJ.sum() / money) - EXACT),
             "ranges": max(
-                _outside(outcome, "price_ranges", price_JR, price_JR.max()),
-                _outside(outcome, "surplus_ranges", surplus_S, market.budget_S),
+                _outside(outcome, "price_ranges", price_JR, price_JR.max(), _dearest(market)),
+                _outside(outcome, "surplus_ranges", surplus_S, market.budget_S, market.budget_S),
             ),
         }
     return violations
@@ -112,8 +116,19 @@ def feasibility(market: WeightMarket, x_SJ: Array, price_JR: Array) -> dict[str,
     }
 
 
-def _outside(outcome: Outcome, key: str, figures: Array, scale: Array) -> float:
-    """Return 1 where a figure is out of its stated range, 0 also where no ranges are stated."""
+def _dearest(market: WeightMarket) -> Array:
+    """Return what all the money buys the whole of a good at, infinite where there is none."""
+    there_JR = market.capacity_JR > 0
+    return np.where(
+        there_JR, market.budget_S.sum() / np.where(there_JR, market.capacity_JR, 1.0), np.inf
+    )
+
+
+def _outside(outcome: Outcome, key: str, figures: Array, scale: Array, most: Array) -> float:
+    """Return 1 where a figure is out of its stated range, or the range out of 0 … `most`.
+
+    0 also where no ranges are stated.
+    """
     cells: list[Json] = [outcome.values.get(key)]
     if cells == [None]:
         return 0.0
@@ -121,10 +136,12 @@ def _outside(outcome: Outcome, key: str, figures: Array, scale: Array) -> float:
         cells = [one for part in cells for one in items(part, key, length=length)]
     ends = [items(cell, key, length=2) for cell in cells]
     low = np.array([number(least, key) for least, _ in ends]).reshape(figures.shape)
-    high = np.array([np.inf if most is None else number(most, key) for _, most in ends])
+    told = np.array([np.inf if end is None else number(end, key) for _, end in ends])
+    high = told.reshape(figures.shape)
     edge = DEFAULT_TOLERANCE * scale
-    held = (low - edge <= figures) & (figures <= high.reshape(figures.shape) + edge)
-    return float(not held.all())
+    held = (low - edge <= figures) & (figures <= high + edge)
+    possible = (low >= 0) & (high <= most * (1 + EXACT))
+    return float(not (held & possible).all())
 
 
 def _worst(excess: Array) -> float:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker_node.mechanisms.base import Issue, Json, Market, RefusedInputError
-from broker_node.mechanisms.reading import items, number, require_keys
+from broker_node.mechanisms.reading import issues_of, items, number, require_keys
 from broker_node.mechanisms.weight_market.programme import Array, Programme
 
 REQUIRED: Final = ("demand", "budget", "capacity")
@@ -85,11 +85,7 @@ def read(market: Market, optional: tuple[str, ...] = ()) -> WeightMarket:
 
 def issues(market: Market, optional: tuple[str, ...] = ()) -> list[Issue]:
     """Return why `market` is refused, the first reason found; empty if it is not."""
-    try:
-        read(market, optional)
-    except RefusedInputError as refused:
-        return [Issue(field=refused.field, reason=refused.reason)]
-    return []
+    return issues_of(lambda asked: read(asked, optional), market)
 
 
 def _budgets(value: Json) -> Array:

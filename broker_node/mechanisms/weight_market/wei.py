@@ -14,6 +14,7 @@ from fractions import Fraction
 
 from broker_node.mechanisms.base import Market, Outcome, RefusedInputError
 from broker_node.mechanisms.stated import stated_array
+from broker_node.mechanisms.transfers import in_proportion
 from broker_node.mechanisms.weight_market.market import RANGES, read
 from node.protocol.errors import LocalProtocolError
 from node.protocol.types import UINT256_MAX, Wei
@@ -71,7 +72,7 @@ def payments(market: Market, outcome: Outcome, budgets: Sequence[Wei]) -> Paymen
         if spent > budget * (1 + Fraction(1, 10**9)) or any(one < 0 for one in exact):
             raise RefusedInputError("x", f"of buyer {s} costs {float(spent):g} of {budget} Wei")
         total = min(budget, _nearest(spent))
-        paid.append(largest_remainder(exact, Wei(total)))
+        paid.append(in_proportion(exact, Wei(total)))
     done = Payments(
         paid=tuple(paid),
         kept=tuple(Wei(budget - sum(row)) for budget, row in zip(budgets, paid, strict=True)),
@@ -80,26 +81,6 @@ def payments(market: Market, outcome: Outcome, budgets: Sequence[Wei]) -> Paymen
     if sum(done.transfers) != 0 or any(kept < 0 for kept in done.kept):
         raise LocalProtocolError("payments do not balance")
     return done
-
-
-def largest_remainder(weights: Sequence[Fraction], total: Wei) -> tuple[Wei, ...]:
-    """Return integers in proportion to `weights` whose sum is `total`.
-
-    Each is its exact share rounded down, and those with the largest remainders get one more,
-    the first of equals. Raises `LocalProtocolError` for weights under 0, and for none over 0
-    where there is something to divide.
-    """
-    whole = sum(weights, Fraction())
-    if any(weight < 0 for weight in weights) or (whole == 0 and total > 0):
-        raise LocalProtocolError(f"cannot divide {total} by weights of sum {float(whole):g}")
-    if total == 0:
-        return tuple(Wei(0) for _ in weights)
-    shares = [weight * total / whole for weight in weights]
-    floors = [share.numerator // share.denominator for share in shares]
-    by_remainder = sorted(range(len(shares)), key=lambda i: floors[i] - shares[i])
-    for i in by_remainder[: total - sum(floors)]:
-        floors[i] += 1
-    return tuple(Wei(share) for share in floors)
 
 
 def _nearest(amount: Fraction) -> int:
