@@ -26,15 +26,18 @@ setup:
 # A process more than there are cores: most tests wait for a network or a chain. Files stay
 # together, for some set a market up once. Memory, at 0.7 GB a process, is why there are no more
 # than four.
+# Bytecode is kept, whatever the shell says: a test that starts nodes would compile all of ours in
+# each of them, and every process the asserts of all tests.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 3 ? cores + 1 : 4)))
 test: setup
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: setup
-	@$(BIN)/python -m pytest -m slow $(ARGS)
+	@$(PYTEST) -m slow $(ARGS)
 
 test-all: setup
-	@$(BIN)/python -m pytest -m "" $(ARGS)
+	@$(PYTEST) -m "" $(ARGS)
 
 devnet: setup
 	@$(BIN)/pm-node devnet $(ARGS)

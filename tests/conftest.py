@@ -13,15 +13,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 LONGEST_FIRST = (
     "tests/crash/test_deaths.py",
     "tests/devnet/test_run.py",
+    "tests/devnet/test_quorum_processes.py",
     "tests/devnet/test_devnet_processes.py",
-    "tests/devnet/test_leaving.py",
-    "tests/contracts/test_deposit_invariants.py",
-    "tests/quorum/test_quorum_market.py",
     "tests/devnet/test_market_api.py",
     "tests/devnet/test_devnet_ends.py",
-    "tests/market/",
+    "tests/devnet/test_leaving.py",
+    "tests/quorum/test_quorum_market.py",
+    "tests/contracts/test_deposit_invariants.py",
+    "tests/contracts/test_registry_machine.py",
+    "tests/cli/test_roles.py",
+    "tests/chain/test_web3_escrow.py",
+    "tests/chain/test_clearing.py",
     "tests/devnet/",
+    "tests/market/",
     "tests/contracts/",
+    "tests/quorum/",
+    "tests/chain/",
+    "tests/net/",
+    "tests/clearing/",
 )
 """Where a process that gets one of them last would work on alone for a minute or more."""
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 import click
@@ -21,10 +19,11 @@ from node.cli.bonds import collect, leave, report, standing, take_bond
 from node.cli.contracts import contracts
 from node.cli.devnet import devnet
 from node.cli.doctor import doctor
-from node.cli.exits import BAD_INPUT, DONE, INTERRUPTED, code_of, fault_in, line_of
+from node.cli.exits import BAD_INPUT, DONE, FAILED, INTERRUPTED, code_of, fault_in, line_of
 from node.cli.invocation import Invocation, on_node, settings_flags
 from node.cli.keys import keys
 from node.cli.mechanism import mechanism
+from node.cli.starting import interruptible_start
 from node.cli.status import status
 from node.cli.trades import trade
 from node.cli.verify import trade_receipt, verify
@@ -51,14 +50,14 @@ def cli(
     if node.bare:
         click.echo(context.get_help())
         return
-    with _ended_by_sigterm():
+    with interruptible_start() as start:
         loaded = node.load()
         from node.cli.preflight import check_data
 
         check_data(loaded)
         from node.cli.roles import run_role
 
-        run_role(loaded.config, os.environ, json_output=json_output)
+        run_role(loaded.config, os.environ, start, json_output=json_output)
 
 
 @cli.command()
@@ -127,29 +126,6 @@ for command in (keys, status, doctor, trade, devnet, contracts, verify, mechanis
     cli.add_command(command)
 
 
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end a node in good order while it still waits for its chain.
-
-    Once the event loop runs, the node has a receiver of its own. In the moment between, the
-    process is left to die: its journal is made for that, and the loop is not made to be
-    interrupted.
-    """
-
-    def end(number: int, _frame: FrameType | None) -> None:
-        trio = sys.modules.get("trio")
-        if trio is not None and trio.lowlevel.in_trio_run():
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        sys.exit(DONE)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; an error is one line, never a traceback."""
     try:
@@ -180,8 +156,21 @@ def _told(error: MarketError) -> int:
 
 
 def main() -> NoReturn:
-    """Run the command that was typed, and exit with its code."""
-    sys.exit(run())
+    """Run the command that was typed, and exit with its code.
+
+    By then all is closed that a command had open. The interpreter is not taken apart: with torch
+    that is as much work as half a second of a start, and no handler of ours hears a signal in it.
+    """
+    try:
+        code = run()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else FAILED
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # nobody reads it any more
+            code = code or FAILED
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,18 @@ import trio
 from node.agent.agent import Agent
 from node.cli.exits import INTERRUPTED
 from node.cli.failpoint import failpoint
+from node.cli.starting import Start
 from node.config.table import Config
 from node.home import Home, announced_broker, default_data_dir, state_directory
 from node.roles.opening import Opened, open_node, open_observer
 from node.roles.shells import address_of_broker, agent_of, broker_of, open_station, trainer_of
 
 
-def run_role(config: Config, environ: Mapping[str, str], *, json_output: bool) -> None:
+def run_role(
+    config: Config, environ: Mapping[str, str], start: Start, *, json_output: bool
+) -> None:
     """Run an agent or a broker until it is told to stop. Raises `MarketError` if it cannot."""
+    start.check()
     home = Home(config.data_dir or default_data_dir(config.role, environ)).prepare()
     with ExitStack() as stack:
         stack.enter_context(home.lock())
@@ -27,8 +31,9 @@ def run_role(config: Config, environ: Mapping[str, str], *, json_output: bool) -
         freeze = failpoint(environ)
         if freeze is not None:
             observer.subscribe(freeze)
-        opened = open_node(config, home, observer, environ, stack)
-        trio.run(_serve, opened, environ)
+        opened = open_node(config, home, observer, environ, stack, sleep=start.sleep)
+        with start.leave_to_loop():
+            trio.run(_serve, opened, environ)
 
 
 async def _serve(opened: Opened, environ: Mapping[str, str]) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from broker_node.clearing.audit import RoundAudit
-from broker_node.clearing.conduct import RoundSettings
 from broker_node.clearing.rules import RULES
 from node.agent.participant import ClearingTerms
 from node.chain.clearing import Web3ClearingHouse, open_clearing_house
@@ -17,6 +16,9 @@ from node.config.table import Config, ConfigError, Origin
 from node.protocol.clearing import ClearingDomain
 from node.protocol.types import NO_ADDRESS, Address
 from node.roles.opening import PLAY_BOND, Opened
+
+if TYPE_CHECKING:
+    from broker_node.clearing.conduct import RoundSettings
 
 HOUSE_FILE: Final = "clearing.house"
 """In a broker's data directory: the address of the house that it clears in."""
@@ -65,6 +67,9 @@ def house_of_broker(opened: Opened) -> Web3ClearingHouse:
 
 def round_settings(config: Config) -> RoundSettings:
     """Return how a broker plays rounds."""
+    # what measures models, and scipy with it: half a second of a start that an agent is spared
+    from broker_node.clearing.conduct import RoundSettings
+
     return RoundSettings(
         mechanism=config.mechanism,
         unit=config.performance_value,

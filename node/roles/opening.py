@@ -102,10 +102,12 @@ def open_node(
     stack: ExitStack,
     *,
     endpoint: Endpoint | None = None,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Opened:
     """Open chain, account, escrow and journal; `stack` closes them.
 
     `endpoint`, if given, is the chain instead of what the settings say: one of this process.
+    `sleep` is how a silent chain is waited for; what it raises ends the wait.
     Raises `MarketError` if anything but the chain's silence is in the way.
     """
     market = _market(config, environ, elsewhere=endpoint is None)
@@ -115,13 +117,14 @@ def open_node(
         endpoint = chain_url
     client = ChainClient(endpoint)
     stack.callback(client.close)
-    chain_id = _patiently(client.chain_id, observer)
-    play_money = _patiently(lambda: is_development_chain(client), observer)
+    patiently = _Patience(observer, sleep).ask
+    chain_id = patiently(client.chain_id)
+    play_money = patiently(lambda: is_development_chain(client))
     account = _account(config, home, play_money=play_money)
     if play_money:
         if chain_url:
             print(PLAY_MONEY_NOTICE, file=sys.stderr, flush=True)  # noqa: T201 (a promise to the user)
-        _patiently(lambda: _top_up(client, account.address), observer)
+        patiently(lambda: _top_up(client, account.address))
     journal = Journal(home.journal)
     stack.callback(journal.close)
     escrow_address = config.escrow
@@ -143,22 +146,21 @@ def open_node(
         if not play_money:
             raise _missing("escrow", "deploy it first; only play-money chains get one unasked")
         plan = _unasked(salt, account.address)
-        domain = _patiently(lambda: deploy_market(client, account.private_key, plan), observer)
+        domain = patiently(lambda: deploy_market(client, account.private_key, plan))
     else:
         domain = Domain(chain_id=chain_id, escrow=escrow_address)
     # a quote of a broker without a seat could be signed, and never funded
     broker = account.address if config.role == "broker" else None
     # what an agent joins says itself how many sign; its quotes are held to it when they are funded
     quorum = config.quorum[0] if config.role == "broker" else None
-    escrow = _patiently(
-        lambda: open_escrow(endpoint, account.private_key, domain, broker=broker, quorum=quorum),
-        observer,
+    escrow = patiently(
+        lambda: open_escrow(endpoint, account.private_key, domain, broker=broker, quorum=quorum)
     )
     stack.callback(escrow.close)
     _bind(journal, escrow.domain, home)
     if broker is not None:
         bond = PLAY_BOND if config.bond is None and play_money else config.bond
-        _patiently(lambda: take_seat(client, account.private_key, domain, bond=bond), observer)
+        patiently(lambda: take_seat(client, account.private_key, domain, bond=bond))
     peer = load_or_create_peer_key(home.peer_key)
     return Opened(
         config=config,
@@ -309,18 +311,25 @@ def _top_up(client: ChainClient, account: Address) -> None:
         client.request_funds(account, PLAY_MONEY)
 
 
-def _patiently(question: Callable[[], T], observer: Observer) -> T:
-    """Ask the chain until it answers; a node never exits because an endpoint is down."""
-    pause, told = POLL_SECONDS, False
-    while True:
-        try:
-            return question()
-        except ChainUnavailableError as error:
-            if not told:
-                observer.emit(ChainAway(reason=str(error)))
-            told = True
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_BACKOFF)
+@dataclass(frozen=True, slots=True)
+class _Patience:
+    """Waits for a chain: a node never exits because an endpoint is down."""
+
+    observer: Observer
+    sleep: Callable[[float], None]
+
+    def ask(self, question: Callable[[], T]) -> T:
+        """Ask the chain until it answers."""
+        pause, told = POLL_SECONDS, False
+        while True:
+            try:
+                return question()
+            except ChainUnavailableError as error:
+                if not told:
+                    self.observer.emit(ChainAway(reason=str(error)))
+                told = True
+                self.sleep(pause)
+                pause = min(2 * pause, LONGEST_BACKOFF)
 
 
 def _missing(key: str, remedy: str) -> ConfigError:

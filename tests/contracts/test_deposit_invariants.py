@@ -9,13 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from eth_keys.datatypes import PrivateKey
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
 from contracts.batch import Plan, plan, shown
 from contracts.stage import ROLES, Quote
+from tests.contracts.rewinding import LEAN
 from tests.contracts.test_escrow_invariants import (
     PARTIES,
     EscrowMachine,
@@ -281,9 +283,12 @@ class DepositMachine(EscrowMachine):
 
 
 TestDepositMachine = DepositMachine.TestCase
-TestDepositMachine.settings = settings(
-    max_examples=5,
-    stateful_step_count=30,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+TestDepositMachine.settings = settings(LEAN, max_examples=3, stateful_step_count=30)
+
+
+class LongDepositMachine(DepositMachine):
+    """The same for longer."""
+
+
+TestLongDepositMachine = pytest.mark.slow(LongDepositMachine.TestCase)
+TestLongDepositMachine.settings = settings(LEAN, max_examples=40, stateful_step_count=50)

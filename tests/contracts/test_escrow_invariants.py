@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -27,6 +28,7 @@ from contracts.stage import ZERO, Quote, RevertedError, Stage, State
 from node.protocol import delivery, merkle
 from tests.contracts.conftest import ARTIFACTS
 from tests.contracts.deliveries import DH, Evidence, noise
+from tests.contracts.rewinding import LEAN
 
 PARTIES = ("buyer", "seller", "treasury", "rival")
 TERMINAL = (State.PAID, State.REFUNDED, State.DISPUTED)
@@ -360,9 +362,12 @@ class EscrowMachine(RuleBasedStateMachine):
 
 
 TestEscrowMachine = EscrowMachine.TestCase
-TestEscrowMachine.settings = settings(
-    max_examples=6,
-    stateful_step_count=30,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+TestEscrowMachine.settings = settings(LEAN, max_examples=4, stateful_step_count=30)
+
+
+class LongEscrowMachine(EscrowMachine):
+    """The same for longer."""
+
+
+TestLongEscrowMachine = pytest.mark.slow(LongEscrowMachine.TestCase)
+TestLongEscrowMachine.settings = settings(LEAN, max_examples=40, stateful_step_count=50)

@@ -388,7 +388,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
 
 TestRegistryMachine = RegistryMachine.TestCase
-TestRegistryMachine.settings = settings(LEAN, max_examples=6, stateful_step_count=20)
+TestRegistryMachine.settings = settings(LEAN, max_examples=4, stateful_step_count=20)
 
 
 class LongRegistryMachine(RegistryMachine):

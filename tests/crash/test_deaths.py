@@ -64,16 +64,16 @@ def moment(step: str, phase: str, actor: str) -> Moment:
 
 
 def test_the_deaths_at_which_most_is_at_stake(tmp_path: Path) -> None:
+    """Each of the four, where its word or its money has just left it; and nobody to reveal."""
     kills = [
         (moment("answer quote", "sent", "broker"), "broker"),
         (moment("fund", "sent", "buyer"), "buyer"),
         (moment("reveal", "sent", "seller"), "seller"),
-        (moment("deliver", "saved", "buyer"), "buyer"),
         (moment("fund", "executed", "chain"), "chain"),
     ]
-    cases = play(tmp_path, kills, [(moment("refund", "saved", "buyer"), "buyer")])
+    cases = play(tmp_path, kills, [(moment("refund", "saved", "buyer"), "seller")])
     assert cases[-1].outcome == "buyer has its money, seller its key"
-    assert sum(case.outcome.startswith("buyer has the weights") for case in cases) >= 4
+    assert sum(case.outcome.startswith("buyer has the weights") for case in cases) >= 3
 
 
 @pytest.mark.slow

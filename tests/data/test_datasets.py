@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import gc
+import gzip
+import importlib.util
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from node.data.datasets import DATASETS, load
+from node.data import datasets
+from node.data.datasets import DATASETS, load, load_digits
 from node.data.files import DataError
 from node.data.rows import Dataset
 from tests.data.small import NOWHERE, toy
@@ -67,6 +73,32 @@ def test_what_nobody_holds_is_let_go_of_and_read_again_by_one_at_a_time(disk: Di
 def test_another_folder_has_other_rows(disk: Disk) -> None:
     assert load("fake", NOWHERE) is not load("fake", NOWHERE / "else")
     assert disk.reads == 2
+
+
+def test_digits_are_those_of_scikit_learn_and_another_file_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "sklearn.datasets", None)  # a second to import
+        read = load_digits(NOWHERE)
+    other = tmp_path.joinpath(*datasets.DIGITS_FILE)
+    other.parent.mkdir(parents=True)
+    other.write_bytes(gzip.compress(b",".join([b"1"] * 65)))
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "none"), str(tmp_path)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: spec)
+    asked = load_digits(NOWHERE)
+    for ours, theirs in ((read.train, asked.train), (read.test, asked.test)):
+        assert ours.inputs_RF.dtype == theirs.inputs_RF.dtype == np.float32
+        assert ours.targets_R.dtype == theirs.targets_R.dtype == np.int64
+        assert np.array_equal(ours.inputs_RF, theirs.inputs_RF)
+        assert np.array_equal(ours.targets_R, theirs.targets_R)
+
+
+def test_without_scikit_learn_there_are_no_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(DataError, match="come with scikit-learn"):
+        load_digits(NOWHERE)
 
 
 def test_generated_rows_are_of_their_seed() -> None:

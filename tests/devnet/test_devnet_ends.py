@@ -69,8 +69,11 @@ def folder(tmp_path: Path) -> Path:
         ("--dataset linear --agents 3", "--agents 2"),
         ("--dataset linear --endowment dirichlet", "take the endowment `paper`"),
         ("--agents 65", "65 is not in the range 2<=x<=64"),
-        ("--arms aligned,alined", "'alined' is no arm; there are all, out-of-market"),
-        ("--arms ,", "is no arm"),
+        (
+            "--dataset digits --arms aligned,alined",
+            "'alined' is no arm; there are all, out-of-market",
+        ),
+        ("--dataset digits --arms ,", "is no arm"),
         ("--dataset random --arms all", "in the arm aligned alone, not in out-of-market, fedavg"),
         ("--concentration nan", '"nan" is not a fraction'),
         ("--concentration inf", '"inf" is not a fraction'),
@@ -87,9 +90,9 @@ def folder(tmp_path: Path) -> Path:
         ("--dataset digits --rounds 3 --leave 1@4", "after round 4: there are 1 to 3"),
         ("--dataset digits --leave 1@0", "after round 0: there are 1 to 45"),
         ("--dataset digits --leave 2@1", "agent 2 cannot leave: there are 0 to 1"),
-        ("--leave 1@2 --leave 1@3", "agent 1 leaves after round 2 already"),
-        ("--leave 1", "'1' is not AGENT@ROUND"),
-        (f"--leave {'9' * 5_000}@1", "is not AGENT@ROUND"),
+        ("--dataset digits --leave 1@2 --leave 1@3", "agent 1 leaves after round 2 already"),
+        ("--dataset digits --leave 1", "'1' is not AGENT@ROUND"),
+        (f"--dataset digits --leave {'9' * 5_000}@1", "is not AGENT@ROUND"),
         ("--dataset digits --resume", "no run to resume in"),
         ("--resume --force", "say one of them"),
         ("--quick --rounds 9", "say one of them"),
@@ -222,14 +225,13 @@ def test_the_usual_run_is_that_of_no_options_at_all(asked: list[RunSpec]) -> Non
 
 
 def test_a_market_in_which_nobody_traded_is_no_success_unless_that_was_asked_for(
-    folder: Path,
+    folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with devnet(folder, *NOTHING_TO_SPEND) as process:
-        out, err = process.communicate(timeout=120)
-    assert process.returncode == 1, err
-    assert "nobody traded" in err
-    assert "cash" in err
-    report = json.loads(out)
+    assert run(words_of(folder, *NOTHING_TO_SPEND)) == 1
+    said = capsys.readouterr()
+    assert "nobody traded" in said.err
+    assert "cash" in said.err
+    report = json.loads(said.out)
     assert report["trades"] == []
     assert verdict(report, allow_no_trade=True) == ""
 

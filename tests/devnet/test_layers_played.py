@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,8 @@ from node.home import Home
 from node.journal import Journal
 from node.params.encoding import weights_root
 from node.protocol.types import Digest
+from tests.devnet.in_process import played
 
-CHECKOUT = Path(__file__).parents[2]
 ROUNDS = 2
 LAYERS = (0, 1)
 
@@ -50,16 +47,11 @@ def last_of(home: Path) -> Digest:
 
 def test_nodes_that_sell_some_layers_learn_what_the_floor_does_to_the_bit(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    ended = subprocess.run(
-        [
-            *(sys.executable, "-m", "node.cli.main", "devnet", "--dataset", "digits", "--json"),
-            *("--layers", "0,1", "--free", "--protocol", "paper", "--arms", "aligned"),
-            *("--rounds", str(ROUNDS), "--name", str(folder)),
-        ],
-        cwd=CHECKOUT, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr[-2_000:]
-    report: dict[str, Any] = json.loads(ended.stdout)
+    report = played(
+        folder,
+        *("--dataset", "digits", "--layers", "0,1", "--free", "--protocol", "paper"),
+        *("--arms", "aligned", "--rounds", str(ROUNDS)),
+    )
     torch.set_num_threads(1)  # as in a run
     for name in ("aligned",):
         floor = Floor(spec_of(folder), ARMS[name], seed=0).play()

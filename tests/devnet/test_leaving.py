@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from datetime import datetime
 from itertools import pairwise
@@ -16,8 +13,8 @@ import pytest
 
 from node.devnet.logs import read_events
 from node.devnet.play import PATIENCE_SECONDS
+from tests.devnet.in_process import played
 
-CHECKOUT = Path(__file__).parents[2]
 WORDS_OF = {"tasks": (), "processes": ("--processes",)}
 MODES = ("tasks", pytest.param("processes", marks=pytest.mark.slow))
 WARMUP = 2
@@ -41,20 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reports(folder: Path) -> Reports:
     """The report of each mode, played when it is first asked for."""
 
-    @functools.cache
-    def played(mode: str) -> dict[str, Any]:
-        ended = subprocess.run(
-            [
-                *(sys.executable, "-m", "node.cli.main", "devnet", *WORDS, *WORDS_OF[mode]),
-                *("--name", str(folder / mode), "--json"),
-            ],
-            cwd=CHECKOUT, capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-        assert ended.returncode == 0, (mode, ended.stderr[-2_000:])
-        report: dict[str, Any] = json.loads(ended.stdout)
-        return report
-
-    return played
+    return functools.cache(lambda mode: played(folder / mode, *WORDS, *WORDS_OF[mode]))
 
 
 @pytest.mark.slow

@@ -22,27 +22,22 @@ from node.devnet.floor import Floor
 from node.devnet.logs import read_events
 from node.devnet.report.document import CAUSES
 from node.devnet.spec import RunSpec
+from tests.devnet import in_process
 
 CHECKOUT = Path(__file__).parents[2]
 ROUNDS = 3
+WORDS = ("--dataset", "digits", "--rounds", str(ROUNDS))
 
 
 def command(folder: Path, *words: str) -> list[str]:
     return [
-        *(sys.executable, "-m", "node.cli.main", "devnet", "--dataset", "digits"),
-        *("--rounds", str(ROUNDS), "--name", str(folder), *words),
+        *(sys.executable, "-m", "node.cli.main", "devnet", *WORDS),
+        *("--name", str(folder), *words),
     ]
 
 
 def played(folder: Path, *words: str) -> dict[str, Any]:
-    ended = subprocess.run(
-        command(folder, *words, "--json"),
-        cwd=CHECKOUT, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr[-2_000:]
-    report: dict[str, Any] = json.loads(ended.stdout)
-    assert report == json.loads((folder / "report.json").read_text())
-    return report
+    return in_process.played(folder, *WORDS, *words)
 
 
 @pytest.fixture(scope="module")
