@@ -287,10 +287,23 @@ class RootDisputed(Event):
 
     level: ClassVar[Level] = Level.ERROR
     round_id: Digest
+    broker: Address
+    """Who signed what was published."""
     root: Digest
     reason: str
     seconds_left: int
     """Until it can be replaced no more; below 0 where it is too late."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerDistrusted(Event):
+    """No round is joined by this broker any more: its root was wrong, or without its inputs."""
+
+    level: ClassVar[Level] = Level.ERROR
+    peer: PeerId
+    broker: Address
+    round_id: Digest
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

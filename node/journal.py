@@ -273,6 +273,15 @@ class Journal:
         with self._commit() as db:
             db.executemany("DELETE FROM fact WHERE name = ?", [(name,) for name in names])
 
+    def forget_transactions(self, trades: Iterable[Digest]) -> None:
+        """Delete the attempts at these, less those that the chain may still take."""
+        with self._commit() as db:
+            db.executemany(
+                'DELETE FROM "transaction" WHERE trade_id = ? AND (succeeded IS NOT NULL OR nonce '
+                '<= (SELECT MAX(nonce) FROM "transaction" WHERE succeeded IS NOT NULL))',
+                [(trade,) for trade in trades],
+            )
+
     def next_nonce(self) -> int:
         """Return a statement nonce that was never given before, across restarts."""
         last = self.recall("nonce")

@@ -254,9 +254,7 @@ class ClearingBroker(Broker):
 
     def _off(self, joined: list[Joined], reason: str, inputs: bytes) -> None:
         number = self.station.journal.next_nonce()
-        self.station.journal.remember(
-            f"{rounds.OFF}{number:08}", {"reason": reason[:1_000], "inputs": inputs}
-        )
+        rounds.save_off(self.station.journal, number, reason, inputs)
         self.station.observer.emit(ClearingOff(number=number, reason=reason[:300]))
         for one in joined:
             self._answer(one.base_digest, NotInvited(reason=reason[:300], off=True, inputs=inputs))

@@ -38,6 +38,8 @@ from node.station.station import Station
 
 POLL_SECONDS: Final = 0.4
 AFTER_REFUSAL: Final = 5.0
+KEPT_ROUNDS: Final = 256
+"""How many rounds that are over are still answered for, and their models served."""
 LISTED_LEAVES: Final = 1_000
 """Of which a message has room; more are left out of it, and follow from the inputs."""
 
@@ -116,10 +118,11 @@ class Conduct:
     async def agree(self, joined: list[Joined], document: Document, asked: Asked) -> Convening:
         """Set the times of a round, and write it down."""
         number = self._station.journal.next_nonce()
-        _, now = await self._cashier.ask(lambda house: house.now())
+        block, now = await self._cashier.ask(lambda house: house.now())
         pay_by = UnixTime(max(now, self._station.clock()) + self._settings.pay_seconds)
         convening = Convening.agreed(
             number=number,
+            since=block,
             opening=Opening(
                 round=round_id_of(self.house.domain, self._station.peer_id, number),
                 asset=NO_ADDRESS,
@@ -154,6 +157,7 @@ class Conduct:
         """See the root stand, and draw what is ours."""
         while not convening.over:
             await self._look(convening)
+        self._forget()
 
     async def _look(self, convening: Convening) -> list[Duty]:
         """Look at the chain once, and do what is to be done; returns that."""
@@ -250,7 +254,7 @@ class Conduct:
         record = convening.record
         invited = read(record.invited)
         name = record.opening.round
-        paid = await self._paid(name, invited.parties)
+        paid = await self._paid(name, invited.parties, record.since)
         found, document = await trio.to_thread.run_sync(
             self._settle, invited, measuring, paid, limiter=limiter
         )
@@ -284,7 +288,9 @@ class Conduct:
         performance = round(measuring.performance(sold.reference, sold.parties) * ONE)
         return blob.root.hex(), blob.byte_length, performance, sold.buyers
 
-    async def _paid(self, name: Digest, parties: tuple[Address, ...]) -> dict[Address, Wei]:
+    async def _paid(
+        self, name: Digest, parties: tuple[Address, ...], since: int
+    ) -> dict[Address, Wei]:
         """Return what everybody paid, strangers included: those are found by the events."""
         paid, found = await self._cashier.ask(lambda house: rounds.payments(house, name, parties))
         if sum(paid.values()) == found.pot:
@@ -294,7 +300,7 @@ class Conduct:
             last, _ = house.now()
             return [
                 event.account
-                for event in house.moved(0, last)
+                for event in house.moved(since, last)
                 if event.what == "PaidIn" and event.round == name
             ]
 
@@ -351,6 +357,13 @@ class Conduct:
                 continue
             found |= {Digest(bytes.fromhex(root)) for root, *_ in models}
         return frozenset(found)
+
+    def _forget(self) -> None:
+        """Forget rounds that were over long ago, with what was published and sold of them."""
+        over = [each.record for each in self._rounds.values() if each.over][:-KEPT_ROUNDS]
+        rounds.forget(self._station.journal, rounds.CONVENED, over)
+        for record in over:
+            del self._rounds[record.opening.round]
 
     def _save(self, convening: Convening) -> None:
         record = convening.record

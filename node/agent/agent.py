@@ -12,16 +12,19 @@ import trio
 from node.agent.brokers import Brokers
 from node.agent.buyer import Buyer
 from node.agent.consent import Consent
+from node.agent.keeping import RoundKeeper
 from node.agent.learner import Learner
-from node.agent.participant import ClearingTerms, Participant
+from node.agent.participant import Participant
 from node.agent.seller import Seller
 from node.agent.session import Meet, Session, never_wait
 from node.agent.settings import AgentSettings
+from node.agent.taking_part import ClearingTerms
 from node.chain.port import Escrow
 from node.chronicle import NodeReady, NodeStopped
 from node.protocol.errors import LocalProtocolError
 from node.protocol.messages import GOODS_PROTOCOL, PARAMS_PROTOCOL, Introduce
 from node.protocol.purchase import PurchaseRecord
+from node.settlement import rounds
 from node.settlement.desk import TradeDesk
 from node.settlement.purse import Purse
 from node.settlement.treasury import Treasury
@@ -70,9 +73,7 @@ class Agent:
             clock=station.clock,
         )
         self._purse = Purse(treasury, self.desk, station.journal, budget=settings.budget)
-        self.brokers = Brokers(
-            station, escrow, settings.brokers, owes=lambda: bool(self.desk.open_trades())
-        )
+        self.brokers = Brokers(station, escrow, settings.brokers, owes=self._owes)
         self.seller = Seller(station, self.desk, settings, consent)
         self.session = Session(
             station=station,
@@ -85,14 +86,17 @@ class Agent:
             meet=meet,
         )
         self._learner: Learner | Participant | None = None
-        if trainer is not None and clearing is not None:
+        self._keeper: RoundKeeper | None = None
+        if clearing is not None:
+            self._keeper = RoundKeeper(station, self.brokers, clearing, self.desk.turn)
+        if trainer is not None and clearing is not None and self._keeper is not None:
             self._learner = Participant(
                 station=station,
                 brokers=self.brokers,
                 trainer=trainer,
                 settings=settings,
                 terms=clearing,
-                turn=self.desk.turn,
+                keeper=self._keeper,
                 meet=meet,
             )
         elif trainer is not None:
@@ -120,6 +124,8 @@ class Agent:
                 nursery.start_soon(station.run)
                 nursery.start_soon(self.desk.run)
                 await self.desk.running.wait()
+                if self._keeper is not None:
+                    nursery.start_soon(self._keeper.run)
                 station.observer.emit(
                     NodeReady(
                         role="agent",
@@ -139,6 +145,9 @@ class Agent:
         with self._learning:
             if self._learner is not None:
                 await self._learner.run()
+
+    def _owes(self) -> bool:
+        return bool(self.desk.open_trades() or rounds.unsettled(self.station.journal))
 
     def rest(self) -> None:
         """Train and buy no more; what is open is still seen to its end, and buyers are served."""

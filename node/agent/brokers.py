@@ -60,6 +60,8 @@ class Brokers:
         self.peers = tuple(dict.fromkeys(parse_peer_address(each).peer for each in addresses))
         self.current: PeerId = self.peers[0]
         """Who is asked now."""
+        self.shunned: frozenset[PeerId] = frozenset()
+        """Who is asked only where there is nobody else."""
         self._passed: dict[PeerId, float] = {}
         """Until when a broker is passed over."""
         self._failed: set[PeerId] = set()
@@ -90,7 +92,7 @@ class Brokers:
             ready = [
                 peer
                 for peer in following
-                if peer not in self._failed and self._passed.get(peer, now) <= now
+                if peer not in self._failed | self.shunned and self._passed.get(peer, now) <= now
             ]
             if not ready:
                 self.current = self._first(now)
@@ -105,7 +107,8 @@ class Brokers:
 
     def _first(self, now: float) -> PeerId:
         """Return the first that is not passed over, else who will be the first not to be."""
-        return min(self.peers, key=lambda peer: max(self._passed.get(peer, now), now))
+        trusted = [peer for peer in self.peers if peer not in self.shunned] or self.peers
+        return min(trusted, key=lambda peer: max(self._passed.get(peer, now), now))
 
     # ── their terms ──
 

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 import trio
 
 from node.chain.clearing import Web3ClearingHouse
-from node.chain.rounds import Claim, HouseCall, Pay, Reclaim, Withdraw
+from node.chain.rounds import Claim, Expire, HouseCall, Pay, Reclaim, Withdraw
 from node.chronicle import ClearingChanged, PeerFault, RootDisputed
 from node.protocol.errors import LocalProtocolError, MarketError, RemoteProtocolError
 from node.protocol.participation import Act, Judgement, Participation
@@ -27,7 +27,7 @@ from node.protocol.pooling import (
 from node.protocol.pot import Sight
 from node.protocol.signing import recover
 from node.protocol.sum_tree import SumTree
-from node.protocol.types import NO_ADDRESS, Address, PeerId, Wei
+from node.protocol.types import NO_ADDRESS, Address, Digest, PeerId, Wei
 from node.settlement import rounds
 from node.settlement.cashier import DONE, UNWANTED, Cashier
 from node.station.station import Station
@@ -65,18 +65,48 @@ class Bought:
     """0 … 1, on the broker's rows."""
 
 
-class TakingPart:
-    """Everything that one participant does about its rounds, with one broker."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClearingTerms:
+    """What a participant is told once, at its start."""
 
-    def __init__(self, station: Station, cashier: Cashier, audit: Audit) -> None:
+    mechanism: str
+    audit: Audit
+    open_house: Callable[[Address], Web3ClearingHouse]
+    """Opens the house at an address, which a broker has named. Raises `ChainError`."""
+    cost: Wei
+    """What a use of our data costs us."""
+    reserve: Wei
+    """The most that we pay for a model; 0 for no limit."""
+    most_due: Wei | None
+    """The most that we pay into a round; None for no limit."""
+    least_challenge: int
+    """Seconds in which we want to see a root before it stands."""
+
+
+class TakingPart:
+    """Everything that one participant does about a round of one house."""
+
+    def __init__(
+        self,
+        station: Station,
+        cashier: Cashier,
+        audit: Audit,
+        peer_of: Callable[[Address], PeerId],
+    ) -> None:
+        """`peer_of`: whom to ask what a broker's account has published."""
         self._station = station
         self._cashier = cashier
         self._audit = audit
+        self._peer_of = peer_of
         self._told: set[tuple[str, str]] = set()
 
-    async def see_through(self, part: Participation, broker: PeerId) -> None:
-        """Return once the round is over for us, whatever became of it."""
-        self._save(part)
+    async def see_through(self, part: Participation) -> None:
+        """Return once the round is over for us, or is only to be outlasted.
+
+        Of one that is outlasted already this is one look, unless there is something to do again.
+        """
+        if not part.outlasting:
+            self._save(part)
         while not part.over:
             before = rounds.encoded(part.record)
             sight = await self._cashier.ask(self._sight_of(part))
@@ -84,7 +114,9 @@ class TakingPart:
             if rounds.encoded(part.record) != before:
                 self._save(part)
             for act in acts:
-                await self._do(act, part, broker, sight)
+                await self._do(act, part, sight)
+            if part.outlasting:
+                return
             if not part.over:
                 await trio.sleep(POLL_SECONDS)
 
@@ -94,7 +126,7 @@ class TakingPart:
             house, record.opening.round, leaf=record.leaf, judged=record.judged
         )
 
-    async def _do(self, act: Act, part: Participation, broker: PeerId, sight: Sight) -> None:
+    async def _do(self, act: Act, part: Participation, sight: Sight) -> None:
         record, us = part.record, self._station.account
         name = record.opening.round
         match act:
@@ -107,9 +139,9 @@ class TakingPart:
                     wanted=lambda: part.may_pay(self._station.clock()),
                 )
             case Act.JUDGE:
-                await self._judge(part, broker, sight)
+                await self._judge(part, sight)
             case Act.OBJECT:
-                await self._object(part, broker, sight)
+                await self._object(part, sight)
             case Act.CLAIM:
                 tree, leaf = _tree(part), record.leaf
                 posted = await self._cashier.ask(lambda house: house.posted(tree))
@@ -120,6 +152,10 @@ class TakingPart:
                     act,
                     Claim(posted, leaf, tree.payouts[leaf], tree.path(leaf)),
                     done=lambda house: house.claimed(name, leaf),
+                )
+            case Act.EXPIRE:
+                await self._send(
+                    part, act, Expire(name), done=lambda house: not _posted(house, name)
                 )
             case Act.RECLAIM:
                 await self._send(
@@ -153,9 +189,9 @@ class TakingPart:
 
     # ── the root ──
 
-    async def _judge(self, part: Participation, broker: PeerId, sight: Sight) -> None:
+    async def _judge(self, part: Participation, sight: Sight) -> None:
         """Compare the posted root with ours; what cannot be had yet is asked for again."""
-        record = part.record
+        record, broker = part.record, self._peer_of(part.record.broker)
         name = record.opening.round
         try:
             told = await self._station.ask(broker, AskCleared(round=name), Cleared)
@@ -195,7 +231,7 @@ class TakingPart:
         )
         self._save(part)
         for act in acts:
-            await self._do(act, part, broker, sight)
+            await self._do(act, part, sight)
 
     def _check_signature(self, part: Participation, told: Cleared) -> None:
         record = part.record
@@ -215,11 +251,12 @@ class TakingPart:
         invited = part.record.invited
         return await trio.to_thread.run_sync(self._audit.leaves, invited, inputs, paid)
 
-    async def _object(self, part: Participation, broker: PeerId, sight: Sight) -> None:
-        record = part.record
+    async def _object(self, part: Participation, sight: Sight) -> None:
+        record, broker = part.record, self._peer_of(part.record.broker)
         self._station.observer.emit(
             RootDisputed(
                 round_id=record.opening.round,
+                broker=record.broker,
                 root=record.judged,
                 reason=record.reason,
                 seconds_left=sight.stands_from - sight.now,
@@ -270,6 +307,11 @@ def _leaves_told(part: Participation, told: Cleared) -> tuple[tuple[Address, Wei
     except MarketError:
         return ()
     return leaves
+
+
+def _posted(house: Web3ClearingHouse, name: Digest) -> bool:
+    found = house.round(name)
+    return found is not None and found.posted_at != 0
 
 
 def _tree(part: Participation) -> SumTree:

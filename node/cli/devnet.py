@@ -94,6 +94,24 @@ def _as_setting(name: str) -> Callable[[click.Context, click.Parameter, str | No
     type=click.Choice(defaults.MECHANISMS),
     help="how prices are made: by each pair, in one call a round, or by rounds of a clearing house",
 )
+@click.option(
+    "--entry-fee",
+    default=None,
+    callback=_as_setting("entry_fee"),
+    help="part of the fee of a shapley round that is never given back, in wei  [default: 0]",
+)
+@click.option(
+    "--performance-value",
+    default=None,
+    callback=_as_setting("performance_value"),
+    help="what an accuracy of 1 is worth in a round, in wei  [default: one ether]",
+)
+@click.option(
+    "--producers",
+    default=None,
+    callback=_as_setting("producers"),
+    help="how many of the agents make a model to sell in a triplewin round  [default: 1]",
+)
 @click.option("--free", is_flag=True, help="trade without prices, as the paper's §6.1 does")
 @click.option(
     "--dataset",
@@ -229,6 +247,7 @@ def _spec(options: dict[str, Any]) -> RunSpec:
         data_folder=options["data_folder"],
         processes=options["processes"],
         mechanism=options["mechanism"],
+        **{n: options[n] for n in ("entry_fee", "performance_value", "producers") if options[n]},
         notes=notes,
     )
     name = name_of(spec) if options["name"] is None else options["name"]

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from broker_node.clearing.certificate import certified
 from broker_node.clearing.rules import asked_of, checked
+from broker_node.clearing.shapley_round import ShapleyRound
 from broker_node.clearing.terms import Document
 from node.chain.clearing import open_clearing_house
 from node.chain.client import Endpoint
@@ -21,8 +22,8 @@ from node.journal import Journal, JournalError
 from node.protocol.clearing import ClearingDomain
 from node.protocol.convening import ConveningRecord
 from node.protocol.errors import MarketError
-from node.protocol.types import Address, Wei
-from node.roles.clearing import HOUSE_FILE
+from node.protocol.types import Wei
+from node.roles.clearing import noted_house
 from node.settlement import rounds
 
 NOBODY: Final = b"\x01" * 32
@@ -34,12 +35,12 @@ def clearing_record(
     folder: Path, agents: Sequence[str], broker: str, endpoint: Endpoint, chain_id: int
 ) -> dict[str, Any]:
     """Return what the rounds of the market in `folder` came to, as JSON. Raises `ChainError`."""
-    address = Address((folder / broker / HOUSE_FILE).read_text(encoding="ascii").strip())
+    address, since = noted_house(folder / broker)
     house = open_clearing_house(
         endpoint, NOBODY, ClearingDomain(chain_id=chain_id, clearing_house=address)
     )
     try:
-        books = read_books(house)
+        books = read_books(house, since)
     finally:
         house.close()
     told = {name: read_events(folder / name, TOLD) for name in (*agents, broker)}
@@ -71,6 +72,7 @@ def clearing_record(
         "disputed": [
             {
                 "agent": name,
+                "broker": names.get(event["broker"], event["broker"]),
                 "round": event["round_id"],
                 "reason": event["reason"],
                 "seconds_left": event["seconds_left"],
@@ -118,6 +120,7 @@ def _round(
         "parties": [
             {
                 "agent": names.get(account, account),
+                "roles": roles_of(document, i) if document else [],
                 "alone": document.performance(i, 1 << i) if document else None,
                 "due": str(record.dues[i]),
                 "paid": str(pot.paid[account]),
@@ -131,12 +134,22 @@ def _round(
         "paid_in": str(pot.paid.total()),
         "paid_out": str(pot.claimed.total() + pot.reclaimed.total()),
         "held": str(pot.held),
+        "sum": str(sum(pot.net.values()) + pot.held),
         "models": [
             {"performance": performance / 1_000_000, "buyers": list(buyers)}
             for _, _, performance, buyers in (document.models if document else ())
         ],
         "figures": figures,
     }
+
+
+def roles_of(document: Document, party: int) -> list[str]:
+    """Return what a party is in a round, by the name that its mechanism has for that."""
+    if document.mechanism == ShapleyRound.name:
+        return ["party"]
+    made = [f"producer of model {j}" for j, who in enumerate(document.producers) if who == party]
+    buys = any(who != party for who in document.producers)
+    return ["data seller", *made, *(["model buyer"] if buys else [])]
 
 
 def _computed(

@@ -37,6 +37,7 @@ from node.devnet.logs import read_events
 from node.devnet.play import BROKER, Listener, Play, agent_name, silence_limit
 from node.devnet.processes import ProcessPlay
 from node.devnet.record import MarketRecord, load_record, record_market, save_record
+from node.devnet.report.clearing import clearing_fault, nobody_paid
 from node.devnet.report.document import Report
 from node.devnet.report.files import write_report
 from node.devnet.silo import play_silo
@@ -149,7 +150,9 @@ class Experiment:
             self.watcher.end(arm.name, seed)
         gc.collect()  # a market that is over is a ring of objects, which holds all its rows
         ledger = record["ledger"]
-        if record["complete"] and (ledger is None or ledger["balances"]):
+        clearing = record.get("clearing")
+        settled = clearing is None or clearing["ledger"]["balances"]
+        if record["complete"] and settled and (ledger is None or ledger["balances"]):
             save_record(folder, record)  # what did not settle is gone on with
         return record
 
@@ -268,8 +271,11 @@ def verdict(report: Report, *, allow_no_trade: bool = False) -> str:
     """Return why a run that was played to its end is no success, or nothing."""
     if not report["ledger"]["balances"]:
         return "the ledger does not balance"
-    if not all(market["ledger"]["balances"] for market in report.get("clearing", ())):
-        return "the pots of the clearing house do not balance"
+    fault = clearing_fault(report)
+    if fault:
+        return fault
+    if nobody_paid(report) and not allow_no_trade:
+        return "nobody paid into any round; say --allow-no-trade if that is as it should be"
     market = [legs for arm, legs in report["legs"].items() if ARMS[arm].trades]
     if allow_no_trade or not market or any(legs["traded"] for legs in market):
         return ""

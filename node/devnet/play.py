@@ -37,11 +37,13 @@ from node.devnet.ledger import Ledger, read_ledger
 from node.devnet.meeting import Meeting
 from node.devnet.spec import RunSpec
 from node.home import Home
+from node.journal import Journal
 from node.observe import Record
 from node.protocol.eip712 import Domain
 from node.protocol.types import Wei
 from node.roles.opening import Opened, open_node, open_observer
 from node.roles.shells import agent_of, broker_of, open_station, trainer_of
+from node.settlement import rounds
 from node.settlement.desk import TradeDesk
 
 BROKER: Final = "broker"
@@ -60,8 +62,10 @@ WINDOWS: Final[dict[str, Any]] = {
     "minimum_dispute_window": 1,
 }
 SETTLE_POLL: Final = 0.1
-ROUNDS: Final[dict[str, Any]] = {"gather_seconds": 10, "pay_seconds": 8, "challenge_seconds": 4}
+ROUNDS: Final[dict[str, Any]] = {"gather_seconds": 10, "challenge_seconds": 4}
 """Of a market that clears by rounds: the chain's clock is the wall's, and each is waited for."""
+PAY_SECONDS: Final = 10
+"""To pay into a round, and one more for each agent: who is late is not in it."""
 PATIENCE_SECONDS: Final = 30
 TOLD: Final = ("node_ready", "epoch_trained", "round_played", "leg_ended")
 Listener = Callable[[str, Mapping[str, Any]], None]
@@ -92,7 +96,7 @@ def broker_config(spec: RunSpec, arm: Arm, seed: int) -> Config:
         fee_bps=spec.fee_basis_points,
         trial_seed="0x" + run_seed(seed).hex(),
         **WINDOWS,
-        **(ROUNDS if spec.clears else {}),
+        **({**ROUNDS, "pay_seconds": PAY_SECONDS + spec.agents} if spec.clears else {}),
     )
 
 
@@ -138,6 +142,7 @@ class Play:
     silence: float = SILENCE_SECONDS
     """How many seconds nothing may happen at any agent."""
     _desks: dict[str, TradeDesk] = field(default_factory=dict)
+    _journals: dict[str, Journal] = field(default_factory=dict)
     _played: dict[str, trio.Event] = field(default_factory=dict)
     _agents: dict[str, Agent] = field(default_factory=dict)
     _leaving: dict[str, trio.CancelScope] = field(default_factory=dict)
@@ -188,7 +193,7 @@ class Play:
             opened = await self._open(BROKER, config, stack)
             async with open_station(opened) as station:
                 broker = await broker_of(opened, station)
-                self._desks[BROKER] = broker.desk
+                self._desks[BROKER], self._journals[BROKER] = broker.desk, station.journal
                 task_status.started(_Market(opened.escrow.domain, station.network.addresses()[0]))
                 await broker.run()
 
@@ -214,6 +219,7 @@ class Play:
                 async with open_station(opened) as station:
                     agent = agent_of(opened, station, await trainer_of(config), meet=meet)
                     self._agents[name], self._desks[name] = agent, agent.desk
+                    self._journals[name] = station.journal
                     if self._over.is_set():
                         agent.rest()
                         self._coming.discard(name)
@@ -221,6 +227,7 @@ class Play:
         finally:
             self._agents.pop(name, None)
             self._desks.pop(name, None)
+            self._journals.pop(name, None)
 
     async def _open(self, name: str, config: Config, stack: ExitStack) -> Opened:
         """Open what a node owns; the disk and the chain are asked in a thread."""
@@ -265,10 +272,15 @@ class Play:
         return True
 
     async def _until_settled(self) -> None:
-        """Wait until no node has an open trade; what a vanished side leaves open is reported."""
+        """Wait until no node has a trade or a round open; what vanished sides leave is reported."""
         with trio.move_on_after(SETTLE_SECONDS):
-            while self._coming or any(d.open_trades() for d in self._desks.values()):  # noqa: ASYNC110
+            while self._coming or self._owing():  # noqa: ASYNC110
                 await trio.sleep(SETTLE_POLL)
+
+    def _owing(self) -> bool:
+        return any(desk.open_trades() for desk in self._desks.values()) or (
+            self.spec.clears and any(map(rounds.unsettled, self._journals.values()))
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,15 +77,15 @@ class Books:
         return {**amounts, "balances": self.balances}
 
 
-def read_books(house: Web3ClearingHouse) -> Books:
+def read_books(house: Web3ClearingHouse, since: int = 0) -> Books:
     """Add up every event of a house, and hold it against what it held at that very block.
 
-    Raises `ChainUnavailableError`.
+    `since`: a block before which the house was not there. Raises `ChainUnavailableError`.
     """
     pots: dict[Digest, Pot] = {}
     withdrawn = 0
     last, _ = house.now()
-    for event in house.moved(0, last):
+    for event in house.moved(since, last):
         if event.round is None:
             withdrawn += event.amount
             continue

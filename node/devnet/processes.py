@@ -40,6 +40,7 @@ from node.devnet.play import (
 from node.devnet.spec import RunSpec
 from node.journal import Journal, JournalError
 from node.protocol.eip712 import Domain
+from node.settlement import rounds
 
 POLL_SECONDS: Final = 0.2
 
@@ -198,7 +199,7 @@ class ProcessPlay:
             node.rest()
 
     async def _until_settled(self, market: Market) -> None:
-        """Wait until no node that is there has an open trade."""
+        """Wait until no node that is there has a trade or a round open."""
         present = (*market.agents, market.broker)
         with trio.move_on_after(SETTLE_SECONDS):
             while any(node.running and _open(node.home) for node in present):  # noqa: ASYNC110 (their journals tell nobody)
@@ -221,7 +222,7 @@ def _open(home: Path) -> int:
     except JournalError:
         return 0
     try:
-        return len(journal.trades(open_only=True))
+        return len(journal.trades(open_only=True)) + rounds.unsettled(journal)
     finally:
         journal.close()
 

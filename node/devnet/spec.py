@@ -10,7 +10,7 @@ from typing import Final
 
 from broker_node.evaluate.evaluation import QUADRATIC_SEARCH as EXACT_SEARCH
 from node.agent.strategies.registry import WASH_TRADER
-from node.config.table import Config
+from node.config.table import ETHER, Config
 from node.data.datasets import load
 from node.data.files import is_folder
 from node.data.folder import default_data_folder
@@ -62,6 +62,12 @@ class RunSpec:
     """Each node a process of its own."""
     mechanism: str = defaults.USUAL_MECHANISM
     """How money moves: by trades at a bargained price, or by rounds that clear all at once."""
+    entry_fee: Wei = Wei(0)
+    """Of a round, and never given back."""
+    performance_value: Wei = Wei(ETHER)
+    """What an accuracy of 1 is worth in a round."""
+    producers: int = 1
+    """How many of the agents make a model to sell."""
     notes: tuple[str, ...] = ()
     """What a reader of the report should know first of how this came to be asked for."""
 
@@ -117,6 +123,7 @@ class RunSpec:
             raise DevnetError(
                 f"no mechanism {self.mechanism!r}; there are {', '.join(defaults.MECHANISMS)}"
             )
+        self._check_rounds()
         if self.mechanism == defaults.USUAL_MECHANISM:
             return
         sold = "sells all beginnings of a model's layers" if self.calls else "fuses whole models"
@@ -134,6 +141,20 @@ class RunSpec:
         ):
             if wrong:
                 raise DevnetError(f"--mechanism {self.mechanism} {why}")
+
+    def _check_rounds(self) -> None:
+        shapley, triplewin = defaults.ROUND_MECHANISMS
+        for option, changed, mechanisms in (
+            ("--entry-fee", self.entry_fee != 0, (shapley,)),
+            ("--performance-value", self.performance_value != ETHER, (shapley, triplewin)),
+            ("--producers", self.producers != 1, (triplewin,)),
+        ):
+            if changed and self.mechanism not in mechanisms:
+                raise DevnetError(
+                    f"{option} is of --mechanism {' or '.join(mechanisms)}, not of {self.mechanism}"
+                )
+        if not 1 <= self.producers <= self.agents:
+            raise DevnetError(f"{self.producers} producers among {self.agents} agents: --producers")
 
     def _check_arms(self) -> None:
         unknown = [arm for arm in self.arms if arm not in ARMS]
@@ -223,6 +244,9 @@ class RunSpec:
             del plain[name]
         if self.mechanism == defaults.USUAL_MECHANISM:
             del plain["mechanism"]  # as before there was another
+        if not self.clears:
+            for name in ("entry_fee", "performance_value", "producers"):
+                del plain[name]
         return {name: _plain(value) for name, value in plain.items()}
 
     @property
@@ -264,6 +288,9 @@ class RunSpec:
             seed=seed,
             layers=self.layers,
             mechanism=self.mechanism,
+            entry_fee=self.entry_fee,
+            performance_value=self.performance_value,
+            producers=self.producers,
         )
 
     def task(self, seed: int, *, agent: int = 0) -> Task:

@@ -19,6 +19,7 @@ It begins when all who come have brought their models and what each is to pay is
 | challenged | it stands, and owes us                      | claiming   | claim    |
 | challenged | it stands, and owes us nothing              | over       |          |
 | claiming   | claimed                                     | credited   | withdraw |
+| claiming   | the root expired                            | over       |          |
 | credited   | nothing is owed to us                       | over       |          |
 
 What is posted is in the record before it is: a broker that was killed in between posts the same
@@ -71,6 +72,8 @@ class ConveningRecord(Message):
 
     state: str
     number: int
+    since: int
+    """The block before which nothing of the round is on chain."""
     opening: Opening
     statements: tuple[bytes, ...]
     """The models brought, each as it was signed, in the order of the parties."""
@@ -97,6 +100,7 @@ class Convening:
         cls,
         *,
         number: int,
+        since: int,
         opening: Opening,
         statements: tuple[bytes, ...],
         dues: tuple[Wei, ...],
@@ -107,6 +111,7 @@ class Convening:
             ConveningRecord(
                 state=S.OPENING.value,
                 number=number,
+                since=since,
                 opening=opening,
                 statements=statements,
                 dues=dues,
@@ -147,7 +152,9 @@ class Convening:
             case S.CHALLENGED:
                 return self._challenged(sight)
             case S.CLAIMING:
-                return self._move(S.CREDITED, Duty.WITHDRAW) if sight.claimed else [Duty.CLAIM]
+                if sight.claimed:
+                    return self._move(S.CREDITED, Duty.WITHDRAW)
+                return [Duty.CLAIM] if sight.posted else self._move(S.OVER)
             case S.CREDITED:
                 return [Duty.WITHDRAW] if sight.credit else self._move(S.OVER)
             case _:

@@ -13,7 +13,7 @@ I pay comes back by a root that I computed myself, or I say so while it can stil
 | waiting    | a root                                       | waiting    | judge    |
 | waiting    | no root, past post_by, we paid               | reclaiming | reclaim  |
 | waiting    | no root, past post_by, we paid nothing       | settled    |          |
-| waiting    | a root that stands for long, and no inputs   | stranded   |          |
+| waiting    | a root that stands for long, and no inputs   | outlasting |          |
 | waiting    | judged: it is what we computed               | agreed     |          |
 | waiting    | judged: it is another                        | objecting  | object   |
 | agreed     | another root, or none                        | waiting    |          |
@@ -21,15 +21,26 @@ I pay comes back by a root that I computed myself, or I say so while it can stil
 | agreed     | the root stands, and owes us nothing         | settled    |          |
 | objecting  | another root, or none                        | waiting    |          |
 | objecting  | the root stands, and we have a leaf in it    | claiming   | claim    |
-| objecting  | the root stands, and we have none            | wronged    |          |
+| objecting  | the root stands, we have none, and paid      | outlasting |          |
+| objecting  | the root stands, we have none, and paid none | wronged    |          |
+| outlasting | a root of which we saw no inputs yet         | outlasting | judge    |
+| outlasting | judged: it is what we computed               | agreed     |          |
+| outlasting | judged: it is another                        | objecting  | object   |
+| outlasting | the root can be ended                        | outlasting | expire   |
+| outlasting | no root any more, and ours is in the pot     | reclaiming | reclaim  |
+| outlasting | nothing of ours is in the pot                | wronged    |          |
 | claiming   | claimed                                      | credited   | withdraw |
+| claiming   | the root is no more                          | waiting    |          |
 | reclaiming | nothing of ours is in the pot                | credited   | withdraw |
 | credited   | nothing is owed to us; the root was ours     | settled    |          |
+| credited   | nothing is owed to us; it was not; we paid   | outlasting |          |
 | credited   | nothing is owed to us; it was not            | wronged    |          |
 
 A payment is begun only with `PAY_MARGIN` left: one that comes late is refused by the house and
 costs gas. Whatever was paid, be it too little, is in the pot and comes back by the root or without.
-Somebody who objected still claims the leaf that a wrong root has for it: better than nothing.
+Somebody who objected still claims the leaf that a wrong root has for it: better than nothing. What
+nobody could claim is for those who paid in once the root has expired, `EXPIRY` after it stood: that
+is what *outlasting* waits for, while rounds go on elsewhere.
 """
 
 from __future__ import annotations
@@ -61,12 +72,16 @@ class ParticipationState(enum.Enum):
     CREDITED = "credited"
     SETTLED = "settled"
     ABSENT = "absent"
+    OUTLASTING = "outlasting"
     WRONGED = "wronged"
-    STRANDED = "stranded"
 
 
 S = ParticipationState
-PARTICIPATION_ENDS: Final = frozenset({S.SETTLED, S.ABSENT, S.WRONGED, S.STRANDED})
+PARTICIPATION_ENDS: Final = frozenset({S.SETTLED, S.ABSENT, S.WRONGED})
+NO_ROOT_CAME: Final = "no-root"
+UNPAID: Final = "unpaid"
+_FAULTLESS: Final = frozenset({"", UNPAID, NO_ROOT_CAME})
+"""Reasons that are nobody's lie: what was paid comes back."""
 
 
 class Act(enum.Enum):
@@ -76,6 +91,7 @@ class Act(enum.Enum):
     JUDGE = "judge"
     OBJECT = "object"
     CLAIM = "claim"
+    EXPIRE = "expire"
     RECLAIM = "reclaim"
     WITHDRAW = "withdraw"
 
@@ -176,6 +192,16 @@ class Participation:
     def over(self) -> bool:
         return self.state in PARTICIPATION_ENDS
 
+    @property
+    def outlasting(self) -> bool:
+        """Whether nothing is to be done before the root expires, or its inputs are published."""
+        return self.state is S.OUTLASTING
+
+    @property
+    def wronged(self) -> bool:
+        """Whether the root is not what follows from its inputs, or nobody was told them."""
+        return self.record.reason not in _FAULTLESS
+
     def may_pay(self, now: UnixTime) -> bool:
         """Whether there is time for a payment to be mined."""
         return now + PAY_MARGIN <= self.record.opening.pay_by
@@ -189,21 +215,22 @@ class Participation:
                 return self._waiting(sight)
             case S.AGREED | S.OBJECTING:
                 return self._judged(sight)
+            case S.OUTLASTING:
+                return self._outlasting(sight)
             case S.CLAIMING:
-                return self._move(S.CREDITED, Act.WITHDRAW) if sight.claimed else [Act.CLAIM]
+                if sight.claimed:
+                    return self._move(S.CREDITED, Act.WITHDRAW)
+                return [Act.CLAIM] if sight.root == self.record.judged else self._anew()
             case S.RECLAIMING:
                 return self._move(S.CREDITED, Act.WITHDRAW) if not sight.paid else [Act.RECLAIM]
             case S.CREDITED:
-                if sight.credit:
-                    return [Act.WITHDRAW]
-                wronged = bool(self.record.reason) and self.record.judged != NO_ROOT
-                return self._move(S.WRONGED if wronged else S.SETTLED)
+                return [Act.WITHDRAW] if sight.credit else self._drawn(sight)
             case _:
                 return []
 
     def judge(self, found: Judgement) -> list[Act]:
         """Take in what a root was found to be. Raises `LocalProtocolError` out of its turn."""
-        if self.state is not S.WAITING:
+        if self.state not in (S.WAITING, S.OUTLASTING):
             raise LocalProtocolError(f"nothing is to be judged in state {self.state.value}")
         self._note(
             judged=found.root,
@@ -221,7 +248,7 @@ class Participation:
         if sight.paid >= due:
             return self._move(S.WAITING)
         if sight.now > self.record.opening.pay_by:
-            self._note(reason="unpaid")
+            self._note(reason=UNPAID)
             return self._move(S.WAITING if sight.paid else S.ABSENT)
         # what is there already was not by us, or in part: no second payment is made on top
         return [Act.PAY] if self.may_pay(sight.now) and not sight.paid else []
@@ -230,25 +257,43 @@ class Participation:
         if sight.posted:
             if sight.now > sight.stands_from + UNPUBLISHED_SECONDS:
                 self._note(reason="unpublished")
-                return self._move(S.STRANDED)
+                return self._move(S.OUTLASTING)
             return [Act.JUDGE]
         if sight.now > self.record.opening.post_by:
-            self._note(reason="no-root")
+            self._note(reason=NO_ROOT_CAME)
             return self._move(S.RECLAIMING, Act.RECLAIM) if sight.paid else self._move(S.SETTLED)
         return []
 
     def _judged(self, sight: Sight) -> list[Act]:
         if sight.root != self.record.judged:
-            self._note(
-                judged=NO_ROOT, leaf=None, amount=Wei(0), inputs=b"", accounts=(), amounts=(),
-                reason="",
-            )  # fmt: skip
-            return self._move(S.WAITING)
+            return self._anew()
         if not sight.stands:
             return []
         if self.record.leaf is not None and self.record.amount:
             return self._move(S.CLAIMING, Act.CLAIM)
-        return self._move(S.SETTLED if self.state is S.AGREED else S.WRONGED)
+        return self._move(S.SETTLED) if self.state is S.AGREED else self._drawn(sight)
+
+    def _anew(self) -> list[Act]:
+        """Forget the root that was judged: it is no more."""
+        self._note(
+            judged=NO_ROOT, leaf=None, amount=Wei(0), inputs=b"", accounts=(), amounts=(), reason=""
+        )
+        return self._move(S.WAITING)
+
+    def _outlasting(self, sight: Sight) -> list[Act]:
+        if not sight.paid:
+            return self._move(S.WRONGED)
+        if not sight.posted:
+            return self._move(S.RECLAIMING, Act.RECLAIM)
+        if sight.now >= sight.expires_at:
+            return [Act.EXPIRE]
+        return [] if sight.root == self.record.judged else [Act.JUDGE]
+
+    def _drawn(self, sight: Sight) -> list[Act]:
+        """End, with nothing more to draw; or wait for what a wrong root keeps from us."""
+        if not self.wronged:
+            return self._move(S.SETTLED)
+        return self._move(S.OUTLASTING if sight.paid else S.WRONGED)
 
     def _move(self, state: ParticipationState, *acts: Act) -> list[Act]:
         self.record = dataclasses.replace(self.record, state=state.value)

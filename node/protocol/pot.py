@@ -32,6 +32,8 @@ class Sight:
     """How many roots were posted."""
     stands_from: UnixTime = UnixTime(0)
     """From when on what is posted can be claimed under."""
+    expires_at: UnixTime = UnixTime(0)
+    """From when on anybody can end what is posted."""
     claimed: bool = False
     """Whether our leaf was claimed."""
     credit: Wei = Wei(0)

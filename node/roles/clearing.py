@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from broker_node.clearing.audit import RoundAudit
 from broker_node.clearing.rules import RULES
-from node.agent.participant import ClearingTerms
+from node.agent.taking_part import ClearingTerms
+from node.chain import answers
 from node.chain.clearing import Web3ClearingHouse, open_clearing_house
 from node.chain.client import ChainClient
 from node.chain.deploy import MarketPlan, deploy_part, load_or_make_salt
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from broker_node.clearing.conduct import RoundSettings
 
 HOUSE_FILE: Final = "clearing.house"
-"""In a broker's data directory: the address of the house that it clears in."""
+"""In a broker's data directory: its house, and a block of before the house, or of our first use."""
 POST_SECONDS: Final = 1_800
 """From the last moment to pay to the last moment to post: subsets are measured meanwhile."""
 CHALLENGE_OF_PLAY: Final = 1
@@ -42,6 +44,7 @@ def house_of_broker(opened: Opened) -> Web3ClearingHouse:
     client = ChainClient(opened.endpoint)
     try:
         chain_id, address = client.chain_id(), config.clearing_house
+        since = answers.quantity(client.ask("eth_blockNumber"), "eth_blockNumber")
         if address == NO_ADDRESS:
             if not opened.play_money:
                 raise ConfigError(
@@ -61,8 +64,24 @@ def house_of_broker(opened: Opened) -> Web3ClearingHouse:
         take_seat(client, key, domain, bond=bond)
     finally:
         client.close()
-    (opened.home.root / HOUSE_FILE).write_text(f"{address}\n", encoding="ascii")
+    note_house(opened.home.root, address, since)
     return open_clearing_house(opened.endpoint, key, domain)
+
+
+def note_house(folder: Path, address: Address, since: int) -> None:
+    """Write down which house a broker clears in, and from which block on, if it is another."""
+    path = folder / HOUSE_FILE
+    if not path.exists() or noted_house(folder)[0] != address:
+        path.write_text(f"{address} {since}\n", encoding="ascii")
+
+
+def noted_house(folder: Path) -> tuple[Address, int]:
+    """Return which house a broker clears in, and a block before which it moved nothing there.
+
+    Raises `OSError`, and `ValueError` if the file says something else.
+    """
+    address, since = (folder / HOUSE_FILE).read_text(encoding="ascii").split()
+    return Address(address), int(since)
 
 
 def round_settings(config: Config) -> RoundSettings:

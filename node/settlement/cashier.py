@@ -1,9 +1,10 @@
 """Sends an account's calls of a clearing house: saved before they are sent, and paid for once.
 
 As `treasury`, for rounds without goods: each attempt is journalled with its nonce, and as long as
-one may still be mined no other is signed. Unlike there nothing is outbid: a call that waits for a
-cheaper block waits. One transaction of the account is on its way at a time, whoever sends it; that
-is what `turn` is for.
+one may still be mined no other is signed at another nonce. What is not mined for long is signed
+again at its own, for the chain's present fees: of the two one is mined at most. What the pool lost
+below that nonce is offered again. One transaction of the account is on its way at a time, whoever
+sends it; that is what `turn` is for.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ from node.chronicle import Saved, Sent, TransactionDelayed, TransactionMined, Tr
 from node.journal import Journal, TransactionRow
 from node.observe import Observer
 from node.protocol.types import Digest
+from node.settlement.gaps import fill_gaps
 
 T = TypeVar("T")
 POLL_SECONDS: Final = 0.1
 MINING_PATIENCE: Final = 60.0
+"""After so long without being mined, the attempt is signed again with the chain's present fees."""
 FIRST_BACKOFF: Final = 0.2
+REOFFER_SECONDS: Final = 10.0
 LONGEST_BACKOFF: Final = 5.0
 DONE: Final = ""
 UNWANTED: Final = "unwanted"
@@ -122,15 +126,39 @@ class Cashier:
                 return UNWANTED
             await self._send(row)
             waiting = [row]
-        return await self._see_mined(waiting)
+        ended = await self._see_mined(waiting)
+        if ended is None and wanted():
+            await self._replace(waiting[-1], call, wanted)
+        return ended
+
+    async def _replace(
+        self, stuck: TransactionRow, call: HouseCall, wanted: Callable[[], bool]
+    ) -> None:
+        """Outbid our own stuck transaction, if the chain's fees have risen enough for that."""
+        row = await self._sign(stuck.trade_id, stuck.step, call, stuck.nonce)
+        if row.hash == stuck.hash or not wanted():
+            return
+        try:
+            await self._send(row)
+        except (NonceTooLowError, TransactionRefusedError) as error:
+            self._observer.emit(
+                TransactionDelayed(trade_id=row.trade_id, step=row.step, reason=str(error))
+            )
+
+    async def _fill_gaps(self, nonce: int) -> None:
+        free = await trio.to_thread.run_sync(self.house.next_nonce)
+        await fill_gaps(self._journal, free, nonce, self.house.broadcast)
 
     async def _see_mined(self, waiting: list[TransactionRow]) -> str | None:
-        deadline = trio.current_time() + MINING_PATIENCE
-        while trio.current_time() < deadline:
+        began = offered = trio.current_time()
+        while (now := trio.current_time()) < began + MINING_PATIENCE:
             for row in waiting:
                 ended = await self._look(row)
                 if ended is not None:
                     return ended
+            if now > offered + REOFFER_SECONDS:
+                offered = now
+                await self._fill_gaps(min(row.nonce for row in waiting))
             await trio.sleep(POLL_SECONDS)
         return None
 

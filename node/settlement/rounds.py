@@ -9,7 +9,9 @@ from node.chain.clearing import Web3ClearingHouse
 from node.chain.rounds import Round
 from node.journal import Journal
 from node.protocol import cbor
+from node.protocol.convening import Convening, ConveningRecord
 from node.protocol.errors import RemoteProtocolError
+from node.protocol.participation import Participation, ParticipationRecord
 from node.protocol.pot import NO_ROOT, Sight
 from node.protocol.schema import Message, from_map, to_map
 from node.protocol.types import NO_ADDRESS, Address, Digest, Wei
@@ -21,6 +23,7 @@ CONVENED: Final = "convened/"
 """Facts of rounds that a broker convened."""
 OFF: Final = "round-off/"
 """Facts of rounds that a broker did not open."""
+KEPT_OFF: Final = 256
 
 
 def save(journal: Journal, kind: str, number: int, record: Message) -> None:
@@ -37,6 +40,31 @@ def recall(journal: Journal, kind: str, record: type[R]) -> dict[int, R]:
         except (RemoteProtocolError, ValueError):
             continue
     return found
+
+
+def save_off(journal: Journal, number: int, reason: str, inputs: bytes) -> None:
+    """Journal that a round was not opened, and forget those of long ago."""
+    journal.remember(f"{OFF}{number:08}", {"reason": reason[:1_000], "inputs": inputs})
+    journal.forget(sorted(journal.facts(OFF))[:-KEPT_OFF])
+
+
+def unsettled(journal: Journal) -> int:
+    """Return how many rounds want something done today, on either side."""
+    joined = map(Participation, recall(journal, JOINED, ParticipationRecord).values())
+    convened = map(Convening, recall(journal, CONVENED, ConveningRecord).values())
+    return sum(not (part.over or part.outlasting) for part in joined) + sum(
+        not convening.over for convening in convened
+    )
+
+
+def forget(
+    journal: Journal, kind: str, records: Iterable[ParticipationRecord | ConveningRecord]
+) -> None:
+    """Forget rounds that are over, and their transactions."""
+    records = list(records)
+    if records:
+        journal.forget(f"{kind}{record.number:08}" for record in records)
+        journal.forget_transactions(record.opening.round for record in records)
 
 
 def encoded(record: Message) -> bytes:
@@ -66,6 +94,7 @@ def look(
         root=root,
         version=found.version,
         stands_from=found.stands_from,
+        expires_at=found.expires_at,
         claimed=leaf is not None and root == judged and house.claimed(round_id, leaf),
         credit=credit,
     )

@@ -47,6 +47,7 @@ from node.journal import Journal, TransactionRow
 from node.observe import Observer
 from node.protocol.events import Step
 from node.protocol.types import Digest
+from node.settlement.gaps import fill_gaps
 
 T = TypeVar("T")
 
@@ -258,15 +259,8 @@ class Treasury:
         self.observer.emit(Sent(trade_id=row.trade_id, step=row.step))
 
     async def _fill_gaps(self, nonce: int) -> None:
-        """Offer again what the pool has lost below `nonce`; of secrets nothing leaves here."""
         free = await self.ask(lambda escrow: escrow.next_nonce())
-        for row in self.journal.unmined_transactions(free, nonce):
-            if row.step == Step.REVEAL.value:
-                continue
-            with contextlib.suppress(
-                NonceTooLowError, TransactionRefusedError, UnfundedAccountError
-            ):
-                await trio.to_thread.run_sync(self.escrow.broadcast, row.raw)
+        await fill_gaps(self.journal, free, nonce, self.escrow.broadcast)
 
     async def _look(self, row: TransactionRow) -> TransactionOutcome | None:
         outcome = await self.ask(lambda escrow: escrow.receipt(row.hash))

@@ -181,6 +181,25 @@ def test_a_round_without_a_root_is_taken_back_by_all(table: Table) -> None:
     assert table.held() == 0
 
 
+def test_every_wei_that_moves_is_told_by_an_event_of_its_block(table: Table) -> None:
+    before = table.client.ask("eth_blockNumber")
+    opening = table.collected()
+    house = table.by(BROKERS[0])
+    paid_at, _ = house.now()
+    table.clock.now = opening.post_by + 1
+    house.reclaim(ROUND, WHO[2])
+    house.withdraw(NO_ADDRESS, WHO[2])
+    last, _ = house.now()
+    told = house.moved(int(before, 16), last)
+    assert [(one.what, one.round, one.account, one.amount) for one in told] == [
+        *(("PaidIn", ROUND, who, fee) for who, fee in zip(WHO, FEES, strict=True)),
+        ("Reclaimed", ROUND, WHO[2], FEES[2]),
+        ("Withdrawn", None, WHO[2], FEES[2]),
+    ]
+    assert house.moved(paid_at + 1, last) == told[len(FEES) :]
+    assert house.moved(last + 1, last + 1) == []
+
+
 def test_what_is_left_of_a_root_goes_back_after_half_a_year_to_the_last_wei(
     table: Table,
 ) -> None:

@@ -21,7 +21,7 @@ from broker_node.clearing.conduct import RoundSettings
 from broker_node.evaluate.validation import ValidationSet
 from broker_node.service import Broker
 from node.agent.agent import Agent
-from node.agent.participant import ClearingTerms
+from node.agent.taking_part import ClearingTerms
 from node.chain.clearing import Web3ClearingHouse, open_clearing_house
 from node.chain.client import ChainClient
 from node.chain.deploy import MarketPlan, deploy_market, deploy_part

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from broker_node.clearing.rules import checked
 from broker_node.clearing.terms import read
+from node.agent import keeping
 from node.chain.errors import CallRefusedError
-from node.chronicle import ObjectionHeard, RootDisputed, TransactionMined
+from node.chronicle import (
+    BrokerDistrusted,
+    ObjectionHeard,
+    RootDisputed,
+    RoundPlayed,
+    TransactionMined,
+)
 from node.devnet.pots import read_books
 from node.net.transfer import Source, fetch_blob
+from node.protocol.clearing import EXPIRY
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.messages import PARAMS_PROTOCOL
+from node.protocol.pooling import Cleared
 from node.protocol.sum_tree import SumTree
 from node.protocol.types import Digest, Wei
 from tests.clearing.rounds_market import PAY, RoundMarket, RoundParty, open_rounds, part_of
 from tests.market.market import ETHER, eventually
-
-pytestmark = pytest.mark.slow
 
 
 def steps(party: RoundParty, step: str) -> int:
@@ -62,6 +71,7 @@ async def test_three_agents_pool_and_every_wei_comes_out_again(tmp_path: Path) -
             assert pot.claimed[account] == amount
 
 
+@pytest.mark.slow
 async def test_who_does_not_pay_gets_no_model_and_the_round_goes_on(tmp_path: Path) -> None:
     async with open_rounds(tmp_path) as market:
         *payers, miser = await market.agents(agent_2={"most_due": Wei(1)})
@@ -89,6 +99,7 @@ async def test_who_does_not_pay_gets_no_model_and_the_round_goes_on(tmp_path: Pa
         assert not (await miser.has_played()).bought
 
 
+@pytest.mark.slow
 async def test_too_little_too_much_and_a_strangers_money_all_come_back(tmp_path: Path) -> None:
     async with open_rounds(tmp_path) as market:
         first, second, short = await market.agents(agent_2={"most_due": Wei(1)})
@@ -113,21 +124,39 @@ async def test_too_little_too_much_and_a_strangers_money_all_come_back(tmp_path:
         assert sum(nets(market, first, second)) == 0
 
 
-async def test_a_wrong_root_is_seen_and_said_before_it_stands(tmp_path: Path) -> None:
+def has_forged(market: RoundMarket, victims: int) -> None:
+    """Have the broker keep a half of what is due to all, and all that is to the last `victims`."""
+    conduct = market.convener.shell._conduct
+    honest = conduct.tree_to_post
+
+    def greedy(record: object) -> SumTree:
+        tree = honest(record)
+        spared = tree.payouts[: len(tree.payouts) - victims]
+        kept = [(account, Wei(amount // 2)) for account, amount in spared]
+        taken = tree.root.sum - sum(amount for _, amount in kept)
+        return SumTree(tree.round_id, [*kept, (market.broker.account, Wei(taken))])
+
+    def listed(name: Digest) -> Cleared:
+        told: Cleared = published(name)
+        leaves = greedy(conduct._rounds[name].record).payouts
+        return dataclasses.replace(
+            told,
+            accounts=tuple(account for account, _ in leaves),
+            amounts=tuple(amount for _, amount in leaves),
+        )
+
+    published = conduct.cleared
+    conduct.tree_to_post, conduct.cleared = greedy, listed
+
+
+@pytest.mark.slow
+async def test_a_false_root_is_objected_to_its_broker_shunned_and_what_it_kept_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "OUTLAST_SECONDS", 0.3)
     async with open_rounds(tmp_path) as market:
-        agents = await market.agents()
-        conduct = market.convener.shell._conduct
-        honest = conduct.tree_to_post
-
-        def greedy(record: object) -> SumTree:
-            tree = honest(record)
-            (account, amount), *others = tree.payouts
-            return SumTree(
-                tree.round_id,
-                [(account, Wei(amount - 1)), *others, (market.broker.account, Wei(1))],
-            )
-
-        conduct.tree_to_post = greedy
+        agents = await market.agents(agent_0={"rounds": 2})
+        has_forged(market, victims=2)
         for agent in agents:
             await agent.comes_to("waiting")
         market.skip(PAY + 1)
@@ -135,13 +164,39 @@ async def test_a_wrong_root_is_seen_and_said_before_it_stands(tmp_path: Path) ->
             await agent.comes_to("objecting")
             (disputed,) = agent.heard(RootDisputed)
             assert (disputed.reason, disputed.seconds_left > 0) == ("wrong-root", True)
+            assert disputed.broker == market.broker.account
         await eventually(lambda: len(market.broker.heard(ObjectionHeard)) == 3, "three objections")
         await market.to_the_end(*agents)
         for agent in agents:
-            assert agent.states_of_round[-1] == "wronged"
-        assert not market.books().balances
+            await agent.comes_to("outlasting")
+            assert agent.heard(RoundPlayed)[0].because == "wrong-root"
+        # the half that the root had for one of them was claimed all the same
+        assert sorted(steps(agent, "claim") for agent in agents) == [0, 0, 1]
+        assert (await agents[0].stays_out()).reason == "distrusted-broker"
+        (shunned,) = agents[0].heard(BrokerDistrusted)
+        assert (shunned.peer, shunned.broker) == (market.broker.peer_id, market.broker.account)
+        assert len(agents[0].heard(RoundPlayed)) == 2
+        assert len(market.books().pots) == 1
+        # half a year later; of the broker nothing is heard any more, and one of them starts anew
+        reader = agents[0].house()
+        addresses = market.broker.network.addresses()
+        await market.convener.stop()
+        gone = SimpleNamespace(addresses=lambda: addresses)
+        monkeypatch.setattr(market.convener, "network", gone)
+        await agents[1].stop()
+        market.skip(EXPIRY + 1)
+        await agents[1].start()
+        for agent in agents:
+            await agent.comes_to("wronged")
+        books = read_books(reader)
+        assert books.balances
+        assert books.reclaimed > 0
+        (pot,) = books.pots.values()
+        assert pot.claimed[market.broker.account] == pot.reclaimed[market.broker.account] == 0
+        assert sum(pot.net[agent.account] for agent in agents) == 0
 
 
+@pytest.mark.slow
 async def test_a_crash_between_payment_and_claim_loses_nothing(tmp_path: Path) -> None:
     async with open_rounds(tmp_path) as market:
         agents = await market.agents()
@@ -162,6 +217,7 @@ async def test_a_crash_between_payment_and_claim_loses_nothing(tmp_path: Path) -
         assert sum(nets(market, *agents)) == 0
 
 
+@pytest.mark.slow
 async def test_a_broker_that_was_killed_posts_what_it_owes(tmp_path: Path) -> None:
     async with open_rounds(tmp_path) as market:
         agents = await market.agents()
@@ -176,6 +232,7 @@ async def test_a_broker_that_was_killed_posts_what_it_owes(tmp_path: Path) -> No
         assert {agent.states_of_round[-1] for agent in agents} == {"settled"}
 
 
+@pytest.mark.slow
 async def test_without_a_root_everybody_takes_back_what_they_paid(tmp_path: Path) -> None:
     async with open_rounds(tmp_path) as market:
         agents = await market.agents()

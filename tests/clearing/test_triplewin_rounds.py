@@ -10,8 +10,6 @@ from broker_node.clearing.terms import read
 from node.chronicle import ClearingOff
 from tests.clearing.rounds_market import open_rounds, part_of
 
-pytestmark = pytest.mark.slow
-
 
 async def test_buyers_pay_and_sellers_and_the_producer_are_paid(tmp_path: Path) -> None:
     async with open_rounds(tmp_path, mechanism="triplewin") as market:
@@ -31,6 +29,7 @@ async def test_buyers_pay_and_sellers_and_the_producer_are_paid(tmp_path: Path) 
         assert {agent.states_of_round[-1] for agent in agents} == {"settled"}
 
 
+@pytest.mark.slow
 async def test_where_there_are_no_prices_no_money_moves_and_it_is_said(tmp_path: Path) -> None:
     async with open_rounds(tmp_path, mechanism="triplewin", share=1_000_000_000) as market:
         agents = await market.agents()

@@ -8,13 +8,14 @@ from types import ModuleType
 import pytest
 
 from node.protocol import convening, participation
-from node.protocol.clearing import Opening
+from node.protocol.clearing import EXPIRY, Opening
 from node.protocol.convening import CONVENING_ENDS, Convening, ConveningState
 from node.protocol.errors import LocalProtocolError
 from node.protocol.participation import (
     PARTICIPATION_ENDS,
     PAY_MARGIN,
     UNPUBLISHED_SECONDS,
+    Act,
     Judgement,
     Participation,
     ParticipationState,
@@ -28,6 +29,7 @@ US = Address("0x2B5AD5c4795c026514f8317c7a215E218DcCD6cF")
 ROUND = Digest(b"\x07" * 32)
 ROOT, OTHER = Digest(b"\x01" * 32), Digest(b"\x02" * 32)
 PAY_BY, POST_BY, STANDS = UnixTime(1_000), UnixTime(2_000), UnixTime(1_500)
+EXPIRES = UnixTime(STANDS + EXPIRY)
 DUE = Wei(90)
 OPENING = Opening(
     round=ROUND, asset=NO_ADDRESS, pay_by=PAY_BY, post_by=POST_BY, challenge_period=100
@@ -39,7 +41,8 @@ def sight(now: int, **seen: object) -> Sight:
 
 
 def posted(now: int, root: Digest = ROOT, **seen: object) -> Sight:
-    return sight(now, root=root, stands_from=STANDS, pot=DUE, paid=DUE, version=1, **seen)
+    there = {"stands_from": STANDS, "expires_at": EXPIRES, "pot": DUE, "paid": DUE, "version": 1}
+    return sight(now, root=root, **{**there, **seen})
 
 
 def a_part(state: str, **changes: object) -> Participation:
@@ -47,8 +50,14 @@ def a_part(state: str, **changes: object) -> Participation:
         number=1, clearing_house=US, broker=US, opening=OPENING, due=DUE, inputs=b"{}",
         base_root=ROOT,
     )  # fmt: skip
-    judged = state in {"agreed", "objecting", "claiming", "credited"}
-    changed = {"state": state, **({"judged": ROOT} if judged else {}), **changes}
+    judged = state in {"agreed", "objecting", "outlasting", "claiming", "credited"}
+    wrong = state in {"objecting", "outlasting"}
+    changed = {
+        "state": state,
+        **({"judged": ROOT} if judged else {}),
+        **({"reason": "wrong-root"} if wrong else {}),
+        **changes,
+    }
     return Participation(dataclasses.replace(begun.record, **changed))  # type: ignore[arg-type]
 
 
@@ -71,12 +80,25 @@ SEEN_BY_US: Seen = {
     ("agreed", "the root stands, and owes us nothing"): (posted(STANDS), {}),
     ("objecting", "another root, or none"): (sight(1_100, paid=DUE), OWED),
     ("objecting", "the root stands, and we have a leaf in it"): (posted(STANDS), OWED),
-    ("objecting", "the root stands, and we have none"): (posted(STANDS), {}),
+    ("objecting", "the root stands, we have none, and paid"): (posted(STANDS), {}),
+    ("objecting", "the root stands, we have none, and paid none"): (
+        posted(STANDS, paid=Wei(0)), {},
+    ),
+    ("outlasting", "a root of which we saw no inputs yet"): (
+        posted(EXPIRES - 1), {"judged": NO_ROOT, "reason": "unpublished"},
+    ),
+    ("outlasting", "the root can be ended"): (posted(EXPIRES), {}),
+    ("outlasting", "no root any more, and ours is in the pot"): (sight(EXPIRES, paid=DUE), {}),
+    ("outlasting", "nothing of ours is in the pot"): (sight(EXPIRES), {}),
     ("claiming", "claimed"): (posted(STANDS, claimed=True), OWED),
+    ("claiming", "the root is no more"): (sight(EXPIRES, paid=DUE), OWED),
     ("reclaiming", "nothing of ours is in the pot"): (sight(POST_BY + 1), {}),
     ("credited", "nothing is owed to us; the root was ours"): (posted(STANDS), OWED),
-    ("credited", "nothing is owed to us; it was not"): (
+    ("credited", "nothing is owed to us; it was not; we paid"): (
         posted(STANDS), {**OWED, "reason": "wrong-root"},
+    ),
+    ("credited", "nothing is owed to us; it was not"): (
+        posted(STANDS, paid=Wei(0)), {**OWED, "reason": "wrong-root"},
     ),
 }  # fmt: skip
 
@@ -114,7 +136,7 @@ def test_a_participant_does_what_its_table_says(row: tuple[str, ...]) -> None:
 
 def a_convening(state: str, **changes: object) -> Convening:
     begun = Convening.agreed(
-        number=1, opening=OPENING, statements=(b"x",), dues=(DUE,), inputs=b"{}"
+        number=1, since=3, opening=OPENING, statements=(b"x",), dues=(DUE,), inputs=b"{}"
     )
     changed = {"state": state, **changes}
     return Convening(dataclasses.replace(begun.record, **changed))  # type: ignore[arg-type]
@@ -136,6 +158,7 @@ SEEN_BY_BROKER: Seen = {
     ("challenged", "it stands, and owes us"): (posted(STANDS), KEPT),
     ("challenged", "it stands, and owes us nothing"): (posted(STANDS), {}),
     ("claiming", "claimed"): (posted(STANDS, claimed=True), KEPT),
+    ("claiming", "the root expired"): (sight(EXPIRES), KEPT),
     ("credited", "nothing is owed to us"): (posted(STANDS), KEPT),
 }
 
@@ -201,6 +224,32 @@ def test_a_root_that_took_the_place_of_one_is_judged_anew() -> None:
     )  # fmt: skip
     part.judge(dataclasses.replace(judgement(right=True), root=OTHER))
     assert part.state is ParticipationState.AGREED
+
+
+def test_a_wrong_root_that_stands_is_outlasted_in_silence_once_it_was_judged() -> None:
+    part = a_part("outlasting")
+    assert part.see(posted(EXPIRES - 1)) == []
+    assert (part.over, part.outlasting, part.wronged) == (False, True, True)
+
+
+def test_what_is_published_late_is_judged_and_claimed_after_all() -> None:
+    part = a_part("waiting")
+    assert part.see(posted(STANDS + UNPUBLISHED_SECONDS + 1)) == []
+    assert (part.outlasting, part.wronged) == (True, True)
+    late = posted(STANDS + 9_000)
+    assert part.see(late) == [Act.JUDGE]
+    part.judge(dataclasses.replace(judgement(right=True), accounts=(US,), amounts=(Wei(5),)))
+    assert part.see(late) == [Act.CLAIM]
+    assert (part.outlasting, part.wronged) == (False, False)
+
+
+def test_a_root_that_never_came_is_nobodys_lie() -> None:
+    part = a_part("waiting")
+    assert part.see(sight(POST_BY + 1, paid=DUE)) == [Act.RECLAIM]
+    assert not part.wronged
+    assert part.see(sight(POST_BY + 2, credit=DUE)) == [Act.WITHDRAW]
+    assert part.see(sight(POST_BY + 3)) == []
+    assert part.state is ParticipationState.SETTLED
 
 
 def test_a_judgement_out_of_its_turn_is_refused() -> None:

@@ -20,6 +20,8 @@ from node.devnet.report.document import (
 from node.devnet.report.words import counted, legible, play_ether, signed
 
 PAID: Final = "paid"
+_DOING: Final = {"shapley": "Pooling models", "triplewin": "Buying models"}
+"""What a market does that clears by rounds."""
 
 
 class Verdict(NamedTuple):
@@ -49,6 +51,8 @@ class ArmTrading:
 
 def headline(report: Report) -> str:
     """Return the run in a sentence: what trade gained, what was paid, whether it adds up."""
+    if "clearing" in report:
+        return f"{_gain_words(report)}. {rounds_verdict(report).sentence}"
     return (
         f"{_gain_words(report)}. {trades_paid(report).sentence} {ledger_verdict(report).sentence}"
     )
@@ -79,7 +83,8 @@ def _gain_words(report: Report) -> str:
     else:
         verb, than = "cut" if mean >= 0 else "added to", "against"
     arm = legible(found["of"], 40)
-    return f"Trading ({arm}) {verb} {what} by {amount} {than} training alone{_certainty(found)}"
+    doing = _DOING.get(str(report["settings"].get("mechanism")), "Trading")
+    return f"{doing} ({arm}) {verb} {what} by {amount} {than} training alone{_certainty(found)}"
 
 
 def _certainty(found: Difference) -> str:
@@ -133,12 +138,46 @@ def ledger_verdict(report: Report) -> Verdict:
     return Verdict(good=False, sentence=f"The ledger DOES NOT BALANCE: {why}.")
 
 
+def rounds_verdict(report: Report) -> Verdict:
+    """Return whether every round of a clearing house paid out what it took in, and who gained."""
+    markets = report.get("clearing", ())
+    rounds = [one for market in markets for one in market["rounds"]]
+    sold = sum(len(one["models"]) for one in rounds)
+    taken = sum(int(market["ledger"]["paid_in"]) for market in markets)
+    played = sum(bool(int(one["paid_in"])) for one in rounds)
+    cleared = f"{counted(played, 'round')} cleared, {counted(sold, 'model')} sold"
+    if played < len(rounds):
+        cleared += f" (nobody paid into {len(rounds) - played:,} more)"
+    unsettled = [
+        f"{int(market['ledger'][name])} wei {word}"
+        for market in markets
+        for name, word in (("held", "held"), ("credited", "not drawn"), ("stuck", "stuck"))
+        if int(market["ledger"][name])
+    ]
+    unequal = [one for one in rounds if int(one["sum"])]
+    if unsettled or unequal or not all(market["ledger"]["balances"] for market in markets):
+        why = ", ".join(unsettled) or f"{counted(len(unequal), 'round')} with a sum that is not 0"
+        return Verdict(good=False, sentence=f"{cleared}; the pots DO NOT BALANCE: {why}.")
+    nets = [int(party["net"]) for one in rounds for party in one["parties"]]
+    gains = (
+        f"; what a round left an agent is {play_ether(min(nets))} to {play_ether(max(nets))}"
+        if nets
+        else ""
+    )
+    return Verdict(
+        good=True,
+        sentence=f"{cleared}: {play_ether(taken)} play-ether in, as much out, Σ = 0 to the "
+        f"wei{gains}.",
+    )
+
+
 def warnings(report: Report) -> list[str]:
     """Return what a reader must know before any figure; empty for a whole run."""
     said = [legible(note, 500) for note in report.get("notes", ())]
     if report["interrupted"] or not report["complete"]:
         said.insert(0, _how_far(report))
-    verdicts = (ledger_verdict(report), trades_paid(report))
+    moved = rounds_verdict(report) if "clearing" in report else trades_paid(report)
+    verdicts = (ledger_verdict(report), moved)
     return said + [verdict.sentence for verdict in verdicts if not verdict.good]
 
 

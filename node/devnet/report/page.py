@@ -13,7 +13,7 @@ from typing import Final
 
 from node.devnet.report import calls
 from node.devnet.report import page_tables as tables
-from node.devnet.report.clearing import clearing_lines
+from node.devnet.report.clearing import clearing_lines, rounds_table
 from node.devnet.report.document import Report
 from node.devnet.report.findings import (
     headline,
@@ -33,6 +33,7 @@ CSS_DPI: Final = 96
 SECTIONS: Final = {
     "learning": "Learning",
     "trading": "Trading",
+    "rounds": "Rounds",
     "calls": "Calls",
     "money": "Money",
     "run": "The run",
@@ -46,6 +47,14 @@ def page(report: Report, pictures: Mapping[str, Picture]) -> str:
     def pictured(*names: str) -> Html:
         return joined(shown[name] for name in names if name in shown)
 
+    trading = {
+        "trading": (
+            tables.trading(report),
+            pictured("lost", "trades", "price", "gain", "alpha"),
+            tables.trades(report),
+            tables.strategies(report),
+        )
+    }
     sections = {
         "learning": (
             pictured("learning"),
@@ -53,17 +62,11 @@ def page(report: Report, pictures: Mapping[str, Picture]) -> str:
             pictured("differences"),
             tables.differences(report),
         ),
-        "trading": (
-            tables.trading(report),
-            pictured("lost", "trades", "price", "gain", "alpha"),
-            tables.trades(report),
-            tables.strategies(report),
-        ),
+        **(_rounds(report) if "clearing" in report else trading),
         **({"calls": (calls.tables(report),)} if "calls" in report else {}),
         "money": (
             _verdict(report),
             tables.ledger(report),
-            *(element("p", escaped(line, 1_000)) for line in clearing_lines(report)),
             tables.agents(report),
             pictured("gas"),
             tables.gas(report),
@@ -105,6 +108,11 @@ def page(report: Report, pictures: Mapping[str, Picture]) -> str:
         f'<title>{escaped(title)}</title>\n<link rel="icon" href="data:,">\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
+
+
+def _rounds(report: Report) -> dict[str, tuple[Html, ...]]:
+    lines = (element("p", escaped(line, 1_000)) for line in clearing_lines(report))
+    return {"rounds": (rounds_table(report), *lines)}
 
 
 def _summary(report: Report) -> Html:
