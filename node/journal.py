@@ -6,7 +6,8 @@ power cut. One writer, the node's own process (the run lock sees to it). Rows:
 | table       | holds                                                                       |
 |-------------|-----------------------------------------------------------------------------|
 | trade       | each purchase and sale: its state and its record, canonical CBOR            |
-| transaction | each signed transaction *before* it is sent, by (trade, step, attempt)      |
+| transaction | each signed transaction *before* it is sent, by (trade, step, attempt);     |
+|             | one that does a step of several trades has a row of each                    |
 | statement   | offers and notices that we signed, so that a restart offers them again      |
 | fact        | small named values: the watermark of the chain, the round, the nonce        |
 
@@ -49,11 +50,17 @@ CREATE TABLE IF NOT EXISTS "transaction" (
     succeeded INTEGER,
     PRIMARY KEY (trade_id, step, attempt)
 ) STRICT;
+CREATE INDEX IF NOT EXISTS transaction_hash ON "transaction" (hash);
 CREATE TABLE IF NOT EXISTS statement (
     digest BLOB PRIMARY KEY, expires_at INTEGER NOT NULL, data BLOB NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
 """
+_TRANSACTIONS: Final = (
+    "SELECT trade_id, step, attempt, nonce, hash, raw, gas, block, succeeded, "
+    '(SELECT COUNT(*) FROM "transaction" AS other WHERE other.hash = "transaction".hash) '
+    'FROM "transaction" '
+)
 STATEMENT_SECONDS: Final = 7 * 86_400
 """How long an expired statement of ours can still be looked up."""
 _BOUGHT: Final = (PurchaseState.COMPLETE.value, PurchaseState.CHEATED.value)
@@ -95,6 +102,13 @@ class TransactionRow:
     gas: int | None = None
     block: int | None = None
     succeeded: bool | None = None
+    shared: int = 1
+    """Of how many trades this very transaction does a step."""
+
+    @property
+    def share(self) -> int:
+        """Its gas, as much of it as falls to this trade, rounded up; 0 until it was mined."""
+        return -(-(self.gas or 0) // self.shared)
 
 
 class Journal:
@@ -199,13 +213,13 @@ class Journal:
 
     # ── transactions ──
 
-    def save_transaction(self, row: TransactionRow) -> None:
-        """Write a signed transaction, before it is sent."""
+    def save_transaction(self, *rows: TransactionRow) -> None:
+        """Write a signed transaction, before it is sent: a row of each trade, all or none."""
         with self._commit() as db:
-            db.execute(
+            db.executemany(
                 'INSERT INTO "transaction" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)',
-                (row.trade_id, row.step, row.attempt, row.nonce, row.hash, row.raw,
-                 row.gas, row.block, row.succeeded),
+                [(row.trade_id, row.step, row.attempt, row.nonce, row.hash, row.raw,
+                  row.gas, row.block, row.succeeded) for row in rows],
             )  # fmt: skip
 
     def mark_mined(self, hash_: Digest, *, gas: int, block: int, succeeded: bool) -> None:
@@ -219,18 +233,21 @@ class Journal:
     def transactions(self, trade_id: Digest, step: str | None = None) -> list[TransactionRow]:
         """Return the attempts at a step (or at all steps) of a trade, oldest first."""
         found = self._read(
-            "SELECT trade_id, step, attempt, nonce, hash, raw, gas, block, succeeded "
-            'FROM "transaction" WHERE trade_id = ? AND (? IS NULL OR step = ?) ORDER BY rowid',
+            _TRANSACTIONS + "WHERE trade_id = ? AND (? IS NULL OR step = ?) ORDER BY rowid",
             (trade_id, step, step),
         )
         return [_transaction_row(*values) for values in found]
 
+    def sharers(self, hash_: Digest) -> list[Digest]:
+        """Return the trades of which one transaction does a step."""
+        found = self._read('SELECT trade_id FROM "transaction" WHERE hash = ?', (hash_,))
+        return [Digest(trade_id) for (trade_id,) in found]
+
     def unmined_transactions(self, first_nonce: int, before_nonce: int) -> list[TransactionRow]:
         """Return what was signed for these nonces and not seen mined, lowest nonce first."""
         found = self._read(
-            "SELECT trade_id, step, attempt, nonce, hash, raw, gas, block, succeeded "
-            'FROM "transaction" WHERE succeeded IS NULL AND nonce >= ? AND nonce < ? '
-            "ORDER BY nonce, rowid",
+            _TRANSACTIONS
+            + "WHERE succeeded IS NULL AND nonce >= ? AND nonce < ? ORDER BY nonce, rowid",
             (first_nonce, before_nonce),
         )
         return [_transaction_row(*values) for values in found]
@@ -330,12 +347,12 @@ def _decoded(name: str, value: bytes) -> cbor.Value:
 
 def _transaction_row(
     trade_id: bytes, step: str, attempt: int, nonce: int, hash_: bytes, raw: bytes,
-    gas: int | None, block: int | None, succeeded: int | None,
+    gas: int | None, block: int | None, succeeded: int | None, shared: int,
 ) -> TransactionRow:  # fmt: skip
     return TransactionRow(
         trade_id=Digest(trade_id), step=step, attempt=attempt, nonce=nonce, hash=Digest(hash_),
         raw=raw, gas=gas, block=block,
-        succeeded=None if succeeded is None else bool(succeeded),
+        succeeded=None if succeeded is None else bool(succeeded), shared=shared,
     )  # fmt: skip
 
 

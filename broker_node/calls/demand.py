@@ -12,6 +12,12 @@ so that the whole model, and whatever is nearly the whole, weighs most. What it 
 the gain does not grow by the layer evenly, and that gains of several sellers do not add up once
 they are fused: both are measured against what came of each purchase, in the report of a run.
 
+How well it predicts, in runs of `pm-node devnet --mechanism eeg --endowment dirichlet --rounds 2`:
+R² of a purchase's gain, and of what a round's purchases made of the buyer's loss on unseen rows,
+
+    digits, 4 agents, 2 seeds    0.64 of 18 purchases    0.64 of 16 rounds
+    mnist, 3 agents, 1 seed      0.91 of 6               0.90 of 6
+
 Gains are relative drops of the loss, in millionths as they were measured, 1 in what is returned.
 """
 

@@ -2,8 +2,8 @@
 
 A bid is taken or refused at once, and what it came to is asked for until there is an answer: so
 no number of bidders keeps others from being served. What a call gave is remembered in memory, as
-trials are; a broker that was restarted in a call has forgotten it, and its buyers buy nothing in
-that round.
+trials are. A broker that was restarted in a call has forgotten both and says so (``unknown-bid``,
+``not-in-the-call``): nobody has promised anything yet, and its buyers try and bid again.
 """
 
 from __future__ import annotations

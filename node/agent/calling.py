@@ -2,18 +2,24 @@
 
     trials ─► budget bid ─► (all others' bids) ─► allocations ─► a quote each ─► goods ─► paid
 
-Each allocation becomes an ordinary trade of its own, at the price of the call: quoted, journalled
-and funded one by one, as every transaction of an account is, so that a restart ends each of them
-as any other. What a broker answers is checked before anything is asked for: no more than the
-budget for all together, and only what was bid on. No other broker knows of the call, so there is
-none to fall back on.
+Each allocation becomes an ordinary trade of its own, at the price of the call: quoted and
+journalled by itself, so that a restart ends each of them as any other; the deposits of all whose
+goods are here are made in one transaction (`node.settlement.gathering`). A bid promises no more
+than can be funded: of each seller at most one offer is given, and the gas of a deposit and of a
+dispute is kept back for each. What a broker answers is checked before anything is asked for: no
+more than the budget for all together, only what was bid on, of each seller once.
+
+A broker that is away is asked again for `AWAY_SECONDS`. One that was restarted has forgotten the
+call, and says so: nothing was promised yet, so what is wanted is tried once more, and bid on in
+the next call, at most `MOST_BIDS` times a round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import functools
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -21,6 +27,7 @@ from node.agent.buyer import Buyer, NoPrice, Tried
 from node.agent.progress import Step
 from node.agent.settings import AgentSettings
 from node.chain.errors import ChainUnavailableError
+from node.net.errors import PeerTimeoutError, PeerUnreachableError
 from node.protocol.call import Allocation, BudgetBid, check_allocations
 from node.protocol.eip712 import digest
 from node.protocol.errors import RemoteProtocolError
@@ -32,8 +39,9 @@ from node.protocol.messages import (
     PlaceBid,
     StayOut,
 )
+from node.protocol.offer import Offer
 from node.protocol.signing import sign_digest
-from node.protocol.types import Digest, PeerId, Wei
+from node.protocol.types import Address, Digest, PeerId, Wei
 from node.settlement.desk import TradeDesk
 from node.settlement.purse import Purse
 from node.settlement.trade import Trade
@@ -41,9 +49,19 @@ from node.station.station import Station
 
 FIRST_POLL_SECONDS: Final = 0.1
 LONGEST_POLL_SECONDS: Final = 1.0
+AWAY_SECONDS: Final = 20.0
+"""How long a broker may be away that knows of our bid, or is to take it."""
+AWAY: Final = frozenset({"truncated", "stream-reset", "busy", "no-notice", "chain-away"})
+"""What a broker says, or does, that is not open, or is cut off, for a moment."""
+FORGOTTEN: Final = frozenset({"unknown-bid", "unknown-trial", "not-in-the-call"})
+"""What a broker says of a call that it does not remember."""
+MOST_BIDS: Final = 3
 BOUGHT: Final = "bought"
 OUTBID: Final = "outbid"
 """Why nothing was bought: the budgets of others have left no whole layer for ours."""
+T = TypeVar("T")
+Again = Callable[[tuple[Digest, Offer]], Awaitable[Tried]]
+"""Has an offer tried once more. Raises `RemoteProtocolError`."""
 
 
 class Calling:
@@ -72,6 +90,7 @@ class Calling:
         *,
         objection: Callable[[Tried], str],
         opened: Callable[[Tried, Trade], None],
+        again: Again,
     ) -> list[Step]:
         """Bid on every trial without an `objection`; see all that it gives to its end.
 
@@ -79,27 +98,33 @@ class Calling:
         none: last what was bought, and of that what had the most gain. `opened` is told of each
         trade as soon as it is in the journal. No `RemoteProtocolError` leaves this.
         """
-        best = max(trials, key=lambda one: (not objection(one), one.result.bound, one.result.gain))
-        wanted = [one for one in trials if not objection(one)]
-        try:
-            given = await self._allotted(trials, wanted)
-        except RemoteProtocolError as error:
-            self._report("call", error)
-            return [step_of(number, best, error.reason)]
-        except ChainUnavailableError:
-            return [step_of(number, best, "chain-away")]
+        given: list[tuple[Tried, Wei]] = []
+        for bids_left in reversed(range(MOST_BIDS)):
+            best = max(trials, key=lambda t: (not objection(t), t.result.bound, t.result.gain))
+            try:
+                given = await self._allotted(trials, [t for t in trials if not objection(t)])
+                break
+            except RemoteProtocolError as error:
+                self._report("call", error)
+                anew = await self._tried_again(trials, again) if error.reason in FORGOTTEN else []
+                if not anew or not bids_left:
+                    return [step_of(number, best, error.reason)]
+                trials = anew
+            except ChainUnavailableError:
+                return [step_of(number, best, "chain-away")]
         if not given:
             because = objection(best) or OUTBID
             return [step_of(number, best, because)]
         steps: list[Step] = []
         trades: list[tuple[Tried, Trade]] = []
-        for tried, price in given:
-            answer = await self._quoted(tried, price)
-            if isinstance(answer, Trade):
-                opened(tried, answer)
-                trades.append((tried, answer))
-            else:
-                steps.append(step_of(number, tried, answer))
+        with self._desk.gathering.open():
+            for tried, price in given:
+                answer = await self._quoted(tried, price)
+                if isinstance(answer, Trade):
+                    opened(tried, answer)
+                    trades.append((tried, answer))
+                else:
+                    steps.append(step_of(number, tried, answer))
         for tried, trade in trades:
             await trade.settled.wait()
             steps.append(step_of(number, tried, trade.machine.state.value, trade))
@@ -109,35 +134,75 @@ class Calling:
         self, trials: Sequence[Tried], wanted: Sequence[Tried]
     ) -> list[tuple[Tried, Wei]]:
         """Bid, and return what was given, once it was seen to be an answer to the bid."""
-        sellers = {one.offer.seller for one in wanted}
-        left = min([await self._purse.left(seller) for seller in sellers], default=Wei(0))
+        payable, left = await self._payable(wanted)
         most = self._settings.call_budget
         budget = left if most is None else Wei(min(most, left))
-        broker = wanted[-1].notice.peer_id if wanted and budget else None
+        broker = payable[-1].notice.peer_id if payable and budget else None
         for peer in {one.notice.peer_id for one in trials} - {broker}:
             await self._station.ask(peer, StayOut(), Noted)
         if broker is None:
             return []
-        by_offer = {one.offer_digest: one for one in wanted if one.notice.peer_id == broker}
+        by_offer = {one.offer_digest: one for one in payable if one.notice.peer_id == broker}
         bid = BudgetBid(
             trials=tuple(one.result.trial_id for one in by_offer.values()), budget=budget
         )
         allocations = await self._cleared(broker, bid)
-        check_allocations(allocations, bid_on=by_offer.keys(), budget=budget, peer=broker)
+        sellers = {name: one.offer.seller for name, one in by_offer.items()}
+        check_allocations(allocations, bid_on=sellers, budget=budget, peer=broker)
         return [(by_offer[one.offer_digest], one.price) for one in allocations]
+
+    async def _payable(self, wanted: Sequence[Tried]) -> tuple[list[Tried], Wei]:
+        """Return what can be bid on, and the most for all of it together.
+
+        Where the account lacks the gas for all sellers, those of the least gain are left out.
+        """
+        best: dict[Address, int] = {}
+        for one in wanted:
+            best[one.offer.seller] = max(one.result.gain, best.get(one.offer.seller, 0))
+        sellers, left = sorted(best, key=lambda seller: (-best[seller], seller)), Wei(0)
+        while sellers and not (left := await self._purse.left(*sellers)):
+            sellers.pop()
+        return [one for one in wanted if one.offer.seller in sellers], left
+
+    async def _tried_again(self, trials: Sequence[Tried], again: Again) -> list[Tried]:
+        """Have the same offers tried by a broker that has forgotten them; those that it can try."""
+        anew = []
+        for one in trials:
+            asked = functools.partial(again, (one.offer_digest, one.offer))
+            try:
+                anew.append(await self._insist(asked))
+            except RemoteProtocolError as error:
+                self._report("trial", error)
+                if _away(error):
+                    return []
+        return anew
+
+    async def _insist(self, question: Callable[[], Awaitable[T]]) -> T:
+        """Ask a broker that may be away for a moment, until it answers."""
+        patience = trio.current_time() + AWAY_SECONDS
+        while True:
+            try:
+                return await question()
+            except RemoteProtocolError as error:
+                if not _away(error) or trio.current_time() > patience:
+                    raise
+            await trio.sleep(LONGEST_POLL_SECONDS)
 
     async def _cleared(self, broker: PeerId, bid: BudgetBid) -> tuple[Allocation, ...]:
         """Place the bid, and wait until its call is over."""
         station = self._station
         name = digest(station.domain, bid)
         signature = sign_digest(station.keys.account, name)
-        await station.ask(broker, PlaceBid(bid=bid, signature=signature), Noted)
+        placed = PlaceBid(bid=bid, signature=signature)
+        await self._insist(lambda: station.ask(broker, placed, Noted))
         patience = trio.current_time() + MAX_CALL_SECONDS
         pause = FIRST_POLL_SECONDS
         while trio.current_time() < patience:
             await trio.sleep(pause)
             pause = min(1.5 * pause, LONGEST_POLL_SECONDS)
-            answer = await station.ask_either(broker, AskAllocations(bid=name), Allocated, Noted)
+            answer = await self._insist(
+                lambda: station.ask_either(broker, AskAllocations(bid=name), Allocated, Noted)
+            )
             if isinstance(answer, Allocated):
                 return answer.allocations
         raise RemoteProtocolError("call-too-long", f"{MAX_CALL_SECONDS} s", peer=broker)
@@ -154,6 +219,11 @@ class Calling:
         except ChainUnavailableError:
             return "chain-away"
         return answer.reason if isinstance(answer, NoPrice) else answer
+
+
+def _away(error: RemoteProtocolError) -> bool:
+    """Whether the broker did not answer, or may soon; what it answers of a seller is its word."""
+    return isinstance(error, PeerUnreachableError | PeerTimeoutError) or error.reason in AWAY
 
 
 def step_of(number: int, tried: Tried, because: str, trade: Trade | None = None) -> Step:

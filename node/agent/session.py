@@ -18,7 +18,7 @@ import torch
 import trio
 
 from node.agent import progress as journalled
-from node.agent.asking import Asking
+from node.agent.asking import Asking, Named
 from node.agent.brokers import Brokers
 from node.agent.buyer import Buyer, NoPrice, Tried
 from node.agent.calling import BOUGHT, Calling, in_order_of_gain, step_of
@@ -47,8 +47,7 @@ STAGES: Final = ("offered", "tried", "traded")
 NO_ROUND: Final = "there is no round to end: offer and step first"
 Tensors = Mapping[str, torch.Tensor]
 Meet = Callable[[int, str], Awaitable[int | None]]
-"""Called at a stage of a round (`STAGES`); returns when the others are there too, with how many
-of them offer. None: nobody knows."""
+"""Called at one of `STAGES`; returns once the others are there, and how many offer, or None."""
 
 
 async def never_wait(_round: int, _stage: str) -> None:
@@ -152,7 +151,7 @@ class Session:
         await self._meet(number, "tried")
         steps = [Step(round=number, bought=False, because=failed)]
         if trials and self._settings.mechanism == "eeg":
-            steps = await self._buy_in_call(number, trials)
+            steps = await self._buy_in_call(number, base, trials)
         elif trials:
             steps = [await self._buy_best(number, base, trials)]
         await self._meet(number, "traded")
@@ -273,8 +272,8 @@ class Session:
                 failed = error.reason
                 (self._missed if failed in NOT_ITS_OWN else self._tried).add(offered[0])
         if trials:
-            best_gain = max(trial.result.gain for trial in trials)
-            self._seller.own_gain_value = self._settings.value_of(best_gain)
+            best = max(trial.result.gain for trial in trials)
+            self._seller.own_gain_value = self._settings.value_of(best)
         return trials, failed
 
     async def _buy_best(self, number: int, base: tuple[Digest, Offer], trials: list[Tried]) -> Step:
@@ -304,17 +303,18 @@ class Session:
     async def _settled(self, trade: Trade) -> str:
         self._trades = [trade]
         await trade.settled.wait()
-        if self._giving():
-            return BOUGHT
-        self._trades = []
-        return str(trade.machine.state.value)
+        self._trades = [trade] if self._giving() else []
+        return BOUGHT if self._trades else str(trade.machine.state.value)
 
-    async def _buy_in_call(self, number: int, trials: list[Tried]) -> list[Step]:
+    async def _buy_in_call(self, number: int, base: Named, trials: list[Tried]) -> list[Step]:
         def opened(tried: Tried, trade: Trade) -> None:
             self._bought.add(tried.offer_digest)
             self._trades.append(trade)
 
-        steps = await self._calling.buy(number, trials, objection=self._objection, opened=opened)
+        steps = await self._calling.buy(
+            number, trials, objection=self._objection, opened=opened,
+            again=lambda offered: self._try(base, offered),
+        )  # fmt: skip
         given = {purchase.record.trade_id for purchase in self._giving()}
         self._trades = [t for t in self._trades if t.machine.record.trade_id in given]
         return in_order_of_gain(steps, given)

@@ -82,6 +82,13 @@ class Fund:
 
 
 @dataclass(frozen=True, slots=True)
+class FundMany:
+    """The buyer locks the prices of several quotes: all of them, or none."""
+
+    deposits: tuple[Fund, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Reveal:
     """The seller publishes the secret; the payment becomes pending."""
 
@@ -118,7 +125,7 @@ class Withdraw:
     account: Address
 
 
-Call = Fund | Reveal | Finalize | Refund | Dispute | Withdraw
+Call = Fund | FundMany | Reveal | Finalize | Refund | Dispute | Withdraw
 
 
 # --- events: what the escrow said
@@ -280,7 +287,7 @@ class Escrow(Protocol):
         ...
 
     def gas_limit(self, kind: type[Call], encryptor: Address) -> int:
-        """Return the most gas that a call of this kind is signed with.
+        """Return the most gas that a call of this kind is signed with; of many, each of them.
 
         A dispute takes more where the encryptor is one of the market's brokers.
         """

@@ -19,7 +19,7 @@ from contracts import Artifact
 from node.chain import answers, transactions
 from node.chain.check import check_escrow, escrow_artifact, escrow_codec
 from node.chain.client import DEFAULT_TIMEOUT, ChainClient, Endpoint, EndpointRefusedError
-from node.chain.codec import BROKER_DISPUTE_GAS, GAS_LIMITS, EscrowCodec
+from node.chain.codec import BROKER_DISPUTE_GAS, GAS_LIMITS, EscrowCodec, fixed_gas
 from node.chain.errors import ChainAnswerError, WrongContractError
 from node.chain.port import (
     Block,
@@ -175,7 +175,7 @@ class Web3Escrow:
     def sign(self, call: Call, nonce: int, fees: Fees | None = None) -> SignedTransaction:
         data, value = self._codec.encode(call)
         paid = fees if fees is not None else self.fees()
-        gas = GAS_LIMITS[type(call)]
+        gas = fixed_gas(call)
         if isinstance(call, Dispute):
             gas = self._dispute_gas(call, data, paid)
         return self._wallet.sign(self._domain.escrow, data, value, gas=gas, nonce=nonce, fees=paid)

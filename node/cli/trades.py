@@ -115,7 +115,7 @@ def _side(row: TradeRow, journal: Journal) -> dict[str, Any]:
                 "hash": "0x" + sent.hash.hex(),
                 "fate": {None: "pending", True: "mined", False: "reverted"}[sent.succeeded],
                 "block": sent.block,
-                "gas": sent.gas,
+                "gas": None if sent.gas is None else sent.share,
             }
             for sent in journal.transactions(row.trade_id)
         ],

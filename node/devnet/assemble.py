@@ -268,7 +268,7 @@ def _notes(spec: RunSpec, records: Sequence[MarketRecord]) -> list[str]:
     if spec.calls:
         notes.append(
             "Prices were made of all budgets in one call a round; what one agent bought in a round "
-            "was funded trade by trade, and fused."
+            "was funded in one transaction, and fused."
         )
     if spec.layers:
         layers = ", ".join(map(str, spec.layers))

@@ -7,6 +7,10 @@ the buyer's own numbering and scales, and λᵢ is the α at which that purchase
 summand is what the purchase's own merge has moved by, and w̃ is the mean of these merges. Of one
 purchase it is that merge, to the byte. What nobody supplies stays as it is.
 
+The paper holds one λ for all sellers. A trial has measured for this very pair how far to go, and a
+model that is little alike stays a small step; on digits that beat every fixed λ, and no fixed one
+over a half was without rounds that made the buyer worse (docs/adr/0013).
+
 The twin of `broker_node.mechanisms.fusion` on tensors, to the bit; nodes that only trade do
 without the mechanisms.
 """

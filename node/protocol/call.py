@@ -8,7 +8,7 @@ not see, so that a broker that clears wrongly is found by whoever has its certif
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -69,21 +69,21 @@ def check_budget_bid(
 
 
 def check_allocations(
-    given: Sequence[Allocation], *, bid_on: Collection[Digest], budget: Wei, peer: PeerId
+    given: Sequence[Allocation], *, bid_on: Mapping[Digest, Address], budget: Wei, peer: PeerId
 ) -> None:
     """Raise `RemoteProtocolError` unless the answer of `peer` is one to such a bid.
 
-    `bid_on` are the offers whose trials the bid has named. ``not-tried``, ``allocated-twice``,
+    `bid_on` are the offers whose trials the bid has named, and the seller of each. ``not-tried``;
+    ``allocated-twice``: of one seller, whose longer beginning has the shorter one in it;
     ``no-price`` for less than the escrow takes, ``over-budget`` for all together.
     """
-    names = [one.offer_digest for one in given]
     for one in given:
         if one.offer_digest not in bid_on:
             raise RemoteProtocolError("not-tried", one.offer_digest.hex(), peer=peer)
         if one.price < LEAST_PRICE:
             raise RemoteProtocolError("no-price", "a trade of nothing", peer=peer)
-    if len(set(names)) < len(names):
-        raise RemoteProtocolError("allocated-twice", f"of {len(names)} offers", peer=peer)
+    if len({bid_on[one.offer_digest] for one in given}) < len(given):
+        raise RemoteProtocolError("allocated-twice", f"of {len(given)} offers", peer=peer)
     total = sum(one.price for one in given)
     if total > budget:
         raise RemoteProtocolError("over-budget", f"{total} wei, of {budget}", peer=peer)

@@ -61,6 +61,7 @@ from node.protocol.purchase import Purchase, PurchaseRecord
 from node.protocol.sale import SaleRecord
 from node.protocol.schema import to_map
 from node.protocol.types import Digest
+from node.settlement.gathering import Gathering
 from node.settlement.reconcile import Doubts, View, agrees, gives_up
 from node.settlement.trade import Machine, Record, Trade, machine_of
 from node.settlement.treasury import Ending, Treasury
@@ -98,6 +99,7 @@ class TradeDesk:
         self._trades: dict[tuple[Digest, str], Trade] = {}
         self._nursery: trio.Nursery | None = None
         self._doubts = Doubts(watch.rewind)
+        self.gathering: Final = Gathering(self.open_trades, clock)
         self.running = trio.Event()
         """Set once every open trade of the journal goes on, and new ones may be opened.
 
@@ -232,6 +234,7 @@ class TradeDesk:
                     self._call(trade, step),
                     wanted=lambda: machine.may_send(step, self._clock()),
                     sent=lambda: self._sent(trade, step),
+                    gather=lambda: self.gathering.wait(trade, step),
                 )
                 if step is Step.WITHDRAW and ending is Ending.DONE:
                     self._take(trade, Withdrawn())

@@ -41,7 +41,7 @@ def trade_rows(path: Path) -> list[TradeSummary]:
                     fee=str(trade.quote.fee) if trade.quote else None,
                     note=trade.machine.record.note,
                     transactions={t.step: "0x" + t.hash.hex() for t in sent},
-                    gas={t.step: t.gas or 0 for t in sent},
+                    gas={t.step: t.share for t in sent},
                 )
             )
         return rows

@@ -53,15 +53,16 @@ class Purse:
         self._journal = journal
         self._budget = budget
 
-    async def left(self, encryptor: Address) -> Wei:
-        """Return the most that a bid for goods of `encryptor` may be now.
+    async def left(self, *encryptors: Address) -> Wei:
+        """Return the most that may be bid now for goods of each of `encryptors`, for all together.
 
-        0 where the account could not pay for the deposit's gas and a dispute's besides. Raises
-        `ChainUnavailableError`.
+        0 where the account could not pay for the gas of each deposit, and of a dispute of each,
+        besides. Raises `ChainUnavailableError`.
         """
-        purchases, seen = await self._look(encryptor)
+        purchases, seen = await self._look(*encryptors)
         cost = sum(seen.cost(*one, BID_HEADROOM) for one in purchases)
-        left = seen.held - cost - seen.gas(encryptor, BID_HEADROOM) - GAS_RESERVE
+        gas = sum(seen.gas(encryptor, BID_HEADROOM) for encryptor in encryptors)
+        left = seen.held - cost - gas - GAS_RESERVE
         if self._budget is not None:
             left = min(left, self._budget - self._spent())
         return Wei(max(0, left))
@@ -89,11 +90,11 @@ class Purse:
                 f"gas of its deposit and a dispute, {sum(others)} for other purchases"
             )
 
-    async def _look(self, encryptor: Address) -> tuple[_Open, _Seen]:
+    async def _look(self, *encryptors: Address) -> tuple[_Open, _Seen]:
         """Ask the chain, until no purchase began, ended or went on meanwhile."""
         while True:
             purchases = self._open()
-            seen = await self._treasury.ask(functools.partial(_ask, purchases, encryptor))
+            seen = await self._treasury.ask(functools.partial(_ask, purchases, encryptors))
             if self._open() == purchases:
                 return purchases, seen
 
@@ -139,12 +140,12 @@ class _Seen:
         return 0
 
 
-def _ask(purchases: _Open, encryptor: Address, escrow: Escrow) -> _Seen:
+def _ask(purchases: _Open, encryptors: tuple[Address, ...], escrow: Escrow) -> _Seen:
     """Ask for the balance last: a deposit that is mined meanwhile may count twice."""
-    sellers = {encryptor, *(record.quote.encryptor for record, _ in purchases)}
+    sellers = {*encryptors, *(record.quote.encryptor for record, _ in purchases)}
     return _Seen(
         max_fee=escrow.fees().max_fee,
-        fund_gas=escrow.gas_limit(Fund, encryptor),
+        fund_gas=escrow.gas_limit(Fund, escrow.account),
         dispute_gas={each: escrow.gas_limit(Dispute, each) for each in sellers},
         deposited=frozenset(
             record.trade_id

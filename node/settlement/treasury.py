@@ -10,6 +10,11 @@ What is not mined for long is signed again at its own nonce, for the chain's pre
 of two transactions with one nonce at most one is ever mined. What the pool lost below that
 nonce is offered again too, or nothing after it would ever be mined.
 
+Deposits that wait for one another are made in one transaction, which is journalled in each of
+their trades: whichever is asked first, after whatever crash, finds there what may still be mined
+for it. One joins only where nothing was signed for it but at that very nonce, so that no two of
+these are mined. Where all together are refused, or too dear, each goes on alone.
+
 Reveals and disputes have the first turn: each has a deadline after which its seller loses the
 sale, or its buyer the money.
 
@@ -22,7 +27,6 @@ from __future__ import annotations
 import contextlib
 import enum
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import trio
@@ -37,8 +41,8 @@ from node.chain.errors import (
 from node.chain.port import (
     Call,
     Escrow,
-    EscrowState,
-    SignedTransaction,
+    Fund,
+    FundMany,
     TransactionOutcome,
     Withdraw,
 )
@@ -47,6 +51,7 @@ from node.journal import Journal, TransactionRow
 from node.observe import Observer
 from node.protocol.events import Step
 from node.protocol.types import Digest
+from node.settlement.errand import DONE_IN, NEEDED_IN, PATIENT, URGENT, Errand
 from node.settlement.gaps import fill_gaps
 
 T = TypeVar("T")
@@ -64,6 +69,10 @@ LONGEST_REVERT_BACKOFF: Final = 3_600.0
 """A revert was paid for: what is tried again for long must cost next to nothing."""
 
 
+MOST_TOGETHER: Final = 16
+"""Deposits in one transaction: what a block, and whoever passes it on, takes anywhere."""
+
+
 class Ending(enum.Enum):
     """How a step ended."""
 
@@ -75,37 +84,6 @@ class Ending(enum.Enum):
     """The contract refused it."""
 
 
-_NEEDED_IN: Final = {
-    Step.FUND: EscrowState.NONE,
-    Step.REVEAL: EscrowState.FUNDED,
-    Step.FINALIZE: EscrowState.REVEALED,
-    Step.REFUND: EscrowState.FUNDED,
-    Step.DISPUTE: EscrowState.REVEALED,
-}
-_DONE_IN: Final = {
-    Step.FUND: frozenset(EscrowState) - {EscrowState.NONE},
-    Step.REVEAL: {EscrowState.REVEALED, EscrowState.PAID, EscrowState.DISPUTED},
-    Step.FINALIZE: {EscrowState.PAID},
-    Step.REFUND: {EscrowState.REFUNDED},
-    Step.DISPUTE: {EscrowState.DISPUTED},
-}
-_PATIENT: Final = frozenset({Step.FINALIZE, Step.REFUND, Step.DISPUTE, Step.WITHDRAW})
-"""Steps that are tried again until they are done, or are not wanted any more."""
-_URGENT: Final = frozenset({Step.REVEAL, Step.DISPUTE})
-"""Steps with a deadline after which money is lost: they have the first turn."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Errand:
-    """One step of one trade, and what its caller says of it."""
-
-    trade_id: Digest
-    step: Step
-    call: Call
-    wanted: Callable[[], bool]
-    sent: Callable[[], None]
-
-
 class Treasury:
     """The one sender of transactions of `escrow.account`."""
 
@@ -115,6 +93,8 @@ class Treasury:
         self.observer = observer
         self._turn = trio.Lock()
         self._urgent_waiting = 0
+        self._gathered: dict[Digest, Errand] = {}
+        """Deposits that may be made with others."""
 
     @property
     def turn(self) -> trio.Lock:
@@ -133,20 +113,32 @@ class Treasury:
         *,
         wanted: Callable[[], bool],
         sent: Callable[[], None] = lambda: None,
+        gather: Callable[[], Awaitable[None]] | None = None,
     ) -> Ending:
         """Do `step` of a trade, however often the chain or this process goes away meanwhile.
 
         `wanted` is asked right before each send; a caller uses it to hold back a secret.
-        `sent` is called each time that a transaction of the step has left.
+        `sent` is called each time that a transaction of the step has left. A deposit is made with
+        others that wait, once `gather` returns, or they are made with it before.
         """
-        errand = _Errand(trade_id, step, call, wanted, sent)
+        errand = Errand(trade_id, step, call, wanted, sent)
+        try:
+            if step is Step.FUND and gather is not None:
+                self._gathered[trade_id] = errand
+                await gather()
+            return await self._see_to(errand)
+        finally:
+            self._gathered.pop(trade_id, None)
+
+    async def _see_to(self, errand: Errand) -> Ending:
+        step, wanted = errand.step, errand.wanted
         backoff = FIRST_BACKOFF
         after_revert = FIRST_REVERT_BACKOFF
         while True:
             try:
                 async with self._turn_for(step):
                     ending = await self._attempt(errand)
-                if ending is Ending.REVERTED and step in _PATIENT:
+                if ending is Ending.REVERTED and step in PATIENT:
                     await trio.sleep(after_revert)
                     after_revert = min(2 * after_revert, LONGEST_REVERT_BACKOFF)
                 elif ending is not None:
@@ -154,14 +146,12 @@ class Treasury:
             except NonceTooLowError:
                 pass  # the next attempt finds these bytes dead, and signs others
             except TransactionRefusedError as error:
-                self.observer.emit(
-                    TransactionRefused(trade_id=trade_id, step=step.value, reason=str(error))
-                )
+                self._refused(errand, error)
                 standing = await self._until_up(lambda: self._standing(errand))
                 if standing is not None:
                     return standing
                 # a secret is tried to be told for as long as it may be: an endpoint can lag
-                if step not in _PATIENT and not (step is Step.REVEAL and wanted()):
+                if step not in PATIENT and not (step is Step.REVEAL and wanted()):
                     return Ending.REVERTED
             except (ChainUnavailableError, UnfundedAccountError) as error:
                 if not wanted():
@@ -173,7 +163,7 @@ class Treasury:
     @contextlib.asynccontextmanager
     async def _turn_for(self, step: Step) -> AsyncIterator[None]:
         """Hold the account's lock; who gets it while an urgent step waits goes to the end again."""
-        if step in _URGENT:
+        if step in URGENT:
             self._urgent_waiting += 1
             try:
                 await self._turn.acquire()
@@ -189,7 +179,7 @@ class Treasury:
         finally:
             self._turn.release()
 
-    async def _attempt(self, errand: _Errand) -> Ending | None:
+    async def _attempt(self, errand: Errand) -> Ending | None:
         """One try under the account's lock; None asks for another."""
         standing = await self._standing(errand)
         if standing is not None:
@@ -207,7 +197,13 @@ class Treasury:
             row = await self._sign(errand, nonce)
             if not errand.wanted():  # signing asked the chain for its fees: time has passed
                 return Ending.UNWANTED
-            await self._send(errand, row)
+            try:
+                await self._send(errand, row)
+            except TransactionRefusedError as error:
+                if not self._part(row):
+                    raise
+                self._refused(errand, error)
+                return None
             waiting = [row]
         ending = await self._see_mined(errand, waiting)
         if ending is None and errand.wanted():
@@ -215,13 +211,14 @@ class Treasury:
         return ending
 
     async def _send_again(
-        self, errand: _Errand
+        self, errand: Errand
     ) -> tuple[list[TransactionRow], TransactionRow | None]:
         """Send what was signed before.
 
         Returns what the chain took, and may still mine; and the last that was too dear for the
         account, to be signed anew: an urgent step does not wait for money while fees fall, or a
-        smaller limit of gas would do. Others raise `UnfundedAccountError`.
+        smaller limit of gas would do, nor a deposit for what others cost. Others raise
+        `UnfundedAccountError`.
         """
         waiting, unfunded = [], None
         for row in self._unresolved(errand):
@@ -229,17 +226,20 @@ class Treasury:
                 break
             try:
                 await self._send(errand, row)
-            except (NonceTooLowError, TransactionRefusedError):
+            except NonceTooLowError:
+                continue
+            except TransactionRefusedError:
+                self._part(row)
                 continue
             except UnfundedAccountError:
-                if errand.step not in _URGENT:
+                if errand.step not in URGENT and not self._part(row):
                     raise
                 unfunded = row
                 continue
             waiting.append(row)
         return waiting, unfunded
 
-    async def _replace(self, errand: _Errand, stuck: TransactionRow) -> None:
+    async def _replace(self, errand: Errand, stuck: TransactionRow) -> None:
         """Outbid our own stuck transaction, if the chain's fees have risen enough for that."""
         row = await self._sign(errand, stuck.nonce)
         if row.hash == stuck.hash or not errand.wanted():
@@ -249,7 +249,7 @@ class Treasury:
         except (NonceTooLowError, TransactionRefusedError) as error:
             self._delayed(errand, error)
 
-    async def _send(self, errand: _Errand, row: TransactionRow) -> None:
+    async def _send(self, errand: Errand, row: TransactionRow) -> None:
         try:
             await self.ask(lambda escrow: escrow.broadcast(row.raw))
         except AnswerLostError:
@@ -268,14 +268,16 @@ class Treasury:
             self._note(row, outcome)
         return outcome
 
-    async def _see_mined(self, errand: _Errand, waiting: list[TransactionRow]) -> Ending | None:
+    async def _see_mined(self, errand: Errand, waiting: list[TransactionRow]) -> Ending | None:
         began = trio.current_time()
         looked_for_gaps = began
         while (now := trio.current_time()) < began + MINING_PATIENCE:
             for row in waiting:
                 outcome = await self._look(row)
-                if outcome is not None:
-                    return Ending.DONE if outcome.succeeded else Ending.REVERTED
+                if outcome is not None and outcome.succeeded:
+                    return Ending.DONE
+                if outcome is not None:  # of several, each is tried alone
+                    return None if self._part(row) else Ending.REVERTED
             if self._urgent_waiting and now > began + YIELD_SECONDS:
                 return None
             if now > looked_for_gaps + REOFFER_SECONDS:
@@ -284,7 +286,7 @@ class Treasury:
             await trio.sleep(POLL_SECONDS)
         return None
 
-    async def _standing(self, errand: _Errand) -> Ending | None:
+    async def _standing(self, errand: Errand) -> Ending | None:
         """What the chain already says of this step; None if it is still to be done."""
         trade_id, step, call = errand.trade_id, errand.step, errand.call
         for row in self._unresolved(errand):
@@ -294,34 +296,67 @@ class Treasury:
             owed = await self.ask(lambda escrow: escrow.credit(account))
             return Ending.DONE if owed == 0 else None
         state = (await self.ask(lambda escrow: escrow.trade_state(trade_id))).state
-        if state is _NEEDED_IN[step]:
+        if state is NEEDED_IN[step]:
             return None
-        return Ending.DONE if state in _DONE_IN[step] else Ending.UNWANTED
+        return Ending.DONE if state in DONE_IN[step] else Ending.UNWANTED
 
-    async def _sign(self, errand: _Errand, nonce: int) -> TransactionRow:
+    async def _sign(self, errand: Errand, nonce: int) -> TransactionRow:
         """Sign and journal an attempt; the same bytes as before are the same attempt."""
-        trade_id, step = errand.trade_id, errand.step
-        signed: SignedTransaction = await self.ask(lambda escrow: escrow.sign(errand.call, nonce))
-        rows = self.journal.transactions(trade_id, step.value)
-        known = next((row for row in rows if row.hash == signed.hash), None)
-        if known is not None:
-            return known
-        row = TransactionRow(
-            trade_id=trade_id,
-            step=step.value,
-            attempt=len(rows),
-            nonce=nonce,
-            hash=signed.hash,
-            raw=signed.raw,
-        )
-        self.journal.save_transaction(row)
-        self.observer.emit(Saved(trade_id=trade_id, step=step.value))
-        return row
+        step, call = errand.step, errand.call
+        together = await self._together(errand, nonce)
+        if len(together) > 1:
+            call = FundMany(tuple(e.call for e in together if isinstance(e.call, Fund)))
+        signed = await self.ask(lambda escrow: escrow.sign(call, nonce))
+        if known := [row for row in self._rows(errand) if row.hash == signed.hash]:
+            return known[0]
+        made = {
+            each.trade_id: TransactionRow(
+                trade_id=each.trade_id,
+                step=step.value,
+                attempt=len(self._rows(each)),
+                nonce=nonce,
+                hash=signed.hash,
+                raw=signed.raw,
+                shared=len(together),
+            )
+            for each in together
+        }
+        self.journal.save_transaction(*made.values())
+        self.observer.emit(Saved(trade_id=errand.trade_id, step=step.value))
+        return made[errand.trade_id]
 
-    def _unresolved(self, errand: _Errand) -> list[TransactionRow]:
+    async def _together(self, errand: Errand, nonce: int) -> list[Errand]:
+        """Return whose deposits one transaction at `nonce` may make, with this errand's; in order.
+
+        Nothing else that pays for one of them may still be mined: what was signed for it, if
+        anything, has this nonce too. One whose transaction has failed stays alone.
+        """
+        found, failed = [errand], any(r.succeeded is False for r in self._rows(errand))
+        if failed or errand.trade_id not in self._gathered:
+            return found
+        for each in list(self._gathered.values()):
+            fresh = all(r.succeeded is None and r.nonce == nonce for r in self._rows(each))
+            if each is errand or not fresh or len(found) == MOST_TOGETHER or not each.wanted():
+                continue
+            if await self._standing(each) is None:
+                found.append(each)
+        return sorted(found, key=lambda one: one.trade_id)
+
+    def _part(self, row: TransactionRow) -> bool:
+        """Have each go on alone whose deposit `row` was to make; returns whether it is of several.
+
+        A restart may forget that, and try them together once more.
+        """
+        for trade_id in self.journal.sharers(row.hash):
+            self._gathered.pop(trade_id, None)
+        return row.shared > 1
+
+    def _unresolved(self, errand: Errand) -> list[TransactionRow]:
         """Attempts that were not seen mined, oldest first."""
-        rows = self.journal.transactions(errand.trade_id, errand.step.value)
-        return [row for row in rows if row.succeeded is None]
+        return [row for row in self._rows(errand) if row.succeeded is None]
+
+    def _rows(self, errand: Errand) -> list[TransactionRow]:
+        return self.journal.transactions(errand.trade_id, errand.step.value)
 
     def _note(self, row: TransactionRow, outcome: TransactionOutcome) -> None:
         succeeded, gas = outcome.succeeded, outcome.gas_used
@@ -338,7 +373,12 @@ class Treasury:
             )
         )
 
-    def _delayed(self, errand: _Errand, error: Exception) -> None:
+    def _refused(self, errand: Errand, error: Exception) -> None:
+        self.observer.emit(
+            TransactionRefused(trade_id=errand.trade_id, step=errand.step.value, reason=str(error))
+        )
+
+    def _delayed(self, errand: Errand, error: Exception) -> None:
         self.observer.emit(
             TransactionDelayed(trade_id=errand.trade_id, step=errand.step.value, reason=str(error))
         )

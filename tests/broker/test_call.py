@@ -93,6 +93,15 @@ def test_whoever_stays_out_is_not_waited_for() -> None:
     assert refused(calls, "a", bid_on(tried["a"])) == "call-closed"
 
 
+def test_who_has_stayed_out_and_tries_once_more_is_waited_for_again() -> None:
+    calls, tried = opened("a", "b")
+    calls.stays_out(account("b"))
+    calls.tried(attempt("b", 1))
+    calls.bid(account("a"), bid_on(tried["a"]), Instant(0.0))
+    assert calls.close(Instant(1.0)) is None
+    assert calls.close(Instant(SECONDS)) is not None
+
+
 def test_bids_that_are_none_of_this_call_are_refused_by_name() -> None:
     calls, tried = opened("a", "b")
     assert refused(calls, "nobody", bid_on(attempt("nobody"))) == "not-in-the-call"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from fractions import Fraction
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -137,6 +140,32 @@ def test_of_what_was_not_bid_on_the_next_shorter_beginning_is_given() -> None:
     layers, paid = total(cleared, 0)
     assert layers == 2
     assert paid == pytest.approx(ETHER / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+def test_of_two_offers_of_the_same_layers_the_newer_one_counts_and_is_given(
+    newest_first: bool,
+) -> None:
+    old = dataclasses.replace(trial(0, 0, LAYERS, 400_000), age=(1, 0))
+    new = dataclasses.replace(
+        trial(0, 0, LAYERS, 200_000), age=(2, 0),
+        trial_id=Digest(b"\x07" * 32), offer_digest=Digest(b"\x08" * 32),
+    )  # fmt: skip
+    attempts = (new, old) if newest_first else (old, new)
+    bid = BudgetBid(trials=(old.trial_id, new.trial_id), budget=Wei(ETHER))
+    cleared = clear_call(Closed(placed=(Placed(buyer=buyer(0), bid=bid, attempts=attempts),)))
+    (given_,) = cleared.answer_to(buyer(0))
+    assert given_.offer_digest == new.offer_digest
+    assert given_.predicted == 200_000
+
+
+def test_what_is_paid_for_layers_that_are_all_but_whole_is_no_more_than_is_left() -> None:
+    (placed,) = closed([[even(50_000)]], [100]).placed
+    (seller,) = {attempt.seller for attempt in placed.attempts}
+    share, dear = 2 - call_clearing.WHOLE / 2, Fraction(51, call_clearing.UNIT)
+    (given_,) = call_clearing._whole_layers(placed, {seller: 0.05}, {seller: (share, dear)})
+    assert given_.allocation is not None
+    assert (given_.layers, given_.allocation.price) == (2, 100)
 
 
 def test_nobody_pays_for_more_gain_than_there_is_loss() -> None:

@@ -29,6 +29,7 @@ from node.chain.port import (
     Finalize,
     Fund,
     FundedEvent,
+    FundMany,
     PaidEvent,
     Refund,
     RefundedEvent,
@@ -228,6 +229,25 @@ def test_the_fixed_gas_limits_leave_twice_what_a_trade_takes(market: Market) -> 
     assert 3 * dispute.gas_used <= 2 * GAS_LIMITS[Dispute], dispute.gas_used
     for kind, gas in used.items():
         assert 2 * gas <= GAS_LIMITS[kind], (kind, gas)
+
+
+def test_several_quotes_are_funded_in_one_transaction_or_none_is(market: Market) -> None:
+    """Three take less gas than three times one would, and at most half of their limit."""
+    buyer = market.escrow(BUYER)
+    quotes = [market.quote(number) for number in range(4)]
+    deposits = tuple(Fund(quote, signature) for quote, signature in quotes)
+    alone = do(buyer, deposits[3])
+    assert do(buyer, FundMany(deposits)).revert == "WrongState"
+    assert [buyer.trade_state(q.trade_id).state for q, _ in quotes[:3]] == [EscrowState.NONE] * 3
+    funded = do(buyer, FundMany(deposits[:3]))
+    assert funded.succeeded
+    told = buyer.events(funded.block, funded.block)
+    assert [e.trade_id for e in told if isinstance(e, FundedEvent)] == [
+        quote.trade_id for quote, _ in quotes[:3]
+    ]
+    assert buyer.balance(market.domain.escrow) == sum(quote.price for quote, _ in quotes)
+    assert 10 * funded.gas_used <= 9 * 3 * alone.gas_used, (funded.gas_used, alone.gas_used)
+    assert 2 * funded.gas_used <= 3 * GAS_LIMITS[FundMany], funded.gas_used
 
 
 def test_another_chain_no_code_or_other_code_is_not_our_market(market: Market) -> None:

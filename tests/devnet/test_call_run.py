@@ -19,6 +19,7 @@ from node.devnet.defaults import CALL_BUDGET
 from node.devnet.errors import DevnetError
 from node.devnet.logs import read_events
 from node.devnet.play import BROKER, call_budget
+from node.devnet.report.calls import summary
 from node.devnet.spec import RunSpec
 
 CHECKOUT = Path(__file__).parents[2]
@@ -92,7 +93,11 @@ def test_the_report_says_how_well_gains_were_predicted(
     assert calls["rounds_predicted"]["count"] == len(calls["fused"]) > 0
     for found in (calls["purchases_predicted"], calls["rounds_predicted"]):
         assert 0 <= found["mean_absolute_error"] < 1
+    explained = calls["purchases_predicted"]["r_squared"]
+    shown = f"R² {explained:.3f}".replace("-", "−")
     page = (folder / "report.html").read_text(encoding="utf-8")
+    assert shown in page
+    assert any(shown in line for line in summary(report))  # type: ignore[arg-type]
     assert '<a href="#calls">Calls</a>' in page
     assert "mean absolute error" in page
     assert "confirmed" in page

@@ -12,8 +12,8 @@ from broker_node.calls.desk import CallDesk
 from node.agent import progress as journalled
 from node.agent.agent import Agent
 from node.agent.session import Session
-from node.chain.port import EscrowState
-from node.chronicle import CallCleared, LegEnded, OurFault, PeerFault, TradeChanged
+from node.chain.port import EscrowState, FundedEvent
+from node.chronicle import CallCleared, LegEnded, OurFault, PeerFault, TradeChanged, TrialDone
 from node.protocol.call import Allocation, BudgetBid
 from node.protocol.eip712 import digest
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
@@ -29,7 +29,8 @@ from node.protocol.messages import (
     StreamMessage,
 )
 from node.protocol.signing import sign_digest
-from node.protocol.types import Digest, Millionths, PeerId, Wei
+from node.protocol.types import Address, Digest, Millionths, PeerId, Wei
+from node.settlement.purse import Purse
 from tests.market.market import (
     ETHER,
     Market,
@@ -98,7 +99,39 @@ async def test_one_budget_buys_of_two_sellers_and_their_weights_are_fused(tmp_pa
         ledger = await market.drawn_ledger()
         assert ledger.balances
         assert ledger.deposited == paid == ledger.paid_out + ledger.fees
+        first, second = market.events(FundedEvent)
+        assert (first.transaction, first.block) == (second.transaction, second.block)
         await session.offer(architecture(), fused)  # and the next round begins on them
+
+
+async def test_who_bids_all_that_its_purse_allows_can_fund_all_that_it_is_given(
+    tmp_path: Path,
+) -> None:
+    async with open_market(tmp_path, **CALL) as market:
+        await sellers(market, "one", "two")
+        buyer, session = await buyer_of(market, 2, call_budget=None)
+        await session.offer(architecture(), weights("buyer"))
+        await session.step()
+        assert [leg.because for leg in buyer.heard(LegEnded)] == ["bought", "bought"]
+        assert sum(leg.price or 0 for leg in buyer.heard(LegEnded)) > 9 * ETHER
+
+
+async def test_who_lacks_the_gas_for_trades_with_all_bids_for_the_best_that_it_can_pay_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def poor(_purse: Purse, *sellers: Address) -> Wei:
+        return Wei(0) if len(sellers) > 1 else BUDGET
+
+    monkeypatch.setattr(Purse, "left", poor)
+    async with open_market(tmp_path, **CALL) as market:
+        await sellers(market, "one", "two")
+        buyer, session = await buyer_of(market, 2)
+        await session.offer(architecture(), weights("buyer"))
+        assert (await session.step()).bought
+        best = max(buyer.heard(TrialDone), key=lambda trial: trial.gain)
+        (leg,) = buyer.heard(LegEnded)
+        assert leg.gain == best.gain
+        assert BUDGET - 1_000_000 <= (leg.price or 0) <= BUDGET
 
 
 def party_of(market: Market, peer: PeerId | None) -> Party:
@@ -153,6 +186,53 @@ async def test_a_restart_ends_each_trade_of_a_call_and_fuses_what_was_delivered(
 
 def weights_of(party: Party) -> dict[str, torch.Tensor]:
     return {name: tensor.double() for name, tensor in weights(party.name).items()}
+
+
+async def bid_in_an_open_call(market: Market) -> tuple[Party, Session, list[Any]]:
+    """A buyer whose bid is placed, in a call that another one keeps open; and its steps."""
+    await sellers(market, "one")
+    other = await market.join("other", Driven, **AGENT)
+    await eventually(lambda: other.sees(market["one"]), "the offer")
+    await other.shell.session._try(await other.offer(), other.sees(market["one"]))
+    buyer, session = await buyer_of(market, 2)
+    await session.offer(architecture(), weights("buyer"))
+    steps: list[Any] = []
+
+    async def play() -> None:
+        steps.append(await session.step())
+
+    market.nursery.start_soon(play)
+    await eventually(lambda: market.broker.shell._calls._bids, "the bid")
+    return buyer, session, steps
+
+
+async def test_a_bid_that_a_broker_forgot_as_it_was_restarted_is_placed_anew(
+    tmp_path: Path,
+) -> None:
+    async with open_market(tmp_path, mechanism="eeg", call_seconds=600) as market:
+        buyer, _, steps = await bid_in_an_open_call(market)
+        await market.broker.stop()
+        await market.broker.start()
+        await eventually(lambda: steps, "the round", seconds=60)
+        assert steps[0].bought
+        assert "unknown-bid" in buyer.blamed("call")
+        assert {leg.because for leg in buyer.heard(LegEnded)} == {"bought"}
+        spent = sum(leg.price or 0 for leg in buyer.heard(LegEnded))
+        assert spent == sum(event.price for event in market.events(FundedEvent)) <= BUDGET
+
+
+async def test_who_has_bid_to_a_broker_that_stays_away_is_told_so_and_keeps_all_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.agent.calling.AWAY_SECONDS", 2.0)
+    async with open_market(tmp_path, mechanism="eeg", call_seconds=600) as market:
+        buyer, session, steps = await bid_in_an_open_call(market)
+        await market.broker.stop()
+        await eventually(lambda: steps, "the round", seconds=60)
+        assert (steps[0].bought, steps[0].because) == (False, "unreachable")
+        assert not buyer.heard(TradeChanged)
+        kept = await session.adopt()
+        assert all(torch.equal(kept[n], own) for n, own in weights("buyer").items())
 
 
 async def test_whoever_wants_nothing_stays_out_and_nobody_waits_for_it(tmp_path: Path) -> None:

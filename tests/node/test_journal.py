@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sqlite3
@@ -125,6 +126,25 @@ def test_what_became_of_a_transaction_is_noted_on_it_alone(journal: Journal) -> 
     kept, mined = journal.transactions(name(1), "fund")
     assert kept == first
     assert (mined.gas, mined.block, mined.succeeded) == (63_000, 12, False)
+
+
+def test_a_transaction_of_several_trades_is_journalled_in_each_of_them_or_in_none(
+    journal: Journal,
+) -> None:
+    first, second = transaction(1, "fund", 0, 4), transaction(2, "fund", 0, 4)
+    second = dataclasses.replace(second, hash=first.hash, raw=first.raw)
+    journal.save_transaction(first, second)
+    journal.save_transaction(transaction(2, "reveal", 0, 5))
+    assert journal.sharers(first.hash) == [name(1), name(2)]
+    journal.mark_mined(first.hash, gas=101, block=12, succeeded=True)
+    for number in (1, 2):
+        (row,) = journal.transactions(name(number), "fund")
+        assert (row.succeeded, row.gas, row.shared, row.share) == (True, 101, 2, 51)
+    (other,) = journal.transactions(name(2), "reveal")
+    assert (other.succeeded, other.shared, other.share) == (None, 1, 0)
+    with pytest.raises(JournalError, match="UNIQUE"):
+        journal.save_transaction(transaction(3, "fund", 0, 6), second)
+    assert journal.transactions(name(3)) == []
 
 
 def test_an_attempt_is_never_written_over(journal: Journal) -> None:

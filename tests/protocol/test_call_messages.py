@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from node.protocol.call import Allocation, BudgetBid, check_allocations, check_budget_bid
 from node.protocol.errors import RemoteProtocolError
-from node.protocol.types import Digest, Millionths, PeerId, Wei
+from node.protocol.schema import checksummed
+from node.protocol.types import Address, Digest, Millionths, PeerId, Wei
 from tests.protocol import cast
 
 TRIALS = (cast.word("a trial"), cast.word("another"))
@@ -56,9 +57,14 @@ def allotted(offer: Digest, price: int) -> Allocation:
     return Allocation(offer_digest=offer, price=Wei(price), predicted=Millionths(1))
 
 
+def bid_on(count: int) -> dict[Digest, Address]:
+    """Offers of as many sellers."""
+    return {offer: checksummed(offer[:20]) for offer in OFFERS[:count]}
+
+
 def answer_refused(*given_: Allocation, budget: int = 100) -> str:
     with pytest.raises(RemoteProtocolError) as caught:
-        check_allocations(given_, bid_on=OFFERS[:2], budget=Wei(budget), peer=BROKER)
+        check_allocations(given_, bid_on=bid_on(2), budget=Wei(budget), peer=BROKER)
     assert caught.value.peer == BROKER
     return caught.value.reason
 
@@ -71,6 +77,13 @@ def test_what_a_broker_may_not_answer_is_refused_by_name() -> None:
     assert answer_refused(allotted(OFFERS[0], 1), allotted(OFFERS[0], 1)) == "allocated-twice"
 
 
+def test_two_beginnings_of_one_sellers_layers_are_not_paid_for_both() -> None:
+    both = dict.fromkeys(OFFERS[:2], cast.SELLER.account)
+    answer = [allotted(offer, 1) for offer in both]
+    with pytest.raises(RemoteProtocolError, match="allocated-twice"):
+        check_allocations(answer, bid_on=both, budget=Wei(100), peer=BROKER)
+
+
 @given(prices=st.lists(st.integers(0, 200), max_size=3), budget=st.integers(1, 300))
 def test_an_answer_is_taken_only_if_all_of_it_is_within_the_budget(
     prices: list[int], budget: int
@@ -78,7 +91,7 @@ def test_an_answer_is_taken_only_if_all_of_it_is_within_the_budget(
     answer = [allotted(offer, price) for offer, price in zip(OFFERS, prices, strict=False)]
     fits = all(prices) and sum(prices) <= budget
     try:
-        check_allocations(answer, bid_on=OFFERS, budget=Wei(budget), peer=BROKER)
+        check_allocations(answer, bid_on=bid_on(3), budget=Wei(budget), peer=BROKER)
     except RemoteProtocolError:
         assert not fits
     else:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from node.chain.codec import BROKER_DISPUTE_GAS, GAS_LIMITS
+from node.chain.codec import BROKER_DISPUTE_GAS, GAS_LIMITS, fixed_gas
 from node.chain.errors import (
     ChainUnavailableError,
     NonceTooLowError,
@@ -31,6 +31,7 @@ from node.chain.port import (
     Finalize,
     Fund,
     FundedEvent,
+    FundMany,
     PaidEvent,
     Refund,
     RefundedEvent,
@@ -46,6 +47,7 @@ from node.chain.port import (
 from node.protocol import merkle
 from node.protocol.dispute import proves_bad
 from node.protocol.eip712 import Domain, digest
+from node.protocol.quote import Quote
 from node.protocol.signing import address_of
 from node.protocol.types import NO_ADDRESS, Address, Digest, UnixTime, Wei
 
@@ -179,21 +181,15 @@ class FakeChain:
             return [
                 WithdrawnEvent(block, hash_, NO_ADDRESS, call.account, call.account, Wei(amount))
             ]
+        if isinstance(call, Fund | FundMany):
+            quotes = [one.quote for one in deposits(call)]
+            for at, quote in enumerate(quotes):  # all of them, or none
+                self._check_deposit(quote, sender, now)
+                if quote.trade_id in {other.trade_id for other in quotes[:at]}:
+                    raise RevertError("WrongState")
+            return [self._deposit(quote, now, block, hash_) for quote in quotes]
         quote = call.quote
         name = quote.trade_id
-        if isinstance(call, Fund):
-            if name in self.deals:
-                raise RevertError("WrongState")
-            if sender != quote.buyer:
-                raise RevertError("NotBuyer")
-            if now > quote.fund_by:
-                raise RevertError("FundingClosed", time=now, fundBy=quote.fund_by)
-            if quote.leaf_count != merkle.leaf_count(quote.byte_length):
-                raise RevertError("WrongLeafCount")
-            self.balances[sender] -= quote.price
-            self.balances[DOMAIN.escrow] = self.balances.get(DOMAIN.escrow, 0) + quote.price
-            self.deals[name] = Deal(EscrowState.FUNDED, UnixTime(now), digest(DOMAIN, quote))
-            return [FundedEvent(block, hash_, name, quote.buyer, quote.seller, quote.price)]
         deal = self.deals.get(name)
         late = isinstance(call, Finalize | Dispute)
         expected = EscrowState.REVEALED if late else EscrowState.FUNDED
@@ -231,6 +227,23 @@ class FakeChain:
                 return [RefundedEvent(block, hash_, name, quote.price)]
         raise AssertionError(call)
 
+    def _check_deposit(self, quote: Quote, sender: Address, now: int) -> None:
+        if quote.trade_id in self.deals:
+            raise RevertError("WrongState")
+        if sender != quote.buyer:
+            raise RevertError("NotBuyer")
+        if now > quote.fund_by:
+            raise RevertError("FundingClosed", time=now, fundBy=quote.fund_by)
+        if quote.leaf_count != merkle.leaf_count(quote.byte_length):
+            raise RevertError("WrongLeafCount")
+
+    def _deposit(self, quote: Quote, now: int, block: int, hash_: Digest) -> FundedEvent:
+        name, escrow = quote.trade_id, DOMAIN.escrow
+        self.balances[quote.buyer] -= quote.price
+        self.balances[escrow] = self.balances.get(escrow, 0) + quote.price
+        self.deals[name] = Deal(EscrowState.FUNDED, UnixTime(now), digest(DOMAIN, quote))
+        return FundedEvent(block, hash_, name, quote.buyer, quote.seller, quote.price)
+
     def _owe(self, account: Address, amount: int) -> None:
         if amount:
             self.credits[account] = self.credits.get(account, 0) + amount
@@ -245,7 +258,7 @@ class FakeChain:
             return
         if transaction.nonce < self.nonces.get(transaction.sender, 0):
             raise NonceTooLowError(f"nonce too low: {transaction.nonce}")
-        value = transaction.call.quote.price if isinstance(transaction.call, Fund) else 0
+        value = sum(one.quote.price for one in deposits(transaction.call))
         cost = value + transaction.gas * transaction.max_fee
         if self.balances.get(transaction.sender, 0) < cost:
             raise UnfundedAccountError(f"insufficient funds: needs {cost}")
@@ -288,6 +301,13 @@ class FakeChain:
             if isinstance(t.call, kind)
             and (succeeded is None or self.mined[t.hash].succeeded is succeeded)
         ]
+
+
+def deposits(call: Call) -> tuple[Fund, ...]:
+    """The deposits that a call makes, if it makes any."""
+    if isinstance(call, FundMany):
+        return call.deposits
+    return (call,) if isinstance(call, Fund) else ()
 
 
 Hook = Callable[[str], None]
@@ -370,7 +390,7 @@ class FakeEscrow:
     def sign(self, call: Call, nonce: int, fees: Fees | None = None) -> SignedTransaction:
         self._begin("sign")
         most = fees.max_fee if fees is not None else 2 * self.chain.base_fee
-        gas = GAS_LIMITS[type(call)]
+        gas = fixed_gas(call)
         if isinstance(call, Dispute):
             gas = self._limit(Dispute, call.quote.encryptor)
             if self.chain.balances.get(self._account, 0) < gas * most:

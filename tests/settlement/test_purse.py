@@ -89,7 +89,7 @@ async def test_who_bids_all_that_its_purse_allows_gets_its_money_back_for_garbag
     chain.balances[BUYER] -= GAS_RESERVE  # all else that the account may do
 
     async def fees_rise() -> None:
-        while len(chain.calls(Fund)) < trades:
+        while len(chain.deals) < trades:
             await trio.sleep(0.1)
         chain.base_fee *= BID_HEADROOM
 
@@ -163,6 +163,14 @@ async def test_a_budget_bounds_what_the_account_holds(buyer: Node, dear: FakeCha
     assert await purse_of(buyer, budget=Wei(7)).left(SELLER) == 7
     dear.balances[BUYER] = 0
     assert await purse_of(buyer, budget=Wei(7)).left(SELLER) == 0
+
+
+async def test_one_bid_for_goods_of_several_leaves_the_gas_of_a_trade_with_each(
+    buyer: Node, dear: FakeChain
+) -> None:
+    held, purse = 10 * ETHER, purse_of(buyer)
+    both = BID_HEADROOM * (2 * DEPOSIT + DISPUTE + SLASHING)
+    assert await purse.left(SELLER, BROKER) == held - both - GAS_RESERVE
 
 
 # ── before the deposit ──

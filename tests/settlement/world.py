@@ -7,7 +7,7 @@ from pathlib import Path
 
 import trio
 
-from node.chain.port import Finalize, Fund, Reveal
+from node.chain.port import Finalize, Reveal
 from node.journal import TradeRow
 from node.observe import Event
 from node.protocol import cbor
@@ -16,7 +16,7 @@ from node.protocol.purchase import Purchase
 from node.protocol.sale import Sale
 from node.protocol.schema import to_map
 from node.settlement.trade import Machine
-from tests.settlement.fake_chain import DOMAIN, ETHER, FakeChain
+from tests.settlement.fake_chain import DOMAIN, ETHER, FakeChain, deposits
 from tests.settlement.trades import (
     BROKER,
     BUYER,
@@ -86,7 +86,9 @@ class World:
         assert chain.balances[BUYER] == 10 * ETHER - price - spent[BUYER]
         assert chain.balances[SELLER] == 10 * ETHER + price - fees - spent[SELLER]
         assert chain.balances[BROKER] == 10 * ETHER + fees - spent[BROKER]
-        for kind in (Fund, Reveal, Finalize):
+        paid = [one.quote.trade_id for t in chain.history for one in deposits(t.call)]
+        assert sorted(paid) == sorted(quote.trade_id for quote in self.quotes)
+        for kind in (Reveal, Finalize):
             assert len(chain.calls(kind)) == count
         vain = [t for t in chain.history if not chain.mined[t.hash].succeeded]
         # two trades may both ask for what is owed to the account; that costs gas at worst
