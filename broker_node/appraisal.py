@@ -16,6 +16,7 @@ from typing import Final, Protocol
 from broker_node.align import identity
 from broker_node.align.matching import MAX_WORK, work_of
 from broker_node.align.registry import ALIGNERS
+from broker_node.evaluate.control import own_gain
 from broker_node.evaluate.evaluation import DEFAULT_SEARCH, evaluate, require_search
 from broker_node.evaluate.validation import ValidationSet
 from broker_node.quorum.replay import differs, merged_again, replayed
@@ -49,6 +50,8 @@ class Trial:
 
     evaluation: Evaluation
     recipe: bytes
+    control: Millionths | None = None
+    """What the buyer's model gains by itself (`own_gain`), where that is measured."""
 
 
 class Appraiser(Protocol):
@@ -134,14 +137,19 @@ class MarketAppraiser:
         method: str = "weight-matching",
         search: str = DEFAULT_SEARCH,
         shared_rows: bool = False,
+        control: bool = False,
     ) -> None:
-        """`shared_rows`: choose α and score the gain on all rows alike, as the papers do."""
+        """`shared_rows`: choose α and score the gain on all rows alike, as the papers do.
+
+        `control`: measure too what each buyer's model gains by itself.
+        """
         if method not in ALIGNERS:
             raise LocalProtocolError(f"no alignment {method!r}; there are {sorted(ALIGNERS)}")
         require_search(search, validation)
         self._validation = validation
         self._method = method
         self._search = search
+        self._control = control
         self.validation_root: Digest = validation.root
         self.validation_rows: int = len(validation)
         self.rows: tuple[int, int] = rows_due(len(validation), shared=shared_rows)
@@ -202,7 +210,19 @@ class MarketAppraiser:
                 code_version=CODE_VERSION,
             ),
             recipe=found.recipe.encode(),
+            control=self._own_gain(base, seed) if self._control else None,
         )
+
+    def _own_gain(self, base: Verified, seed: Digest) -> Millionths:
+        choice_rows, score_rows = self.rows
+        return own_gain(
+            base.architecture,
+            base.tensors,
+            self._validation,
+            seed=seed,
+            choice_rows=choice_rows,
+            score_rows=score_rows,
+        ).gain
 
     def replay(self, subject: Evaluation, recipe: bytes, base: Verified, sold: Verified) -> Figure:
         if subject.code_version != CODE_VERSION:

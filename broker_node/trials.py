@@ -77,6 +77,7 @@ class Trials:
                 gain=found.gain,
                 bound=found.bound,
                 alpha=found.alpha,
+                control=trial.control,
                 seconds=round(trio.current_time() - begun, 3),
             )
         )

@@ -93,6 +93,8 @@ class TrialDone(Event):
     seconds: float
     offer_digest: Digest | None = None
     """What was tried; a broker does not say."""
+    control: Millionths | None = None
+    """What the buyer's model gains by itself; of a broker that measures it, and tells nobody."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

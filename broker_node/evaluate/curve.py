@@ -16,20 +16,31 @@ from node.protocol.types import Millionths
 
 
 @torch.inference_mode()
-def row_losses(
-    architecture: Architecture, tensors: Tensors, inputs_RF: torch.Tensor, targets_R: torch.Tensor
+def outputs_of(
+    architecture: Architecture, tensors: Tensors, inputs_RF: torch.Tensor
 ) -> torch.Tensor:
-    """Return the loss of every row, losses_R in float64.
+    """Return what a model answers to every row, outputs_RO in float64."""
+    return apply(architecture, tensors, inputs_RF).double()
+
+
+def losses_of(outputs_RO: torch.Tensor, targets_R: torch.Tensor) -> torch.Tensor:
+    """Return the loss of every row's answer, losses_R in float64.
 
     Of classes (int64) that is the cross-entropy in nats, of values (float32) the squared
-    error. Raises `LocalProtocolError` for a model of values that answers more than one.
+    error. Raises `LocalProtocolError` for answers to values that are more than one each.
     """
-    outputs_RO = apply(architecture, tensors, inputs_RF).double()
     if not targets_R.is_floating_point():
         return functional.cross_entropy(outputs_RO, targets_R, reduction="none").cpu()
     if outputs_RO.shape[1] != 1:
         raise LocalProtocolError(f"{outputs_RO.shape[1]} outputs for one value")
     return (outputs_RO.squeeze(1) - targets_R.double()).square().cpu()
+
+
+def row_losses(
+    architecture: Architecture, tensors: Tensors, inputs_RF: torch.Tensor, targets_R: torch.Tensor
+) -> torch.Tensor:
+    """Return the loss of every row (`losses_of`), losses_R in float64."""
+    return losses_of(outputs_of(architecture, tensors, inputs_RF), targets_R)
 
 
 class LossCurve:

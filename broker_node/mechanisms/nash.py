@@ -17,7 +17,9 @@ without a fee those are all that are kept. Leg prices in whole Wei, each with it
 from `bargain` in `broker_node.mechanisms.price`.
 
 The rule is efficient, individually rational and balanced, and so cannot be truthful as well
-(Myerson and Satterthwaite 1983): a misreported valuation moves the price.
+(Myerson and Satterthwaite 1983): a misreported valuation moves the price. Efficient it is among
+those who can pay: two legs whose net transfer is over somebody's cash are no trade, also where
+one of them alone would be.
 """
 
 from __future__ import annotations

@@ -179,6 +179,10 @@ class Config:
         "text", "full", "what a broker tells a buyer of its trials before it has a deal",
         choices=("full", "rounded", "none"),
     )  # fmt: skip
+    control: str = _setting(
+        "text", "none", "what a broker logs beside a gain: what the buyer's own model gains by "
+        "one factor on its outputs (scale)", choices=("none", "scale"),
+    )  # fmt: skip
     fee_bps: int = _setting("integer", 200, "broker's fee in 1/100 of a percent", low=0, high=1_000)
 
     # Rounds of a clearing house

@@ -14,7 +14,10 @@ from node.devnet.logs import Told
 from node.devnet.report.document import Trade
 from node.protocol.types import Wei
 
-READ: Final = ("bid_named", "ask_named", "trial_done", "other_goods_offered")
+READ: Final = (
+    *("bid_named", "ask_named", "trial_done", "other_goods_offered"),
+    "statement_published",
+)
 """Events that this is made of."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from broker_node.mechanisms.ask import market_ask
 from broker_node.mechanisms.price import bargain
@@ -12,14 +13,24 @@ from node.agent.strategies.registry import STRATEGIES, WASH_TRADER
 from node.config.table import Config
 from node.devnet.haggling import READ, Leg, read_legs
 from node.devnet.logs import Told, read_events
-from node.devnet.play import agent_name
+from node.devnet.play import BROKER, agent_name
 from node.devnet.record import MarketRecord
 from node.devnet.regret import revenue, said_by
-from node.devnet.report.strategies import Balance, OtherGoods, Strategies, StrategyRow, Washing
+from node.devnet.report.strategies import (
+    Balance,
+    OtherGoods,
+    Strategies,
+    StrategyRow,
+    TriedGoods,
+    Washing,
+)
 from node.devnet.spec import RunSpec
 from node.protocol.fees import fee_of
-from node.protocol.types import Wei
+from node.protocol.types import ONE, Wei
 from node.roles.shells import strategy_of
+
+OWN: Final = "own"
+"""Goods that are what was trained."""
 
 
 def measure_strategies(spec: RunSpec, record: MarketRecord, folder: Path) -> Strategies:
@@ -36,6 +47,7 @@ def measure_strategies(spec: RunSpec, record: MarketRecord, folder: Path) -> Str
     return Strategies(
         agents=[_row(arm, seed, agent, name, legs) for agent, name in names.items()],
         goods=other_goods(arm, seed, told, legs),
+        tried=tried_goods(arm, seed, told, read_events(folder / BROKER, ("trial_done",))),
         washing=washing(arm, seed, names, played, legs),
         balance=[_balance(record)],
     )
@@ -114,6 +126,48 @@ def other_goods(
                 )
             )
     return found
+
+
+def tried_goods(
+    arm: str, seed: int, told: Mapping[str, Sequence[Told]], measured: Sequence[Told]
+) -> list[TriedGoods]:
+    """Return what trials of each agent's goods showed, by kind; `measured` is the broker's log.
+
+    Who tries hears of the gain and whose offer it is, the broker alone of the control.
+    """
+    offered: dict[str, tuple[str, str]] = {}
+    for agent, events in told.items():
+        for event in _of(events, "statement_published"):
+            if event["kind"] == "offer":
+                offered[str(event["digest"])] = (agent, OWN)
+        for event in _of(events, "other_goods_offered"):
+            offered[str(event["offer_digest"])] = (agent, str(event["kind"]))
+    controls = {
+        str(event["trial_id"]): int(control)
+        for event in measured
+        if (control := event.get("control")) is not None
+    }
+    found: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for events in told.values():
+        for trial in _of(events, "trial_done"):
+            control = controls.get(str(trial["trial_id"]))
+            goods = offered.get(str(trial["offer_digest"]))
+            if control is not None and goods is not None:
+                found.setdefault(goods, []).append((int(trial["gain"]), control))
+    return [
+        TriedGoods(
+            arm=arm,
+            seed=seed,
+            agent=agent,
+            kind=kind,
+            trials=len(trials),
+            gain=sum(gain for gain, _ in trials) / len(trials) / ONE,
+            control=sum(control for _, control in trials) / len(trials) / ONE,
+            beyond=sum(gain > control for gain, control in trials),
+        )
+        for agent, kind in dict.fromkeys(offered.values())
+        if (trials := found.get((agent, kind)))
+    ]
 
 
 def _of(events: Sequence[Told], name: str) -> list[Told]:

@@ -188,6 +188,7 @@ def _appraiser(config: Config) -> Appraiser:
         method=config.alignment,
         search=config.alpha_search,
         shared_rows=protocol == "paper",
+        control=config.control == "scale",
     )
 
 

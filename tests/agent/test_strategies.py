@@ -182,6 +182,10 @@ def test_a_replica_computes_what_was_bought_and_is_other_bytes() -> None:
     for name, tensor in bought.items():
         if "weight" in name:
             assert (goods.tensors[name] - tensor).norm() > 0.5 * tensor.norm(), name
+    # its units have other numbers, whatever their scale
+    first = "layers.0.weight"
+    same = torch.cosine_similarity(goods.tensors[first], bought[first], dim=1)
+    assert same.min() < 0.9
     apart = (logits(goods.tensors) - logits(bought)).std()
     assert 0 < apart < 0.05 * logits(bought).std()
 

@@ -17,7 +17,7 @@ from node.agent.strategies.history import History
 from node.agent.strategies.truthful import Truthful
 from node.devnet.haggling import Leg, read_legs
 from node.devnet.regret import best_revenue, buyers_regret, said_by, sellers_regret
-from node.devnet.strategic import ask_again, other_goods, washing
+from node.devnet.strategic import ask_again, other_goods, tried_goods, washing
 from node.protocol.fees import fee_of
 from node.protocol.types import Wei
 
@@ -182,6 +182,47 @@ def test_a_replica_that_its_maker_buys_back_is_told_apart() -> None:
     assert (row["sold"], row["to_its_maker"], row["revenue"]) == (2, 1, "100")
 
 
+def published(offer: str, kind: str = "offer") -> dict[str, Any]:
+    return {"event": "statement_published", "digest": offer, "kind": kind}
+
+
+def test_a_gain_is_told_beside_what_its_buyer_gains_by_itself() -> None:
+    """The buyer hears of the gain and the offer, the broker alone of the control."""
+    told = {
+        "dan": [published("0xdd"), published("0xee")],
+        "bob": [published("0xaa"), published("0xab"), offered("0xab", "lemon"),
+                published("0xac", "handshake")],
+        "ann": [
+            {**trial("0xaa", 400_000, 1), "trial_id": "0x1"},
+            {**trial("0xaa", 100_000, 1), "trial_id": "0x2"},
+            {**trial("0xab", 90_000, 1), "trial_id": "0x3"},
+            {**trial("0xdd", -10_000, 1), "trial_id": "0x4"},
+            {**trial("0xaa", 900_000, 1), "trial_id": "0x5"},
+            {**trial("0xee", 900_000, 1), "trial_id": "0x6"},
+            {**trial("0xac", 900_000, 1), "trial_id": "0x1"},
+        ],
+    }  # fmt: skip
+    controls = {"0x1": 120_000, "0x2": 140_000, "0x3": 110_000, "0x4": 0, "0x6": None}
+    measured = [
+        {"event": "trial_done", "trial_id": name, "control": control}
+        for name, control in controls.items()
+    ]
+    rows = tried_goods("aligned", 3, told, measured)
+    assert {(row["arm"], row["seed"]) for row in rows} == {("aligned", 3)}
+    assert [
+        (r["agent"], r["kind"], r["trials"], r["gain"], r["control"], r["beyond"]) for r in rows
+    ] == [
+        ("dan", "own", 1, -0.01, 0.0, 0),
+        ("bob", "own", 2, 0.25, 0.13, 1),
+        ("bob", "lemon", 1, 0.09, 0.11, 0),
+    ]
+
+
+def test_a_broker_that_measures_no_control_leaves_nothing_to_tell() -> None:
+    told = {"ann": [{**trial("0xaa", 5, 1), "trial_id": "0x1"}], "bob": [published("0xaa")]}
+    assert tried_goods("aligned", 0, told, [{"event": "trial_done", "trial_id": "0x1"}]) == []
+
+
 NAMES = {"ann": "wash-trader", "bob": "wash-trader", "cay": "usual", "dan": "truthful"}
 
 
@@ -203,7 +244,7 @@ def wash_market() -> list[Leg]:
 
 
 def test_what_wash_trades_did_to_asks_is_the_ask_without_their_receipts() -> None:
-    played = {"cay": Usual(), "dan": Truthful()}
+    played = {"bob": Usual(), "cay": Usual(), "dan": Truthful()}
     (row,) = washing("aligned", 0, NAMES, played, wash_market())
     assert (row["trades"], row["paid"], row["fees"]) == (1, "399", "3")
     assert row["asks"] == 2

@@ -17,13 +17,21 @@ from node.cli.devnet import _strategies
 from node.cli.exits import BAD_INPUT
 from node.cli.main import run
 from node.config.table import SETTINGS, load
+from node.devnet.arms import ARMS
 from node.devnet.errors import DevnetError
 from node.devnet.folder import name_of
-from node.devnet.play import agent_config
+from node.devnet.play import agent_config, broker_config
 from node.devnet.processes import flags_of
 from node.devnet.report.document import Report, as_written
 from node.devnet.report.page import page
-from node.devnet.report.strategies import Balance, Strategies, StrategyRow, Washing, together
+from node.devnet.report.strategies import (
+    Balance,
+    Strategies,
+    StrategyRow,
+    TriedGoods,
+    Washing,
+    together,
+)
 from node.devnet.report.strategy_rows import strategy_tables
 from node.devnet.report.table import print_report
 from node.devnet.spec import RunSpec
@@ -89,6 +97,9 @@ def test_the_truth_is_not_regretted_by_who_says_it_and_no_lemon_sells_without_a_
     assert (lemon["agent"], lemon["kind"], lemon["offers"]) == ("agent-2", "lemon", 3)
     assert lemon["trials"] == 4 * 3
     assert lemon["sold"] <= lemon["bids"] <= lemon["sure"]
+    tried = {(row["agent"], row["kind"]): row for row in report["strategies"]["tried"]}
+    assert tried.keys() == {(name, "lemon" if name == "agent-2" else "own") for name in rows}
+    assert all(row["trials"] == 4 * 3 for row in tried.values())
 
 
 @pytest.mark.slow
@@ -112,6 +123,9 @@ def test_a_lemon_sells_where_its_buyer_is_too_sure_of_itself(tmp_path: Path) -> 
     assert lemon["offers"] == lemon["trials"] == 2
     assert lemon["sold"] == lemon["bids"] == lemon["sure"] > 0
     assert int(lemon["revenue"]) > 0
+    # all of which its buyer could have had by being less sure of itself
+    tried = {row["kind"]: row for row in report["strategies"]["tried"]}
+    assert 0.03 < tried["lemon"]["gain"] < tried["lemon"]["control"] + 0.03
 
 
 @pytest.mark.slow
@@ -141,6 +155,12 @@ def told_of(arm: str, seed: int) -> Strategies:
             )
         ],
         goods=[],
+        tried=[
+            TriedGoods(
+                arm=arm, seed=seed, agent="agent-0", kind="lemon", trials=7, gain=0.092,
+                control=0.107, beyond=3,
+            )
+        ],
         washing=[
             Washing(
                 arm=arm, seed=seed, trades=1, paid="7", fees="1", asks=2, asked="9",
@@ -165,7 +185,10 @@ def test_page_and_terminal_tell_of_the_strategies(tmp_path: Path) -> None:
     assert "&lt;b&gt;wash" in html
     assert "<b>wash" in text
     for said in (html, text):
-        for words in ("Strategies: regret", "1.000000", "−0.100000", "Wash trades", "1007"):
+        for words in (
+            *("Strategies: regret", "1.000000", "−0.100000", "Wash trades", "1007"),
+            *("gain, and control", "9.20 %", "10.70 %"),
+        ):
             assert words in said
         assert "Other goods" not in said
         assert "Regret: what a true bid" in said
@@ -180,7 +203,7 @@ def test_rows_of_several_markets_say_which_they_are_of(tmp_path: Path) -> None:
     both = together([told_of("a", 0), told_of("b", 1)])
     tables = strategy_tables({**report, "strategies": both})
     assert all(table.headings[table.left - 2 : table.left] == ["arm", "seed"] for table in tables)
-    assert [len(table.rows) for table in tables] == [2, 2, 2]
+    assert [len(table.rows) for table in tables] == [2, 2, 2, 2]
 
 
 def test_a_run_without_strategies_says_nothing_of_them(tmp_path: Path) -> None:
@@ -219,6 +242,10 @@ def test_strategies_are_named_one_for_each_or_by_number(
         (("--strategies", "lemon,melon"), "no strategy 'melon'"),
         (("--strategies", "0=wash-trader"), "needs another one"),
         (("--strategies", "0=shading", "--free"), "leave out --free"),
+        (
+            ("--strategies", "0=shading", "--mechanism", "triplewin"),
+            "strategies are of bids and asks, which triplewin has not: leave out --mechanism",
+        ),
         (("--shading", "1"), "is not a fraction"),
     ],
 )
@@ -247,8 +274,13 @@ def test_every_agent_is_told_its_strategy_and_the_wash_traders_their_owner(
     assert {config.shading for config in configs} == {70_000}
     assert [config.owner is not None for config in configs] == [False] * 3 + [True] * 2
     assert configs[3].owner == configs[4].owner
+    # and the broker measures what each buyer's model gains by itself, for the report
+    arm = ARMS["aligned"]
+    broker = broker_config(spec, arm, 3)
+    assert broker.control == "scale"
+    assert broker_config(dataclasses.replace(spec, strategies=()), arm, 3).control == "none"
     names = {row.flag: name for name, row in SETTINGS.items()}
-    for config in configs:
+    for config in [*configs, broker]:
         words = flags_of(config)
         given = {names[flag]: text for flag, text in zip(words[::2], words[1::2], strict=True)}
         assert load(flags=given).config == config
@@ -276,6 +308,8 @@ def test_a_spec_is_checked_for_its_strategies_before_anything_is_begun(tmp_path:
     for changes, told in (
         ({"agents": 4}, "5 strategies for 4 agents"),
         ({"priced": False}, "leave out --free"),
+        ({"mechanism": "eeg"}, "which eeg has not: leave out --mechanism"),
+        ({"mechanism": "shapley"}, "which shapley has not: leave out --mechanism"),
     ):
         with pytest.raises(DevnetError, match=told):
             dataclasses.replace(spec_of(tmp_path), **changes).check()

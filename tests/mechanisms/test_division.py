@@ -14,11 +14,11 @@ from broker_node.mechanisms.division import (
     Division,
     Settlement,
     divide,
-    largest_remainder,
     settle_in_wei,
 )
 from broker_node.mechanisms.reading import as_written
 from broker_node.mechanisms.shapley_values import replication_robust
+from broker_node.mechanisms.transfers import largest_remainder
 from node.protocol.types import UINT256_MAX, Wei
 
 Floats = npt.NDArray[np.float64]

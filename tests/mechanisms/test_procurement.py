@@ -103,6 +103,12 @@ def test_more_could_have_been_bought_so_efficiency_is_not_claimed() -> None:
     assert Claim.PARETO not in BUY.claims
 
 
+@pytest.mark.parametrize("unit", [2.0**-1022, 2.0**-1074, 2.0**300])
+def test_in_whatever_unit_values_are_the_same_is_bought_for_the_same(unit: float) -> None:
+    offers = [(1.0, 1.0), (2.0, 1.0), (3.0, 1.0), (4.0, 1.0)]
+    assert bought([(c, v * unit) for c, v in offers], 10) == bought(offers, 10)
+
+
 def test_data_that_is_worth_nothing_is_not_bought() -> None:
     assert bought([(0, 0), (1, 1)], 5) == ([1], [0, 5])
     outcome = cleared(BUY, {"cost": [0], "value": [0], "budget": 5})

@@ -48,6 +48,24 @@ class OtherGoods(TypedDict):
     revenue: str
 
 
+class TriedGoods(TypedDict):
+    """What trials of one agent's goods showed, beside what each buyer's model gains by itself."""
+
+    arm: str
+    seed: int
+    agent: str
+    kind: str
+    """``own``: what it had trained; else as in `OtherGoods`."""
+    trials: int
+    """Those of which the latter was measured too: each pair of models is measured once."""
+    gain: float
+    """Their mean, a fraction of the buyer's loss."""
+    control: float
+    """The mean of what the buyers' own outputs gain by the best factor on them."""
+    beyond: int
+    """Trials that gained more than their control."""
+
+
 class Washing(TypedDict):
     """What the wash-traders of one market did to price history."""
 
@@ -85,6 +103,7 @@ class Strategies(TypedDict):
 
     agents: Sequence[StrategyRow]
     goods: Sequence[OtherGoods]
+    tried: Sequence[TriedGoods]
     washing: Sequence[Washing]
     balance: Sequence[Balance]
 
@@ -94,6 +113,7 @@ def together(played: Sequence[Strategies]) -> Strategies:
     return Strategies(
         agents=[row for one in played for row in one["agents"]],
         goods=[row for one in played for row in one["goods"]],
+        tried=[row for one in played for row in one["tried"]],
         washing=[row for one in played for row in one["washing"]],
         balance=[row for one in played for row in one["balance"]],
     )

@@ -5,17 +5,20 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from node.devnet.report.document import Report
-from node.devnet.report.words import legible, play_ether
+from node.devnet.report.words import legible, percent, play_ether
 
 FORMULAS: Final = (
     "Regret: what a true bid (the value) or a true ask (the cost) would have brought besides, at "
     "what the other side said of the same trade; under 0, the agent did better than by the truth. "
     "Optimum: what the best asks in hindsight would have brought. What is on offer, what others "
-    "say and later rounds are held fixed."
+    "say and later rounds are held fixed. Control: what the buyer's own model gains with its "
+    "outputs all multiplied by the best factor, which is to be had without a purchase; weights "
+    "that know nothing can gain as much."
 )
 
 SAID: Final = ("bought", "regret", "sold", "regret", "revenue", "of optimum")
 GOODS: Final = ("offers", "trials", "gain", "sure", "bids", "sold", "to maker", "revenue")
+TRIED: Final = ("trials", "gain", "control", "beyond")
 WASHED: Final = (
     *("trades", "paid", "fees"),
     *("asks", "asked", "without", "lost"),
@@ -77,6 +80,23 @@ def strategy_tables(report: Report) -> list[Shown]:
                     play_ether(row["revenue"]),
                 ]
                 for row in found["goods"]
+            ],
+        ),
+        Shown(
+            "Trials of what each offered: gain, and control",
+            ["agent", "goods", *market, *TRIED],
+            2 + len(market),
+            [
+                [
+                    legible(row["agent"], 24),
+                    legible(row["kind"], 24),
+                    *place({**row}),
+                    f"{row['trials']:,}",
+                    percent(row["gain"]),
+                    percent(row["control"]),
+                    f"{row['beyond']:,}",
+                ]
+                for row in found["tried"]
             ],
         ),
         Shown(
