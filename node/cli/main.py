@@ -26,6 +26,7 @@ from node.cli.mechanism import mechanism
 from node.cli.starting import interruptible_start
 from node.cli.status import status
 from node.cli.trades import trade
+from node.cli.try_ import try_
 from node.cli.verify import trade_receipt, verify
 from node.config.table import SETTINGS, template
 from node.protocol.errors import MarketError
@@ -122,7 +123,7 @@ def chain(node: Invocation, directory: Path, host: str, port: int, as_json: bool
 trade.add_command(trade_receipt)
 for command in (standing, leave, take_bond, report, collect):
     contracts.add_command(command)
-for command in (keys, status, doctor, trade, devnet, contracts, verify, mechanism):
+for command in (keys, status, doctor, trade, devnet, contracts, verify, mechanism, try_):
     cli.add_command(command)
 
 

@@ -5,36 +5,33 @@ Bytes are 0x and hexadecimal digits, amounts of money decimal texts, everything 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import typing
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from broker_node.quorum.receipts import ReceiptFile
+from node.cli.message_json import MAX_FILE_BYTES, bytes_of, from_json, malformed, to_json
 from node.journal import Journal, TradeRow
 from node.protocol import bounded_json, envelope
 from node.protocol.brokerage import Brokerage
 from node.protocol.eip712 import Domain, digest
 from node.protocol.envelope import Signed
-from node.protocol.errors import LocalProtocolError, RemoteProtocolError
+from node.protocol.errors import LocalProtocolError
 from node.protocol.evaluation import Evaluation
 from node.protocol.offer import BrokerNotice, Receipt
 from node.protocol.purchase import Purchase
 from node.protocol.quorum import signers_of
 from node.protocol.quote import Quote
-from node.protocol.types import UINT256_MAX, Address, Digest, Wei
+from node.protocol.types import Address, Digest
 from node.settlement.trade import machine_of
 
 FORMAT: Final = "pm-node receipt 1"
-MAX_FILE_BYTES: Final = 16 * 1024 * 1024
-MAX_WEI_DIGITS: Final = len(str(UINT256_MAX))
 _KEYS: Final = frozenset(
     {"format", "domain", "receipt", "evaluation", "recipe", "quote", "broker_signatures",
      "signers", "notice"}
 )  # fmt: skip
 _SIGNATURES: Final = frozenset({"account_signature", "peer_signature"})
-M = TypeVar("M")
 
 
 def write(file: ReceiptFile) -> str:
@@ -42,11 +39,11 @@ def write(file: ReceiptFile) -> str:
     return json.dumps(
         {
             "format": FORMAT,
-            "domain": _to_json(file.domain),
+            "domain": to_json(file.domain),
             "receipt": _signed_to_json(file.receipt),
-            "evaluation": _to_json(file.evaluation),
+            "evaluation": to_json(file.evaluation),
             "recipe": "0x" + file.recipe.hex(),
-            "quote": _to_json(file.quote),
+            "quote": to_json(file.quote),
             "broker_signatures": "0x" + file.broker_signatures.hex(),
             "signers": list(file.signers),
             "notice": None if file.notice is None else _signed_to_json(file.notice),
@@ -58,26 +55,26 @@ def write(file: ReceiptFile) -> str:
 def read(path: Path) -> ReceiptFile:
     """Return what a file says. Raises `RemoteProtocolError("malformed")` naming what is not."""
     if path.stat().st_size > MAX_FILE_BYTES:
-        raise _malformed("file", f"over {MAX_FILE_BYTES} bytes")
+        raise malformed("file", f"over {MAX_FILE_BYTES} bytes")
     try:
         value = bounded_json.loads(path.read_bytes())
     except ValueError as error:
-        raise _malformed("file", str(error)) from error
+        raise malformed("file", str(error)) from error
     if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise _malformed("format", f"not a {FORMAT!r}")
+        raise malformed("format", f"not a {FORMAT!r}")
     if set(value) != _KEYS:
-        raise _malformed("file", f"has too much or too little of {sorted(set(value) ^ _KEYS)}")
+        raise malformed("file", f"has too much or too little of {sorted(set(value) ^ _KEYS)}")
     signers = value["signers"]
     if not isinstance(signers, list) or not all(isinstance(each, str) for each in signers):
-        raise _malformed("signers", "must be accounts")
+        raise malformed("signers", "must be accounts")
     notice = value["notice"]
     return ReceiptFile(
-        domain=_from_json(Domain, value["domain"]),
+        domain=from_json(Domain, value["domain"]),
         receipt=_signed_from_json(Receipt, value["receipt"]),
-        evaluation=_from_json(Evaluation, value["evaluation"]),
-        recipe=_bytes("recipe", value["recipe"]),
-        quote=_from_json(Quote, value["quote"]),
-        broker_signatures=_bytes("broker_signatures", value["broker_signatures"]),
+        evaluation=from_json(Evaluation, value["evaluation"]),
+        recipe=bytes_of("recipe", value["recipe"]),
+        quote=from_json(Quote, value["quote"]),
+        broker_signatures=bytes_of("broker_signatures", value["broker_signatures"]),
         signers=tuple(Address(each) for each in signers),
         notice=None if notice is None else _signed_from_json(BrokerNotice, notice),
     )
@@ -133,7 +130,7 @@ def _notice(
 
 def _signed_to_json(signed: Signed[Any]) -> dict[str, Any]:
     return {
-        **_to_json(signed.body),
+        **to_json(signed.body),
         "account_signature": "0x" + signed.account_signature.hex(),
         "peer_signature": "0x" + signed.peer_signature.hex(),
     }
@@ -141,66 +138,10 @@ def _signed_to_json(signed: Signed[Any]) -> dict[str, Any]:
 
 def _signed_from_json(cls: type[Any], value: object) -> Signed[Any]:
     if not isinstance(value, dict) or not set(value) >= _SIGNATURES:
-        raise _malformed(cls.__name__, "needs two signatures")
+        raise malformed(cls.__name__, "needs two signatures")
     body = {name: each for name, each in value.items() if name not in _SIGNATURES}
     return Signed(
-        body=_from_json(cls, body),
-        account_signature=_bytes("account_signature", value["account_signature"]),
-        peer_signature=_bytes("peer_signature", value["peer_signature"]),
+        body=from_json(cls, body),
+        account_signature=bytes_of("account_signature", value["account_signature"]),
+        peer_signature=bytes_of("peer_signature", value["peer_signature"]),
     )
-
-
-def _to_json(message: Any) -> dict[str, Any]:
-    hints = typing.get_type_hints(type(message))
-    shown = {}
-    for field in dataclasses.fields(message):
-        value = getattr(message, field.name)
-        if isinstance(value, bytes):
-            value = "0x" + value.hex()
-        elif hints[field.name] is Wei:
-            value = str(value)
-        elif isinstance(value, tuple):
-            value = list(value)
-        shown[field.name] = value
-    return shown
-
-
-def _from_json(cls: type[M], value: object) -> M:
-    hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    if not isinstance(value, dict) or set(value) != set(names):
-        raise _malformed(cls.__name__, f"must have exactly {names}")
-    read = {}
-    for name in names:
-        each, kind = value[name], hints[name]
-        if kind in (Digest, bytes):
-            each = _bytes(name, each)
-        elif kind is Wei:
-            if not isinstance(each, str) or not each.isascii() or not each.isdecimal():
-                raise _malformed(name, "must be a decimal text")
-            if len(each) > MAX_WEI_DIGITS:
-                raise _malformed(name, f"has {len(each)} digits, over {MAX_WEI_DIGITS}")
-            each = int(each)
-        elif isinstance(each, list):
-            each = tuple(each)
-        read[name] = each
-    try:
-        return cls(**read)
-    except LocalProtocolError as error:
-        raise _malformed(cls.__name__, str(error)) from error
-
-
-def _bytes(name: str, value: object) -> bytes:
-    if not isinstance(value, str) or not value.startswith("0x"):
-        raise _malformed(name, "must be 0x and hexadecimal digits")
-    try:
-        found = bytes.fromhex(value[2:])
-    except ValueError as error:
-        raise _malformed(name, str(error)) from error
-    if "0x" + found.hex() != value:
-        raise _malformed(name, "must be 0x and lower-case hexadecimal digits")
-    return found
-
-
-def _malformed(what: str, detail: str) -> RemoteProtocolError:
-    return RemoteProtocolError("malformed", f"{what}: {detail}"[:400])

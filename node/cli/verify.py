@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from node.cli.invocation import Invocation, on_node
+from node.cli.try_ import rows_options
 
 if TYPE_CHECKING:
     from broker_node.appraisal import Appraiser
@@ -24,20 +25,40 @@ FITTED: Final = "whether the recipe was fitted to the rows that score it: no rep
 @click.command()
 @click.argument("receipt", metavar="RECEIPT.json", type=FILE)
 @click.option("--base", type=FILE, required=True, help="the buyer's own weights")
-@click.option("--sold", type=FILE, required=True, help="what was sold")
+@click.option(
+    "--sold", type=FILE, required=True, multiple=True, help="what was sold; of a trial, each model"
+)
+@click.option(
+    "--merged", type=FILE, default=None, help="of a trial: the merge, if no recipe is told"
+)
+@rows_options
 @click.option(
     "--no-notice", is_flag=True, help="take a file without the broker's terms, which hold its rows"
 )
 @on_node
-def verify(node: Invocation, receipt: Path, base: Path, sold: Path, no_notice: bool) -> None:
-    """Measure again what RECEIPT.json says was measured; `pm-node trade receipt` writes one.
+def verify(
+    node: Invocation,
+    /,
+    receipt: Path,
+    base: Path,
+    sold: tuple[Path, ...],
+    merged: Path | None,
+    no_notice: bool,
+    **options: Any,
+) -> None:
+    """Measure again what RECEIPT.json says was measured.
+
+    `pm-node trade receipt` writes one of a trade, `pm-node try --out` one of a trial. The rows of
+    a trial are those of --data; how they were normalised the receipt says.
 
     Weights are safetensors, or as a node keeps them: in its data directory, blobs/ROOT, where ROOT
     is the receipt's base_root or sold_root without 0x.
 
-    The rows are those of --dataset in --data-folder, divided as --protocol says. With --chain and
-    --escrow, those who signed must have seats in that escrow now. Without --escrow it is one that
-    the data directory deployed on the chain. Exit code 0: it holds. 1: it does not; the line says
+    The rows of a trade are those of --dataset in --data-folder, divided as --protocol says. With
+    --chain and --escrow, those who signed must have seats in that escrow now. Without --escrow it
+    is one that the data directory deployed on the chain.
+
+    Exit code 0: it holds. 1: it does not; the line says
     which field is said to be what, and is what.
 
     What is measured is the receipt's own recipe (permutation, scales, share): that it was fitted to
@@ -46,10 +67,21 @@ def verify(node: Invocation, receipt: Path, base: Path, sold: Path, no_notice: b
     """
     from broker_node.quorum.receipts import check_measured_again, check_signed, model_of
     from node.cli.receipt_file import read
+    from node.cli.try_receipt_file import is_of_trial
+    from node.cli.verify_try import verify_trial
     from node.params.architecture import parse_architecture
     from node.params.encoding import load_weights
     from node.protocol.errors import RemoteProtocolError
 
+    if is_of_trial(receipt):
+        verify_trial(node, receipt, base, sold, merged, options)
+        return
+    if len(sold) != 1:
+        raise click.UsageError(f"a trade sells one model, and --sold names {len(sold)}")
+    if options["data"] or merged:
+        raise click.UsageError(
+            "--data and --merged are for a trial's receipt; a trade's rows are those of --dataset"
+        )
     file, config = read(receipt), node.load().config
     if file.notice is None and not no_notice:
         raise RemoteProtocolError(
@@ -63,7 +95,7 @@ def verify(node: Invocation, receipt: Path, base: Path, sold: Path, no_notice: b
     architecture = parse_architecture(evaluation.architecture)
     ours = model_of(architecture, load_weights(base), root=evaluation.base_root, field="base_root")
     theirs = model_of(
-        architecture, load_weights(sold), root=evaluation.sold_root, field="sold_root"
+        architecture, load_weights(sold[0]), root=evaluation.sold_root, field="sold_root"
     )
     found = check_measured_again(file, ours, theirs, _appraiser(config))
     unchecked = _unchecked(file, threshold)

@@ -1,0 +1,192 @@
+"""Every method on every seller: chosen on one half of the rows, scored on the other.
+
+The split is one for all methods, so that they are compared on the same rows. α, the alignment and
+the method are all chosen by the loss on the choice half; the scored half chooses nothing, and what
+is reported of the chosen merge is as clean as of any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+
+from broker_node.align.stages import Aligned
+from broker_node.evaluate.gain import paired_gain
+from broker_node.evaluate.search import SCREEN
+from broker_node.evaluate.validation import ValidationSet, draw_rows
+from broker_node.trying.errors import TryError
+from broker_node.trying.making import Candidate, Maker, refused
+from broker_node.trying.methods import Merger, Rows
+from broker_node.trying.scoring import Metric, Score, score, score_ensemble
+from broker_node.verify.stages import Verified
+from node.params.recipe import interpolate
+from node.protocol.errors import MarketError
+from node.protocol.evaluation import rows_due
+from node.protocol.types import Digest, Millionths
+
+MIN_ROWS: Final = 8
+FEW_ROWS: Final = 400
+"""With 200 rows to choose on, α is as good as with all of them; with 50 it is not."""
+_SPLIT: Final = b"pm-node try: rows, 1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One α of one curve."""
+
+    alpha: Millionths
+    choice_loss: float
+    score_loss: float
+    accuracy: float | None
+    chosen: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """Loss against α from the buyer's model to a seller's, under one alignment."""
+
+    seller: int
+    align: str
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trial:
+    """All that was found. Sellers are numbered as they were given."""
+
+    seed: Digest
+    choice: Rows = field(repr=False)
+    scored: Rows = field(repr=False)
+    buyer: Score
+    sellers: tuple[Score, ...]
+    """Each seller's own model, α = 1."""
+    ensemble: Score | None
+    replicas: dict[int, float]
+    """Sellers that are the buyer's model renumbered, with the relative residual."""
+    repeated: dict[int, int]
+    """Sellers whose weights an earlier one has, and which that is."""
+    candidates: tuple[Candidate, ...]
+    curves: tuple[Curve, ...]
+    best: int | None
+    """The candidate of lowest loss on the choice half; None if none is below the buyer's own."""
+
+
+def split_seed(seed: int, validation_root: Digest) -> Digest:
+    """Return what draws the two halves: a function of the user's seed and the rows alone."""
+    packed = _SPLIT + struct.pack(">Q", seed) + validation_root
+    return Digest(hashlib.sha256(packed).digest())
+
+
+def split(validation: ValidationSet, seed: Digest) -> tuple[Rows, Rows]:
+    """Return the rows that choose and those that score, a half each.
+
+    Raises `TryError` for too few rows, or rows of one class: whatever answers that class would
+    look best on them.
+    """
+    targets_R = validation.targets_R
+    if len(validation) < MIN_ROWS:
+        raise TryError(
+            f"{len(validation)} rows, at least {MIN_ROWS} are needed (better {FEW_ROWS})"
+        )
+    choice, scored = rows_due(len(validation), shared=False)
+    drawn = draw_rows(seed, len(validation), choice=choice, score=scored)
+    halves = []
+    for indices in (drawn.choice, drawn.score):
+        indices_R = torch.from_numpy(indices)
+        half_R = targets_R[indices_R]
+        if bool((half_R == half_R[0]).all()):
+            every = bool((targets_R == targets_R[0]).all())
+            which = f"all {len(targets_R)} rows" if every else "all rows of one half"
+            remedy = "bring rows of others too" if every else "take another --seed"
+            raise TryError(
+                f"one-class: {which} have the target {half_R[0].item():g}, and whatever answers "
+                f"that would look best: {remedy}"
+            )
+        halves.append(Rows(validation.inputs_RF[indices_R], half_R))
+    return halves[0], halves[1]
+
+
+def run_trial(
+    buyer: Verified,
+    sellers: Sequence[Verified],
+    validation: ValidationSet,
+    *,
+    seed: int,
+    aligners: Sequence[str],
+    mergers: dict[str, Merger],
+    metric: Metric | None = None,
+) -> Trial:
+    """Return what every method gives; deterministic under `seed`. Raises `TryError`."""
+    drawn = split_seed(seed, validation.root)
+    choice, scored = split(validation, drawn)
+    made = Maker(buyer, sellers, choice, seed=seed, aligners=aligners, mergers=mergers)
+    made.run()
+    own = score(buyer.architecture, buyer.tensors, scored, metric)
+    found = [_scored(each, buyer, scored, own, metric) for each in made.candidates]
+    before = score(buyer.architecture, buyer.tensors, choice).loss
+    usable = [place for place, each in enumerate(found) if each.gain is not None]
+    best = min(usable, key=lambda place: found[place].choice_loss, default=None)
+    independent = [sellers[place].tensors for place in made.independent]
+    return Trial(
+        seed=drawn,
+        choice=choice,
+        scored=scored,
+        buyer=own,
+        sellers=tuple(score(buyer.architecture, each.tensors, scored, metric) for each in sellers),
+        ensemble=score_ensemble(buyer.architecture, [buyer.tensors, *independent], scored, metric)
+        if independent
+        else None,
+        replicas=made.replicas,
+        repeated=made.repeated,
+        candidates=tuple(found),
+        curves=tuple(
+            _curve(buyer, aligned, place, name, alpha, choice, scored)
+            for place, name, aligned, alpha in made.lines
+        ),
+        best=best if best is not None and found[best].choice_loss < before else None,
+    )
+
+
+def _scored(
+    candidate: Candidate, buyer: Verified, scored: Rows, own: Score, metric: Metric | None
+) -> Candidate:
+    """Return the candidate with its score; one whose losses are no sane numbers is refused."""
+    if candidate.tensors is None:
+        return candidate
+    found = score(buyer.architecture, candidate.tensors, scored, metric)
+    try:
+        gain = paired_gain(own.losses_R, found.losses_R)
+    except MarketError as error:
+        return refused(candidate.sellers, candidate.align, candidate.merge, error)
+    return dataclasses.replace(candidate, score=found, gain=gain)
+
+
+def _curve(
+    buyer: Verified,
+    aligned: Aligned,
+    place: int,
+    name: str,
+    chosen: Millionths,
+    choice: Rows,
+    scored: Rows,
+) -> Curve:
+    points = []
+    for alpha in sorted({*SCREEN, chosen}):
+        merged = interpolate(buyer.tensors, aligned.transformed, alpha)
+        at = score(buyer.architecture, merged, scored)
+        points.append(
+            Point(
+                alpha=alpha,
+                choice_loss=score(buyer.architecture, merged, choice).loss,
+                score_loss=at.loss,
+                accuracy=at.accuracy,
+                chosen=alpha == chosen,
+            )
+        )
+    return Curve(seller=place, align=name, points=tuple(points))

@@ -1,0 +1,302 @@
+"""``pm-node try``: which checkpoints merge well, offline, on rows of one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from node.cli.exits import DONE
+from node.cli.invocation import Invocation
+
+if TYPE_CHECKING:
+    from broker_node.evaluate.validation import ValidationSet
+    from broker_node.trying.reading import Checkpoint
+    from broker_node.trying.receipt import Described
+    from broker_node.trying.scoring import Metric
+    from node.data.own_rows import OwnRows
+
+FILE: Final = click.Path(dir_okay=False, path_type=Path)
+MAX_MODELS: Final = 65
+"""The buyer's, and as many sold ones as a receipt names."""
+
+
+def rows_options(command: Any) -> Any:
+    """Add the options that say which rows are measured on; `verify` takes them too."""
+    for option in (
+        click.option(
+            "--normalise",
+            default=None,
+            help="as in training: auto (bytes over 255, other numbers as they are), none, mnist, "
+            "fashion, or MEAN,STD after the division  [default: auto]",
+        ),
+        click.option(
+            "--label",
+            default=None,
+            help="column of a CSV file that holds the label: first, last, or its heading  "
+            "[default: last]",
+        ),
+        click.option(
+            "--data",
+            default=None,
+            metavar="ROWS",
+            help="labelled rows that no model was trained on: a CSV file, an .npz file of x and "
+            "y, a folder of IDX files, or digits, mnist, fashion, linear",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command("try")
+@click.argument("models", metavar="A B [C ...]", nargs=-1, type=FILE)
+@rows_options
+@click.option(
+    "--data-folder", type=click.Path(file_okay=False, path_type=Path), default=None,
+    help="where the files of a built-in data set are  [default: .data]",
+)  # fmt: skip
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=None,
+    help="folder to write merged.safetensors, card.md, receipt.json, curves.csv and plot.svg to",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="replace those files where --out has them already")
+@click.option(
+    "--architecture",
+    default=None,
+    help="mlp:784-256-10, linear:64-10, or a JSON file of {name, config}  [default: by the file's "
+    "metadata, names and shapes]",
+)
+@click.option(
+    "--order", default=None, metavar="NAME,NAME,...",
+    help="layers as data flows through them, where names and shapes leave that open",
+)  # fmt: skip
+@click.option(
+    "--align",
+    multiple=True,
+    metavar="NAME",
+    help="only this alignment, such as weight-matching; may be repeated",
+)
+@click.option(
+    "--merge",
+    multiple=True,
+    metavar="NAME",
+    help="only this merge method, such as lerp or outright; may be repeated",
+)
+@click.option(
+    "--tuned-from", type=FILE, default=None,
+    help="the model that A, B, C were all tuned from, for methods that need it",
+)  # fmt: skip
+@click.option(
+    "--metric", default=None, metavar="MODULE:FUNCTION",
+    help="also report metric(model, batch): model answers features with outputs, batch is "
+    "(features, targets), the answer one number. This runs that code of yours, unconfined",
+)  # fmt: skip
+@click.option(
+    "--seed", default=None, type=click.IntRange(0, 2**63 - 1), metavar="N",
+    help="draws the two halves of the rows  [default: 0]",
+)  # fmt: skip
+@click.option("--sign", is_flag=True, help="sign the receipt with the account of --data-dir")
+@click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="for --sign")
+@click.option("--password-file", type=FILE, default=None, help="for --sign  [default: asked for]")
+@click.option("--json", "as_json", is_flag=True, help="one JSON document on standard output")
+@click.pass_obj
+def try_(node: Invocation | None, /, **options: Any) -> int:
+    """Try which checkpoints merge well, offline: no network, no chain, no account.
+
+    A is yours; B, C and so on are what might improve it: safetensors files of one architecture.
+    Each is lined up with A by every alignment, merged by every method, and measured on ROWS. One
+    half of the rows, drawn by --seed, chooses alpha, alignment and method; the other half, which
+    chose nothing, scores. The gain is the drop of the loss; "≥" and "at least" are its one-sided
+    95% bound, paired over rows.
+
+    \b
+    pm-node try a.safetensors b.safetensors --data val.csv --out merged
+    pm-node try a.safetensors b.safetensors c.safetensors --data digits
+    pm-node try a.safetensors b.safetensors --data idx/ --normalise 0.1307,0.3081
+
+    An architecture is known for chains of layers NAME.weight, NAME.bias with ReLU between them;
+    name another one with --architecture. float16, bfloat16 and float64 are converted to float32.
+
+    `pm-node verify merged/receipt.json --base a.safetensors --sold b.safetensors --data val.csv`
+    measures the receipt again. Exit code 0: it ran, whether or not a merge gains. 2: a file or
+    an option cannot be used; the line says which, and what to do.
+    """  # noqa: D301 (click keeps the lines of a paragraph that begins so)
+    invocation = node or Invocation(config=None, flags={}, json_output=False)
+    seed = options["seed"]
+    if seed is None:
+        seed = int(str(invocation.flags.get("seed") or 0))
+    paths: Sequence[Path] = options["models"]
+    if len(paths) < 2:
+        raise click.UsageError("name two models at least: yours first, then what may improve it")
+    if len(paths) > MAX_MODELS:
+        raise click.UsageError(f"{len(paths)} models, at most {MAX_MODELS}")
+    if not options["data"]:
+        raise click.UsageError("say with --data on which rows; see --help")
+    if options["sign"] and options["out"] is None:
+        raise click.UsageError("--sign signs a receipt: say with --out where it goes")
+    as_json = options["as_json"] or invocation.json_output
+    return _run(invocation, options, seed=seed, as_json=as_json)
+
+
+def _run(node: Invocation, options: dict[str, Any], *, seed: int, as_json: bool) -> int:
+    from rich.console import Console
+
+    from broker_node.trying.methods import aligners, mergers
+    from broker_node.trying.reading import read_checkpoint
+    from broker_node.trying.receipt import receipt_of
+    from broker_node.trying.trial import run_trial
+    from node.cli.try_document import document_of
+    from node.cli.try_files import require_room, write_all
+    from node.cli.try_table import print_document
+
+    chosen, out = aligners(options["align"]), options["out"]
+    if out is not None:
+        require_room(out, options["models"], force=options["force"])
+    key = _account_key(node, options) if options["sign"] else None
+    metric = None if options["metric"] is None else load_metric(options["metric"])
+    console = Console(stderr=True, quiet=as_json)
+    with console.status("reading") if console.is_terminal else _nothing():
+        models = read_models(options["models"], options["architecture"], options["order"])
+        buyer = models[0]
+        ancestor = None
+        if options["tuned_from"] is not None:
+            held = read_checkpoint(options["tuned_from"], architecture=buyer.model.architecture)
+            ancestor = held.model
+        merges = mergers(options["merge"], seed=seed, ancestor=ancestor)
+        own, validation, described = read_validation(buyer, options)
+    with console.status("measuring") if console.is_terminal else _nothing():
+        trial = run_trial(
+            buyer.model,
+            [model.model for model in models[1:]],
+            validation,
+            seed=seed,
+            aligners=chosen,
+            mergers=merges,
+            metric=metric,
+        )
+        receipt = receipt_of(
+            trial,
+            buyer.model,
+            [model.model for model in models[1:]],
+            validation,
+            seed=seed,
+            rows=described,
+            account_key=key,
+        )
+        document = document_of(trial, models, own, validation, receipt, metric=options["metric"])
+        if out is not None:
+            document["files"] = write_all(out, document, trial, models, receipt)
+    if as_json:
+        click.echo(json.dumps(document, indent=2, allow_nan=False))
+    else:
+        print_document(document)
+    return DONE
+
+
+def _nothing() -> Any:
+    import contextlib
+
+    return contextlib.nullcontext()
+
+
+def read_models(
+    paths: Sequence[Path], architecture: str | None, order: str | None
+) -> list[Checkpoint]:
+    """Return the models of the files, all of one architecture. Raises `TryError`."""
+    from broker_node.trying.reading import parse_flag, read_checkpoint, require_alike
+
+    named = None if architecture is None else parse_flag(architecture)
+    layers = () if order is None else tuple(order.split(","))
+    models: list[Checkpoint] = []
+    for path in paths:
+        model = read_checkpoint(path, architecture=named, order=layers)
+        if models:
+            require_alike(models[0], model)
+        models.append(model)
+    return models
+
+
+def read_validation(
+    buyer: Checkpoint, options: dict[str, Any]
+) -> tuple[OwnRows, ValidationSet, Described]:
+    """Return the rows that the options name, fit for the buyer's model. Raises `DataError`."""
+    from broker_node.evaluate.validation import ValidationSet
+    from broker_node.trying.receipt import Described
+    from node.data.folder import default_data_folder
+    from node.data.own_rows import AUTO, read_rows
+
+    own = read_rows(
+        options["data"],
+        label=options["label"] or "last",
+        normalise=options["normalise"] or AUTO,
+        data_folder=options["data_folder"] or default_data_folder(),
+    )
+    model = buyer.model.architecture.model
+    rows = own.for_model(model.input_width(), outputs_of(buyer))
+    described = Described(
+        name=Path(own.name).name or own.name, label=own.label, normalise=own.normalise
+    )
+    return own, ValidationSet.of(rows), described
+
+
+def outputs_of(checkpoint: Checkpoint) -> int:
+    """Return how many numbers a model answers with."""
+    import torch
+
+    from node.params.architecture import apply
+
+    model = checkpoint.model
+    width = model.architecture.model.input_width()
+    return int(apply(model.architecture, model.tensors, torch.zeros(1, width)).shape[1])
+
+
+def load_metric(name: str) -> Metric:
+    """Return the user's own metric, by ``module:function``; the working directory counts.
+
+    Whatever it raises ends the command in one line. Raises `TryError`.
+    """
+    import importlib
+    import sys
+
+    from broker_node.trying.errors import TryError
+
+    module, colon, function = name.partition(":")
+    if not (module and colon and function):
+        raise TryError(f"--metric {name!r:.80}: write MODULE:FUNCTION, such as mine:f1")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        metric: Metric = getattr(importlib.import_module(module), function)
+    except Exception as error:  # the user's own code may raise anything
+        raise TryError(f"--metric {name!r:.80} cannot be loaded: {_told(error)}") from error
+
+    def asked(model: Any, batch: Any) -> object:
+        try:
+            return metric(model, batch)
+        except Exception as error:  # the user's own code may raise anything
+            raise TryError(f"--metric {name!r:.80} failed: {_told(error)}") from error
+
+    return asked
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:200]
+
+
+def _account_key(node: Invocation, options: dict[str, Any]) -> bytes:
+    """Return the key of the account that signs. Raises `IdentityError` and `HomeError`."""
+    from node.cli.keys import _password
+    from node.identity import load_account
+
+    said = {
+        name: options[name] for name in ("data_dir", "password_file") if options[name] is not None
+    }
+    invocation = dataclasses.replace(node, flags={**node.flags, **said})
+    config = invocation.load().config
+    home = invocation.existing_home(config)
+    return load_account(home.keystore, _password(config, home)).private_key

@@ -1,0 +1,200 @@
+"""What `pm-node try` found as one JSON document, from which table, card and files are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from broker_node.trying.making import Candidate
+from broker_node.trying.reading import Checkpoint, shown
+from broker_node.trying.receipt import TrialReceipt
+from broker_node.trying.scoring import Score
+from broker_node.trying.trial import FEW_ROWS, Trial
+from node.protocol.types import ONE
+
+if TYPE_CHECKING:
+    from broker_node.evaluate.validation import ValidationSet
+    from node.data.own_rows import OwnRows
+
+FORMAT: Final = "pm-node try 1"
+CHANCE: Final = 1.5
+"""An accuracy under so many times 1 / classes looks like no model of these rows."""
+
+
+def labels_of(models: Sequence[Checkpoint]) -> list[str]:
+    """Return short names, A, B, C …, in the order of the files."""
+    return [
+        chr(ord("A") + place) if place < 26 else f"M{place + 1}" for place in range(len(models))
+    ]
+
+
+def document_of(
+    trial: Trial,
+    models: Sequence[Checkpoint],
+    own: OwnRows,
+    validation: ValidationSet,
+    receipt: TrialReceipt,
+    *,
+    metric: str | None,
+) -> dict[str, Any]:
+    """Return all that was found; numbers that are not finite are null."""
+    labels = labels_of(models)
+    evaluation = receipt.evaluation
+    chosen = None if trial.best is None else trial.candidates[trial.best]
+    return {
+        "format": FORMAT,
+        "architecture": shown(models[0].model.architecture),
+        "models": [
+            {
+                "name": label,
+                "file": str(model.path),
+                "root": model.model.weights_root.hex(),
+                **_scores(trial.buyer if place == 0 else trial.sellers[place - 1]),
+                "replica_of": "A" if place - 1 in trial.replicas else None,
+            }
+            for place, (label, model) in enumerate(zip(labels, models, strict=True))
+        ],
+        "rows": {
+            "data": own.name,
+            "normalise": own.normalise,
+            "kind": "values" if validation.targets_R.is_floating_point() else "classes",
+            "choice": len(trial.choice.targets_R),
+            "score": len(trial.scored.targets_R),
+            "seed": receipt.seed,
+            "root": validation.root.hex(),
+        },
+        "methods": [_method(each, labels) for each in trial.candidates],
+        "controls": {
+            "own": _scores(trial.buyer),
+            "ensemble": None if trial.ensemble is None else _scores(trial.ensemble),
+        },
+        "curves": [
+            {
+                "seller": labels[curve.seller + 1],
+                "align": curve.align,
+                "points": [
+                    {
+                        "alpha": point.alpha / ONE,
+                        "choice_loss": _finite(point.choice_loss),
+                        "loss": _finite(point.score_loss),
+                        "accuracy": point.accuracy,
+                        "chosen": point.chosen,
+                    }
+                    for point in curve.points
+                ],
+            }
+            for curve in trial.curves
+        ],
+        "metric": metric,
+        "best": trial.best,
+        "gains": trial.best is not None,
+        "result": {
+            "method": evaluation.method,
+            "sellers": [] if chosen is None else [labels[place + 1] for place in chosen.sellers],
+            "alpha": _share(0 if chosen is None else chosen.alpha),
+            "loss_before": evaluation.loss_before / 1e9,
+            "loss_after": evaluation.loss_after / 1e9,
+            "accuracy_before": trial.buyer.accuracy,
+            "accuracy_after": (
+                trial.buyer.accuracy if chosen is None or chosen.score is None
+                else chosen.score.accuracy
+            ),
+            "gain": evaluation.gain / ONE,
+            "bound": evaluation.bound / ONE,
+            "merged_root": evaluation.merged_root.hex(),
+            "signed_by": receipt.account,
+        },
+        "warnings": list(_warnings(trial, models, labels, chosen)),
+        "files": None,
+    }  # fmt: skip
+
+
+def _scores(found: Score) -> dict[str, Any]:
+    return {
+        "loss": _finite(found.loss),
+        "accuracy": found.accuracy,
+        "perplexity": None if found.perplexity is None else _finite(found.perplexity),
+        "metric": None if found.metric is None else _finite(found.metric),
+    }
+
+
+def _method(candidate: Candidate, labels: list[str]) -> dict[str, Any]:
+    gain = candidate.gain
+    return {
+        "sellers": [labels[place + 1] for place in candidate.sellers],
+        "align": candidate.align,
+        "merge": candidate.merge,
+        "alpha": _share(candidate.alpha),
+        "choice_loss": _finite(candidate.choice_loss),
+        **(
+            {"loss": None, "accuracy": None, "perplexity": None, "metric": None}
+            if candidate.score is None
+            else _scores(candidate.score)
+        ),
+        "gain": None if gain is None else gain.gain / ONE,
+        "bound": None if gain is None else gain.bound / ONE,
+        "row_evaluations": candidate.row_evaluations,
+        "refused": candidate.refused or None,
+    }
+
+
+def _share(alpha: int | None) -> float | None:
+    return None if alpha is None else alpha / ONE
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _warnings(
+    trial: Trial, models: Sequence[Checkpoint], labels: list[str], chosen: Candidate | None
+) -> list[dict[str, str]]:
+    """Return what a reader must know, each under a stable name."""
+    found: list[tuple[str, str]] = []
+    for place, residual in trial.replicas.items():
+        label = labels[place + 1]
+        how = (
+            "the same weights"
+            if models[place + 1].model.weights_root == models[0].model.weights_root
+            else f"renumbered or rescaled (to {residual:.1g} of its norm)"
+        )
+        found.append(("replica", f"{label} is A, {how}: gain 0, left out"))
+    found.extend(
+        ("repeated", f"{labels[place + 1]} is {labels[first + 1]} again: left out")
+        for place, first in trial.repeated.items()
+    )
+    found.extend(("converted", note) for model in models for note in model.notes)
+    if any(model.inferred for model in models):
+        text = (
+            "ReLU is taken for granted between the layers: names and shapes do not tell it; "
+            "--architecture says that it is so"
+        )
+        found.append(("inferred", text))
+    rows = len(trial.choice.targets_R) + len(trial.scored.targets_R)
+    if rows < FEW_ROWS:
+        found.append(("few-rows", f"{rows} rows are few: take {FEW_ROWS} or more"))
+    found.extend(_of_classes(trial))
+    if chosen is not None and chosen.gain is not None and chosen.gain.bound <= 0:
+        found.append(("unsure", "the gain is not sure: its 95% bound is not above 0"))
+    return [{"name": name, "text": text} for name, text in found]
+
+
+def _of_classes(trial: Trial) -> list[tuple[str, str]]:
+    targets_R = trial.scored.targets_R
+    if targets_R.is_floating_point() or trial.buyer.accuracy is None:
+        return []
+    classes = len(set(targets_R.tolist()))
+    if trial.buyer.accuracy >= CHANCE / max(classes, 1):
+        return []
+    text = (
+        f"A is right in {100 * trial.buyer.accuracy:.1f} % of {classes} classes, hardly more than "
+        "chance: are the rows normalised as in training (--normalise), is it a ReLU network?"
+    )
+    return [("chance", text)]
+
+
+def file_name(path: str) -> str:
+    """Return the last part of a path, for people."""
+    return Path(path).name

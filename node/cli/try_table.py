@@ -1,0 +1,142 @@
+"""What `pm-node try` found, as tables for a person at a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from broker_node.trying.methods import LERP
+from node.cli.try_document import file_name
+from node.devnet.report.words import NONE, alpha_text, legible, percent, three_digits
+
+MAX_SHOWN: Final = 20
+"""Methods in the table, those that choose best first."""
+
+
+def print_document(document: dict[str, Any]) -> None:
+    """Print models, methods, warnings and the outcome to standard output.
+
+    Names are printed as they are: markup and control characters in them do nothing.
+    """
+    out = Console()
+    _models(document, out)
+    _methods(document, out)
+    for line in _refusals(document):
+        out.print(Text(f"  {line}", style="dim"))
+    for warning in document["warnings"]:
+        out.print(Text(f"! {warning['name']}: {legible(warning['text'], 300)}", style="yellow"))
+    out.print(Text(outcome(document), style="bold"), soft_wrap=True)
+    for path in (document["files"] or {}).values():
+        out.print(Text(f"  {path}"), soft_wrap=True)
+    if document["files"] is None:
+        out.print(Text("  nothing is written; --out FOLDER writes the merge and its receipt"))
+
+
+def outcome(document: dict[str, Any]) -> str:
+    """Return the result in one sentence."""
+    found, rows = document["result"], document["rows"]
+    if not document["gains"]:
+        return f"No merge improves A on the {rows['choice']:,} rows that choose; A stays as it is."
+    accuracy = ""
+    if found["accuracy_before"] is not None:
+        before, after = percent(found["accuracy_before"], 1), percent(found["accuracy_after"], 1)
+        accuracy = f", accuracy {before} → {after}"
+    share = "" if found["alpha"] is None else f" at α {alpha_text(found['alpha'])}"
+    return (
+        f"Best: {' and '.join(found['sellers'])} into A by {found['method']}{share}: loss "
+        f"{three_digits(found['loss_before'])} → {three_digits(found['loss_after'])}, "
+        f"{percent(found['gain'], 1)} less (at least {percent(found['bound'], 1)}){accuracy}."
+    )
+
+
+def _table(title: str, headings: Sequence[str], left: int) -> Table:
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.padding = (0, 1, 0, 0)  # eighty columns are enough
+    for place, heading in enumerate(headings):
+        side = "left" if place < left else "right"
+        table.add_column(heading, justify=side, overflow="fold")  # type: ignore[arg-type]
+    return table
+
+
+def _models(document: dict[str, Any], out: Console) -> None:
+    rows = document["rows"]
+    title = (
+        f"{legible(document['architecture'], 60)}, scored on {rows['score']:,} rows of "
+        f"{legible(file_name(rows['data']), 40)}; {rows['choice']:,} others choose"
+    )
+    own_metric = [] if document["metric"] is None else [legible(document["metric"], 20)]
+    table = _table(title, ["model", "file", "root", "loss", "right %", *own_metric], left=3)
+    for model in document["models"]:
+        table.add_row(
+            model["name"],
+            Text(legible(file_name(model["file"]), 32)),
+            model["root"][:8],
+            *_figures(model, own=bool(own_metric)),
+        )
+    ensemble = document["controls"]["ensemble"]
+    if ensemble is not None:
+        cells = _figures(ensemble, own=bool(own_metric))
+        table.add_row("all", Text("ensemble, which runs all of them"), "", *cells)
+    out.print(table)
+
+
+def _methods(document: dict[str, Any], out: Console) -> None:
+    own_metric = [] if document["metric"] is None else [legible(document["metric"], 20)]
+    headings = ["from", "alignment", "merge", "α", "loss", "right %", *own_metric]
+    rows = f"{document['rows']['choice']:,} rows that choose"
+    title = f"Merged into A, gain with its 95 % bound; ★ is best on the {rows}"
+    table = _table(title, [*headings, "gain %", "≥ %"], left=3)
+    # no alignment of one name is broken
+    names = [method["align"] for method in document["methods"] if "+" not in method["align"]]
+    table.columns[1].min_width = min(20, max(map(len, names), default=0))
+    shown = sorted(
+        ((at, method) for at, method in enumerate(document["methods"]) if not method["refused"]),
+        key=lambda each: (each[1]["choice_loss"] is None, each[1]["choice_loss"]),
+    )
+    for place, method in shown[:MAX_SHOWN]:
+        best = place == document["best"]
+        table.add_row(
+            "+".join(method["sellers"]),
+            Text(method["align"]),
+            Text(method["merge"] + (" ★" if best else "")),
+            alpha_text(method["alpha"]),
+            *_figures(method, own=bool(own_metric)),
+            _hundredths(method["gain"]),
+            _hundredths(method["bound"]),
+            style="bold" if best else "",
+        )
+    if shown:
+        out.print(table)
+    if len(shown) > MAX_SHOWN:
+        out.print(Text(f"  and {len(shown) - MAX_SHOWN} more; --json has all"))
+
+
+def _figures(found: dict[str, Any], *, own: bool) -> list[str]:
+    cells = [
+        NONE if found["loss"] is None else three_digits(found["loss"]),
+        _hundredths(found["accuracy"]),
+    ]
+    if own:
+        cells.append(NONE if found["metric"] is None else f"{found['metric']:.4g}")
+    return cells
+
+
+def _hundredths(fraction: float | None) -> str:
+    return percent(fraction, 1).removesuffix(" %")
+
+
+def _refusals(document: dict[str, Any]) -> list[str]:
+    """Return what was not possible, each reason once with the methods that gave it."""
+    by_reason: dict[str, dict[str, None]] = {}
+    for method in document["methods"]:
+        if method["refused"]:
+            name = method["align"] if method["merge"] == LERP else method["merge"]
+            by_reason.setdefault(method["refused"], {})[name] = None
+    return [
+        f"not tried, {', '.join(names)}: {legible(reason)}" for reason, names in by_reason.items()
+    ]
