@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 
-from broker_node import service
+from broker_node import intake
 from node.agent.agent import Agent
 from node.params.encoding import encode_tensors
 from node.params.errors import StoreError
@@ -118,14 +118,14 @@ def leftover(broker: Party, number: int) -> Digest:
 async def test_a_broker_keeps_no_more_than_so_many_downloads_that_were_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "MAX_UNFINISHED", 2)
+    monkeypatch.setattr(intake, "MAX_UNFINISHED", 2)
     faults: dict[Digest, BaseException] = {}
 
     async def cut_off(*_: Any, root: Digest, **__: Any) -> None:
         await trio.lowlevel.checkpoint()
         raise faults[root]
 
-    monkeypatch.setattr(service, "fetch_blob", cut_off)
+    monkeypatch.setattr(intake, "fetch_blob", cut_off)
     async with open_market(tmp_path) as market:
         broker, seller = market.broker, await market.join("seller", Agent)
 

@@ -294,7 +294,7 @@ async def test_a_seller_of_layers_that_has_traded_has_its_base_taken_however_man
         for party in (seller, buyer):
             await offers(party, 2)
             name, base = base_of(party)
-            assert broker.shell._bases.offer(name, market.clock()) == base
+            assert broker.shell.intake.bases.offer(name, market.clock()) == base
             assert not party.blamed("submit")
 
 

@@ -170,9 +170,9 @@ class AskBench(Bench):
                 yield party, {**truth, key: truth[key] * factor}
 
     def deficit(self, truth: Told, outcome: Outcome) -> float:
-        price = 0.0 if outcome.values["price"] is None else number(outcome.values["price"])
-        traded = (price > 0) * (truth["value"] - truth["cost"])
-        return float(sum(self.gains(truth, outcome)) - traded)
+        if outcome.values["price"] is None:
+            return 0.0
+        return float(sum(self.gains(truth, outcome)) - (truth["value"] - truth["cost"]))
 
     def forgone(self, truth: Told, outcome: Outcome) -> float:
         return float(max(0.0, truth["value"] - truth["cost"]) - sum(self.gains(truth, outcome)))
