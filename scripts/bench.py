@@ -30,6 +30,7 @@ BENCHMARKS: Final[Mapping[str, str]] = {
     "imports": "importing the mechanisms, in a fresh process",
     "nash": "a hundred thousand Nash bargains",
     "offers": "signed offers checked by a node's gossip validator",
+    "replicas": "copies in disguise told from models that learned the same by themselves",
     "specs": "symmetries derived from a transformer's graph, and matching by them",
     "transfer": "verified transfer of a parameter set over loopback",
 }

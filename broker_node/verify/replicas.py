@@ -1,0 +1,211 @@
+"""Is one model a copy of another, under whatever disguise changes little of what it computes?
+
+Both are brought to canonical scales and their units matched, as for a merge. Then two cosines are
+taken, and their mean is the score:
+
+`weights`      of all weights together. A copy that is tuned stays near; but whatever the rows never
+               touch (the borders of images) keeps its initial values for ever, and likens two
+               models that only started from the same ones.
+`activations`  of what enters each activation when both run on the same rows, every unit's mean over
+               the rows taken off; the mean over the layers that write hidden units. It sees through
+               noise, which is spread over directions that rows do not have, and forgets a start
+               that training has left behind. The last layer does not count: whoever learned the
+               same task answers alike.
+
+A `Lineage` is what receipts prove: a model that came from another by trades, or that shares an
+ancestor with it, is alike for a good reason and is not called a replica. Models are said to be
+alike, never to be stolen: which of two came first is for whoever holds their commitments.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import torch
+
+from broker_node.align.gauge import balanced_scales, without_dead_units
+from broker_node.align.matching import match_units
+from broker_node.evaluate.affine import outputs_of_layers
+from broker_node.verify.stages import Verified
+from node.params.architecture import Architecture, permutation_spec, random_init
+from node.params.families.shapes import Shapes
+from node.params.permutation import PermutationSpec, Role, permute, rescale, restrict
+from node.protocol.errors import MarketError
+from node.protocol.types import Digest
+
+THRESHOLD: Final = 0.69
+"""Score from which two models are called replicas; chosen by `scripts/bench.py replicas`."""
+
+FLAT: Final = 1e-9
+"""Of a layer's size: what differs less from row to row is rounding."""
+
+Lineage: TypeAlias = Collection[tuple[Digest, Digest]]
+"""Pairs of roots (what went in, what came out), one for each model that a merge was made of."""
+
+
+class ReplicaError(MarketError):
+    """Two models that cannot be compared.
+
+    `reason` is stable: ``mismatch`` (architectures, or no layer in common), ``no-hidden-units``,
+    ``wrong-rows``, ``constant`` (a model that answers every row alike).
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Likeness:
+    """How alike two models are once scales and the order of units are out of the way."""
+
+    activations: float
+    """Mean over hidden layers, -1 … 1."""
+    layers: tuple[float, ...]
+    """By hidden layer, in the order they run."""
+    weights: float
+    """Cosine of all weights that both have."""
+
+    @property
+    def score(self) -> float:
+        """What is judged: the mean of both cosines."""
+        return (self.activations + self.weights) / 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """A pair of models, by their places in what was given."""
+
+    first: int
+    second: int
+    likeness: Likeness
+    alike: bool
+    """Whether the score reaches the threshold."""
+    related: bool
+    """Whether the lineage explains it."""
+
+    @property
+    def replica(self) -> bool:
+        """Whether they are alike and nothing that is proved explains it."""
+        return self.alike and not self.related
+
+
+def likeness(one: Verified, other: Verified, rows_RF: torch.Tensor) -> Likeness:
+    """Return how alike two models, or the layers that both are sold with, are on the rows.
+
+    Symmetric up to the choice between assignments of equal worth. Layers before those that are
+    sold get the same arbitrary weights on both sides. Raises `ReplicaError`.
+    """
+    if one.architecture != other.architecture:
+        raise ReplicaError(
+            "mismatch", f"{one.architecture.text[:80]} and {other.architecture.text[:80]}"
+        )
+    architecture = one.architecture
+    shared = sorted(set(one.tensors) & set(other.tensors))
+    if not shared:
+        raise ReplicaError("mismatch", "no layer is in both")
+    if isinstance(architecture.model, Shapes):
+        raise ReplicaError("no-hidden-units", "tensors that compute nothing")
+    _require_rows(architecture, rows_RF)
+    spec = restrict(permutation_spec(architecture), shared)
+    hidden = _hidden_layers(spec)
+    if not hidden:
+        raise ReplicaError("no-hidden-units", "models that learned the same are the same")
+    ours, theirs = (_canonical(spec, model) for model in (one, other))
+    matching = match_units(spec, ours, theirs, seed=0)
+    theirs = permute(spec, theirs, matching.permutations)
+    missing = {
+        name: tensor.double()
+        for name, tensor in random_init(architecture, 0).items()
+        if name not in spec.axes
+    }
+    sides = [
+        outputs_of_layers(architecture, {**missing, **side}, rows_RF.double())
+        for side in (ours, theirs)
+    ]
+    layers = tuple(
+        _cosine(*(_centred(side[name]) for side in sides)) for name in sides[0] if name in hidden
+    )
+    if not layers:
+        raise ReplicaError("no-hidden-units", "no affine layer writes hidden units")
+    every = [torch.cat([side[name].flatten() for name in shared]) for side in (ours, theirs)]
+    return Likeness(
+        activations=sum(layers) / len(layers), layers=layers, weights=_cosine(every[0], every[1])
+    )
+
+
+def find_replicas(
+    models: Sequence[Verified],
+    rows_RF: torch.Tensor,
+    *,
+    lineage: Lineage = (),
+    threshold: float = THRESHOLD,
+) -> tuple[Finding, ...]:
+    """Return a finding for every pair; raises `ReplicaError` for one that cannot be compared."""
+    ancestors = {model.weights_root: _ancestors(lineage, model.weights_root) for model in models}
+    found = []
+    for first, second in itertools.combinations(range(len(models)), 2):
+        one, other = models[first], models[second]
+        alike = likeness(one, other, rows_RF)
+        found.append(
+            Finding(
+                first=first,
+                second=second,
+                likeness=alike,
+                alike=alike.score >= threshold,
+                related=bool(ancestors[one.weights_root] & ancestors[other.weights_root])
+                and one.weights_root != other.weights_root,
+            )
+        )
+    return tuple(found)
+
+
+def _ancestors(lineage: Lineage, root: Digest) -> set[Digest]:
+    """Return a root and all that the lineage says it was made of; loops end."""
+    parents: dict[Digest, set[Digest]] = {}
+    for parent, child in lineage:
+        parents.setdefault(child, set()).add(parent)
+    known, due = {root}, [root]
+    while due:
+        new = parents.get(due.pop(), set()) - known
+        known |= new
+        due += new
+    return known
+
+
+def _require_rows(architecture: Architecture, rows_RF: torch.Tensor) -> None:
+    width = architecture.model.input_width()
+    if rows_RF.ndim != 2 or rows_RF.shape[1] != width or len(rows_RF) < 2:
+        raise ReplicaError("wrong-rows", f"{tuple(rows_RF.shape)}, not 2 or more of {width}")
+    if not bool(torch.isfinite(rows_RF).all()):
+        raise ReplicaError("wrong-rows", "not finite")
+
+
+def _hidden_layers(spec: PermutationSpec) -> set[str]:
+    """Return the matrices and kernels whose outputs are hidden units."""
+    return {
+        name
+        for name, axes in spec.axes.items()
+        if len(axes) > 1 and axes[0] is not None and axes[0].role is Role.WRITES
+    }
+
+
+def _canonical(spec: PermutationSpec, model: Verified) -> dict[str, torch.Tensor]:
+    part = {name: model.tensors[name].cpu().double() for name in spec.axes}
+    alive = without_dead_units(spec, part)
+    return rescale(spec, alive, balanced_scales(spec, alive))
+
+
+def _centred(outputs_NU: torch.Tensor) -> torch.Tensor:
+    centred_NU = outputs_NU - outputs_NU.mean(0)
+    if float(centred_NU.norm()) <= FLAT * float(outputs_NU.norm()):
+        raise ReplicaError("constant", "a layer of one model answers every row alike")
+    return centred_NU
+
+
+def _cosine(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one * other).sum()) / float(one.norm() * other.norm())
