@@ -31,6 +31,7 @@ BENCHMARKS: Final[Mapping[str, str]] = {
     "nash": "a hundred thousand Nash bargains",
     "offers": "signed offers checked by a node's gossip validator",
     "replicas": "copies in disguise told from models that learned the same by themselves",
+    "quality": "accuracy of one merge by alignment method, beside what else the buyer could do",
     "specs": "symmetries derived from a transformer's graph, and matching by them",
     "transfer": "verified transfer of a parameter set over loopback",
 }

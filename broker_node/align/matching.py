@@ -210,3 +210,37 @@ def match_units(spec: PermutationSpec, ours: Tensors, theirs: Tensors, *, seed: 
         permutations={group: tuple(found[group].tolist()) for group in spec.groups},
         objective=problem.objective(found),
     )
+
+
+@torch.inference_mode()
+def improve_units(
+    spec: PermutationSpec,
+    ours: Tensors,
+    theirs: Tensors,
+    start: Mapping[str, torch.Tensor],
+    *,
+    seed: int,
+    sweeps: int,
+) -> dict[str, torch.Tensor]:
+    """Return the end of a descent of so many sweeps at most that begins at `start`.
+
+    The objective never falls, so nothing that `start` got right by other means is given up for
+    less; `start` itself is left as it is.
+    """
+    problem = _Problem(spec, ours, theirs)
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
+    return problem.descend(dict(start), generator, sweeps=min(sweeps, sweeps_of(spec)))
+
+
+def incoming_similarity(
+    spec: PermutationSpec,
+    ours: Tensors,
+    theirs: Tensors,
+    group: str,
+    permutations: Mapping[str, torch.Tensor],
+) -> torch.Tensor:
+    """Return similarity_UV of the weights that enter the units of `group`.
+
+    `permutations` names those of the groups that the same tensors read.
+    """
+    return _Problem(spec, ours, theirs).similarity(group, permutations, only=Role.WRITES)

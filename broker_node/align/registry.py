@@ -1,13 +1,31 @@
-"""Alignment methods by name."""
+"""Alignment methods by name.
+
+`identity`             unit i is taken for unit i
+`weight-matching`      by the weights, in canonical scales (Train 'n Trade's)
+`activation-matching`  by what the units answer on unlabelled rows
+`universe`             by activations and then weights, each model once for all pairs
+`least-squares`        activation matching, then every layer solved anew; has no recipe
+
+The last three need rows: unlabelled ones, of those that α is chosen on.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
-from broker_node.align import identity, weight_matching
+from broker_node.align import (
+    activation_matching,
+    identity,
+    least_squares,
+    universe,
+    weight_matching,
+)
 from broker_node.align.stages import Aligner
 
 ALIGNERS: Final[dict[str, Aligner]] = {
     identity.NAME: identity.identity,
     weight_matching.NAME: weight_matching.weight_matching,
+    activation_matching.NAME: activation_matching.activation_matching,
+    universe.NAME: universe.universe,
+    least_squares.NAME: least_squares.least_squares,
 }

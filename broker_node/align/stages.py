@@ -30,20 +30,41 @@ class Aligned:
     seller: Verified
     method: str
     """The name under which the alignment method is registered."""
-    recipe: Recipe
-    """Permutations and scales; α is 0, since nothing is measured yet."""
+    recipe: Recipe | None
+    """Permutations and scales; α is 0, since nothing is measured yet.
+
+    None where T(sold) is no permutation with scales: then a buyer could not make it from what
+    was sold, and the merge is a product that only whoever holds both models can hand out."""
     transformed: Mapping[str, torch.Tensor] = field(repr=False)
     """T(sold): the tensors that are sold, and no others, with the buyer's units and scales."""
     seed: int
 
     @property
+    def exact_recipe(self) -> Recipe:
+        """The recipe; `AlignmentError` where there is none."""
+        if self.recipe is None:
+            raise AlignmentError(f"what `{self.method}` makes of a sold model has no recipe")
+        return self.recipe
+
+    @property
     def alignment_hash(self) -> Digest:
-        """Names the permutations and scales, without α."""
-        return self.recipe.alignment_hash
+        """Names the permutations and scales, without α; `AlignmentError` if there are none."""
+        return self.exact_recipe.alignment_hash
 
 
 class Aligner(Protocol):
     """An alignment method: deterministic in its arguments."""
 
-    def __call__(self, buyer: Verified, seller: Verified, *, seed: int) -> Aligned:
-        """Line the seller's units up with the buyer's; raises `AlignmentError`."""
+    def __call__(
+        self,
+        buyer: Verified,
+        seller: Verified,
+        *,
+        seed: int,
+        probe_RF: torch.Tensor | None = None,
+    ) -> Aligned:
+        """Line the seller's units up with the buyer's.
+
+        `probe_RF` are unlabelled rows, of those that α is chosen on and never of those that
+        score. Raises `AlignmentError`, also where a method needs rows and has none.
+        """

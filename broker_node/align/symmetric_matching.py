@@ -4,7 +4,8 @@ The objective is Σ ⟨ours, permuted theirs⟩ over all tensors (Ainsworth, Hay
 §3.2), raised by coordinate ascent. A *family*, a group with all that stands within it, is
 assigned at once: what two heads have in common is the best assignment of the units inside of
 them, and the heads are assigned by that. Families that share no tensor have one colour and
-are assigned in one go; a family is left alone while nothing that it meets has changed.
+are assigned in one go, in threads where they are large; a family is left alone while nothing
+that it meets has changed.
 
 A first pass in the direction of the data matches every family by the tensors whose other units
 are already matched, so that a permuted copy is found whatever its numbering. The order of
@@ -20,6 +21,7 @@ from typing import Final
 import numpy as np
 import torch
 
+from broker_node.align.assignments import each
 from broker_node.align.families import Family, Pair, families_of, matched
 from node.params import blocks
 from node.params.permutation import Tensors
@@ -94,15 +96,20 @@ def _ascend(spec: SymmetrySpec, pairs: list[Pair], *, seed: int) -> SymmetricMat
     history = [objective(spec, pairs, permutations)]
     colours = _colours(families)
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
+
+    def rematch(family: Family) -> dict[str, torch.Tensor] | None:
+        return matched(spec, family, family.meetings, permutations, inner=_inner)
+
     for _ in range(MAX_SWEEPS):
         if not dirty:
             break
         changed = False
         for at in generator.permutation(len(colours)):
             due = [family for family in colours[at] if family.root in dirty]
-            for family in due:
-                dirty.discard(family.root)
-                found = matched(spec, family, family.meetings, permutations, inner=_inner)
+            dirty.difference_update(family.root for family in due)
+            # no two of a colour meet, so that none sees what the others find
+            sizes = [_size(spec, family) for family in due]
+            for family, found in zip(due, each(rematch, due, sizes), strict=True):
                 if found is not None:
                     permutations.update(found)
                     dirty.update(family.neighbours)
@@ -114,6 +121,11 @@ def _ascend(spec: SymmetrySpec, pairs: list[Pair], *, seed: int) -> SymmetricMat
     return SymmetricMatching(
         permutations=permutations, objective=history[-1], history=tuple(history)
     )
+
+
+def _size(spec: SymmetrySpec, family: Family) -> int:
+    """Return how many units the largest assignment of a family is over."""
+    return max(spec.groups[name].size for name in family.members)
 
 
 def _first_pass(

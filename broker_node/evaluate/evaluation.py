@@ -108,11 +108,13 @@ def evaluate(
     Raises `LocalProtocolError` if the rows do not suffice, the search is not registered or
     not for such rows, or the architecture computes nothing, and `RemoteProtocolError`
     ``overflows`` if the measured losses are no sane numbers, ``wrong-architecture`` if the
-    search cannot do with such a model.
+    search cannot do with such a model. Raises `AlignmentError` for an alignment without a
+    recipe: nobody could replay it.
     """
     architecture = aligned.buyer.architecture
     if isinstance(architecture.model, Shapes):
         raise LocalProtocolError("tensors of the family `random` cannot be evaluated")
+    unsearched = aligned.exact_recipe
     require_search(search, validation)
     choice_rows = len(validation) // 2 if choice_rows is None else choice_rows
     score_rows = len(validation) - choice_rows if score_rows is None else score_rows
@@ -121,7 +123,7 @@ def evaluate(
     chosen = _gather(validation, drawn.choice)
     curve = LossCurve(architecture, base, aligned.transformed, *chosen)
     alpha = SEARCHES[search](curve)
-    recipe = aligned.recipe.with_alpha(alpha)
+    recipe = unsearched.with_alpha(alpha)
     merged = interpolate(base, aligned.transformed, alpha)
     # rows that serve for both are not copied twice
     shared = np.array_equal(drawn.choice, drawn.score)

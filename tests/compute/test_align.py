@@ -59,7 +59,7 @@ def test_a_permuted_rescaled_copy_is_recovered_exactly(seed: int, widths: list[i
     theirs, permutations = disguised(ours, seed)
     aligned = weight_matching(ours, theirs, seed=seed)
     for group, permutation in permutations.items():
-        found = aligned.recipe.permutations[group]
+        found = aligned.exact_recipe.permutations[group]
         assert [permutation[unit] for unit in found] == list(range(len(permutation)))
     for name, tensor in ours.tensors.items():
         torch.testing.assert_close(aligned.transformed[name], tensor, rtol=1e-5, atol=1e-7)
@@ -80,7 +80,7 @@ def test_trained_models_are_recovered_from_a_disguise(pair: tuple[Verified, Veri
     theirs, permutations = disguised(ours, 9)
     aligned = weight_matching(ours, theirs, seed=0)
     for group, permutation in permutations.items():
-        found = aligned.recipe.permutations[group]
+        found = aligned.exact_recipe.permutations[group]
         assert [permutation[unit] for unit in found] == list(range(len(permutation)))
 
 
@@ -98,7 +98,9 @@ def test_alignment_never_changes_what_is_sold(pair: tuple[Verified, Verified]) -
     inputs_RF = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     expected = apply(theirs.architecture, theirs.tensors, inputs_RF)
     for name, align in ALIGNERS.items():
-        aligned = align(ours, theirs, seed=0)
+        aligned = align(ours, theirs, seed=0, probe_RF=inputs_RF)
+        if aligned.recipe is None:
+            continue  # a product that is made of both models: nobody buys it with a recipe
         outputs = apply(theirs.architecture, aligned.transformed, inputs_RF)
         torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4, msg=name)
 
@@ -107,7 +109,7 @@ def test_alignment_is_the_same_for_the_same_seed(pair: tuple[Verified, Verified]
     ours, theirs = pair
     first, second = (weight_matching(ours, theirs, seed=7) for _ in range(2))
     assert first.alignment_hash == second.alignment_hash
-    assert first.recipe.encode() == second.recipe.encode()
+    assert first.exact_recipe.encode() == second.exact_recipe.encode()
 
 
 def test_models_of_two_architectures_are_not_aligned() -> None:

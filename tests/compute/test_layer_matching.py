@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from broker_node.align import matching
+from broker_node.align import carrying, matching
 from broker_node.align import weight_matching as module
 from broker_node.align.preservation import require_same_function
 from broker_node.align.registry import ALIGNERS
@@ -69,7 +69,7 @@ def rows_of(architecture: Architecture, seed: int = 0) -> ValidationSet:
 @given(
     seed=st.integers(0, 2**31),
     layers=st.sampled_from(SUBSETS),
-    method=st.sampled_from(sorted(ALIGNERS)),
+    method=st.sampled_from(["identity", "weight-matching"]),
     alpha=st.one_of(st.sampled_from([0, ONE // 2, ONE]), st.integers(0, ONE)),
 )
 @settings(max_examples=60)
@@ -79,7 +79,7 @@ def test_the_buyers_other_layers_stay_its_own_to_the_byte(
     base = verified(FOUR, random_init(FOUR, seed))
     sold = verified(FOUR, random_init(FOUR, seed + 1), layers)
     aligned = ALIGNERS[method](base, sold, seed=seed)
-    recipe = aligned.recipe.with_alpha(Millionths(alpha))
+    recipe = aligned.exact_recipe.with_alpha(Millionths(alpha))
     merged = apply_recipe(FOUR, base.tensors, sold.tensors, Recipe.decode(recipe.encode()))
 
     assert merged.keys() == base.tensors.keys()
@@ -151,9 +151,9 @@ def test_the_order_of_a_permuted_copy_is_found_from_the_layers_that_are_sold(
     aligned = ALIGNERS["weight-matching"](ours, theirs, seed=seed)
     touched = {f"hidden.{i}" for i in range(3) if {i, i + 1} & set(layers)}
     inside = {f"hidden.{i}" for i in range(3) if {i, i + 1} <= set(layers)}
-    assert set(aligned.recipe.permutations) == touched
-    assert set(aligned.recipe.scales) == inside
-    for group, found in aligned.recipe.permutations.items():
+    assert set(aligned.exact_recipe.permutations) == touched
+    assert set(aligned.exact_recipe.scales) == inside
+    for group, found in aligned.exact_recipe.permutations.items():
         order = permutations[group]
         assert [order[unit] for unit in found] == list(range(len(order))), group
     for name, tensor in aligned.transformed.items():
@@ -168,7 +168,7 @@ def test_a_permuted_copy_of_an_ordinary_width_is_found_where_nothing_enters_its_
     ours = verified(wide, random_init(wide, 1))
     theirs, permutations = disguised(ours.tensors, layers, 2, wide)
     aligned = ALIGNERS["weight-matching"](ours, theirs, seed=0)
-    for group, found in aligned.recipe.permutations.items():
+    for group, found in aligned.exact_recipe.permutations.items():
         order = permutations[group]
         assert [order[unit] for unit in found] == list(range(len(order))), group
 
@@ -259,7 +259,7 @@ def test_an_alignment_is_checked_on_the_sold_layers_with_the_buyers_own_around_t
         seen.extend((original, moved))
         check(architecture, original, moved)
 
-    monkeypatch.setattr(module, "require_same_function", watch)
+    monkeypatch.setattr(carrying, "require_same_function", watch)
     aligned: Aligned = module.weight_matching(ours, sold, seed=0)
     original, moved = seen
     assert original.keys() == moved.keys() == ours.tensors.keys()
@@ -270,7 +270,7 @@ def test_an_alignment_is_checked_on_the_sold_layers_with_the_buyers_own_around_t
     def slip(*arguments: object) -> dict[str, torch.Tensor]:
         return {name: tensor * 1.01 for name, tensor in transform(*arguments).items()}  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "transform", slip)
+    monkeypatch.setattr(carrying, "transform", slip)
     with pytest.raises(AlignmentError, match="outputs differ"):
         module.weight_matching(ours, sold, seed=0)
 

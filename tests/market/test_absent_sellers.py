@@ -134,7 +134,7 @@ async def test_a_broker_keeps_no_more_than_so_many_downloads_that_were_cut_off(
             faults[root] = fault
             data = bytes([number]) * 3_000
             with pytest.raises(type(fault)) as caught:
-                await broker.shell._fetch(offer_of(seller, data))
+                await broker.shell.intake._fetch(offer_of(seller, data))
             if isinstance(fault, RemoteProtocolError) and fault.reason == "truncated":
                 error = caught.value
                 assert isinstance(error, RemoteProtocolError)

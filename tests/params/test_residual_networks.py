@@ -77,7 +77,8 @@ def test_the_symmetries_are_those_of_the_graph(depth: int, widen: int) -> None:
     assert not any(group.rescalable for group in read.groups.values())
 
 
-def test_a_renumbered_copy_computes_the_same_and_is_found() -> None:
+@pytest.mark.parametrize("method", ["weight-matching", "activation-matching"])
+def test_a_renumbered_copy_computes_the_same_and_is_found(method: str) -> None:
     architecture = Architecture("resnet", SMALL)
     spec, tensors = permutation_spec(architecture), random_init(architecture, 1)
     generator = torch.Generator().manual_seed(5)
@@ -89,10 +90,9 @@ def test_a_renumbered_copy_computes_the_same_and_is_found() -> None:
     rows = torch.randn(4, 64, generator=generator)
     same = apply(architecture, copy, rows)
     torch.testing.assert_close(same, apply(architecture, tensors, rows))
-    aligned = ALIGNERS["weight-matching"](
-        verified(architecture, tensors), verified(architecture, copy), seed=0
-    )
-    recipe = aligned.recipe.with_alpha(Millionths(ONE))
+    pair = verified(architecture, tensors), verified(architecture, copy)
+    aligned = ALIGNERS[method](*pair, seed=0, probe_RF=torch.randn(64, 64, generator=generator))
+    recipe = aligned.exact_recipe.with_alpha(Millionths(ONE))
     assert weights_root(apply_recipe(architecture, tensors, copy, recipe)) == weights_root(tensors)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import torch
@@ -27,6 +28,14 @@ class ArchitectureError(RemoteProtocolError):
         super().__init__(reason, detail)
 
 
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """One affine layer by the names of its tensors: weight (outputs x inputs) and bias."""
+
+    weight: str
+    bias: str
+
+
 class Model(Protocol):
     """One architecture with its configuration read: immutable, comparable, without weights."""
 
@@ -47,6 +56,18 @@ class Model(Protocol):
 
     def forward(self, tensors: Tensors, inputs_RF: torch.Tensor) -> torch.Tensor:
         """Return logits_RC for R rows; differentiable in the tensors."""
+
+    def activations(self, tensors: Tensors, inputs_RF: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return values_RU of the units of every group that these tensors suffice for.
+
+        Of some layers those are the groups that the input reaches through sold layers alone.
+        """
+
+    def affine_chain(self) -> tuple[Affine, ...]:
+        """Return the layers, if they are nothing but affine maps with ReLU between them.
+
+        Input side first; nothing for a model that is built otherwise.
+        """
 
     def random_init(self, seed: int) -> dict[str, torch.Tensor]:
         """Return fresh float32 tensors, the same for the same seed."""

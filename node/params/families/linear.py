@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from node.params.families.base import check_parameter_count, linear_init, read_fields, read_width
+from node.params.families.base import (
+    Affine,
+    check_parameter_count,
+    linear_init,
+    read_fields,
+    read_width,
+)
 from node.params.permutation import PermutationSpec, Tensors
 from node.protocol.parameters import Layout, TensorSpec
 
@@ -48,6 +54,12 @@ class Linear:
 
     def forward(self, tensors: Tensors, inputs_RF: torch.Tensor) -> torch.Tensor:
         return functional.linear(inputs_RF, tensors["weight"], tensors["bias"])
+
+    def activations(self, tensors: Tensors, inputs_RF: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {}
+
+    def affine_chain(self) -> tuple[Affine, ...]:
+        return (Affine(weight="weight", bias="bias"),)
 
     def random_init(self, seed: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)

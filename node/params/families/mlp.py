@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from node.params.families.base import (
     MAX_TENSORS,
+    Affine,
     ArchitectureError,
     check_parameter_count,
     linear_init,
@@ -87,6 +88,24 @@ class Mlp:
             if i < last:
                 values_RU = functional.relu(values_RU)
         return values_RU
+
+    def activations(self, tensors: Tensors, inputs_RF: torch.Tensor) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = {}
+        values_RU = inputs_RF
+        for i, layer in enumerate(self.affine_chain()[:-1]):
+            if layer.weight not in tensors:
+                break
+            values_RU = functional.relu(
+                functional.linear(values_RU, tensors[layer.weight], tensors[layer.bias])
+            )
+            found[f"hidden.{i}"] = values_RU
+        return found
+
+    def affine_chain(self) -> tuple[Affine, ...]:
+        return tuple(
+            Affine(weight=f"layers.{i}.weight", bias=f"layers.{i}.bias")
+            for i in range(len(self.widths) - 1)
+        )
 
     def random_init(self, seed: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from node.params.families.base import check_parameter_count
+from node.params.families.base import Affine, check_parameter_count
 from node.params.permutation import Tensors
 from node.protocol.parameters import Layout, TensorSpec, make_layout
 
@@ -45,6 +45,25 @@ class ModuleModel:
         call = torch.func.functional_call
         logits_RC: torch.Tensor = call(_skeleton(self), dict(tensors), (self.rows(inputs_RF),))
         return logits_RC
+
+    def values_of(
+        self: Built, tensors: Tensors, inputs_RF: torch.Tensor, submodules: Collection[str]
+    ) -> dict[str, torch.Tensor]:
+        """Return what each of some submodules answers to R rows, in its own shape, by name."""
+        with torch.device("meta"):
+            module = self.build().eval()  # of our own: it is watched
+        found: dict[str, torch.Tensor] = {}
+
+        def keep(name: str, _: nn.Module, __: object, output: torch.Tensor) -> None:
+            found[name] = output
+
+        for name in submodules:
+            module.get_submodule(name).register_forward_hook(functools.partial(keep, name))
+        torch.func.functional_call(module, dict(tensors), (self.rows(inputs_RF),))
+        return found
+
+    def affine_chain(self) -> tuple[Affine, ...]:
+        return ()
 
     def random_init(self: Built, seed: int) -> dict[str, torch.Tensor]:
         with torch.random.fork_rng(devices=[]):

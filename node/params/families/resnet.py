@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from node.params.families.base import ArchitectureError, read_fields, read_width
 from node.params.families.modules import ModuleModel, check_size
-from node.params.permutation import Axis, Group, PermutationSpec, Role
+from node.params.permutation import Axis, Group, PermutationSpec, Role, Tensors
 
 STAGES: Final = 3
 FIRST_CHANNELS: Final = 16
@@ -153,6 +153,21 @@ class ResNet(ModuleModel):
             groups={name: Group(size=size, rescalable=False) for name, size in groups.items()},
             axes=axes,
         )
+
+    def activations(self, tensors: Tensors, inputs_RF: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Values before a norm, each place of each image a row; nothing for some of the layers."""
+        if any(spec.name not in tensors for spec in self.layout()):
+            return {}
+        blocks = range(STAGES * self.blocks)
+        groups = {f"blocks.{number}.conv1": f"inner.{number}" for number in blocks}
+        groups |= {f"blocks.{number}": self._stream(number) for number in blocks}
+        if self._stream(-1) != self._stream(0):
+            groups["stem"] = self._stream(-1)
+        values = self.values_of(tensors, inputs_RF, groups)
+        # of a stream the last block's sum is taken, since later blocks write over earlier ones
+        return {
+            group: values[name].permute(0, 2, 3, 1).flatten(0, 2) for name, group in groups.items()
+        }
 
     def _stream(self, number: int) -> str:
         """Return the group of the channels that come out of a block; of the stem at -1."""

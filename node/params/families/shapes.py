@@ -12,6 +12,7 @@ import torch
 
 from node.params.families.base import (
     MAX_TENSORS,
+    Affine,
     ArchitectureError,
     check_parameter_count,
     read_fields,
@@ -69,6 +70,12 @@ class Shapes:
 
     def forward(self, tensors: Tensors, inputs_RF: torch.Tensor) -> torch.Tensor:
         raise LocalProtocolError("tensors of the family `random` compute nothing")
+
+    def activations(self, tensors: Tensors, inputs_RF: torch.Tensor) -> dict[str, torch.Tensor]:
+        raise LocalProtocolError("tensors of the family `random` compute nothing")
+
+    def affine_chain(self) -> tuple[Affine, ...]:
+        return ()
 
     def random_init(self, seed: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)

@@ -1,0 +1,144 @@
+"""Activation matching of any `torch.nn.Module` by derived symmetries, and BatchNorm's reset.
+
+Values are caught behind the layers whose outputs are the units of one group: linear,
+convolutional, normalising and embedding layers. A residual stream is written by several, and what
+they say of it is added up. Groups in blocks (heads, and the units inside of them) come out of no
+layer by themselves; they are refused by name, and `symmetric_matching` matches them by weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, TypeAlias
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from broker_node.align.assignments import assign_all
+from broker_node.align.probing import MAX_ROWS, standardised
+from broker_node.align.stages import AlignmentError
+from node.params.permutation import Tensors
+from node.params.symmetry import SymmetrySpec, Units
+
+Captured: TypeAlias = dict[str, list[torch.Tensor]]
+"""By group: standardised values_RU, one for each layer that writes it, in their order."""
+
+CHANNELS_SECOND: Final = (_ConvNd, _BatchNorm, nn.GroupNorm)
+CHANNELS_LAST: Final = (nn.Linear, nn.LayerNorm, nn.Embedding)
+
+
+def _group_of(spec: SymmetrySpec, name: str, layer: nn.Module) -> str | None:
+    """Return the group that a layer's outputs are the units of, if they are those of one."""
+    tensor = f"{name}.weight" if name else "weight"
+    tensor = spec.ties.get(tensor, tensor)
+    if not isinstance(layer, (*CHANNELS_SECOND, *CHANNELS_LAST)) or tensor not in spec.axes:
+        return None
+    layout = spec.axes[tensor][1 if isinstance(layer, nn.Embedding) else 0]
+    return layout.group if isinstance(layout, Units) else None
+
+
+def _caught(values: torch.Tensor, channel: int) -> torch.Tensor:
+    """Return standardised values_RU of `MAX_ROWS` rows or places, evenly spread."""
+    values_RU = values.detach().movedim(channel, -1).flatten(0, -2)
+    step = -(-len(values_RU) // MAX_ROWS)
+    return standardised(values_RU[::step].cpu().double())
+
+
+@torch.inference_mode()
+def captured(
+    module: nn.Module, spec: SymmetrySpec, tensors: Tensors, inputs: tuple[Any, ...]
+) -> Captured:
+    """Return what the units of each group answer to `inputs` with these tensors, in eval mode.
+
+    Raises `AlignmentError` for a movable group that no layer's outputs are, and for values that
+    are not finite.
+    """
+    found: Captured = {}
+    hooks = []
+    was = module.training
+    for name, layer in module.named_modules():
+        group = _group_of(spec, name, layer)
+        if group is None:
+            continue
+        channel = 1 if isinstance(layer, CHANNELS_SECOND) else -1
+
+        def catch(
+            _layer: nn.Module, _inputs: object, output: torch.Tensor,
+            group: str = group, channel: int = channel,
+        ) -> None:  # fmt: skip
+            if not bool(torch.isfinite(output).all()):
+                raise AlignmentError(f"values of {group} are not finite on the rows")
+            found.setdefault(group, []).append(_caught(output, channel))
+
+        hooks.append(layer.register_forward_hook(catch))
+    try:
+        module.eval()
+        torch.func.functional_call(module, dict(tensors), inputs)
+    finally:
+        module.train(was)
+        for hook in hooks:
+            hook.remove()
+    lacking = [name for name, group in spec.groups.items() if group.movable and name not in found]
+    if lacking:
+        raise AlignmentError(f"no layer's outputs are the units of {', '.join(lacking)[:200]}")
+    return found
+
+
+def match_modules(
+    module: nn.Module,
+    spec: SymmetrySpec,
+    ours: Tensors,
+    theirs: Tensors,
+    inputs: tuple[Any, ...],
+) -> dict[str, torch.Tensor]:
+    """Return `perm_U` by group: unit u of ours meets unit ``perm_U[u]`` of theirs.
+
+    Raises as `captured`.
+    """
+    sides = [captured(module, spec, tensors, inputs) for tensors in (ours, theirs)]
+    similarities = {
+        group: torch.stack([a.T @ b for a, b in zip(of_group, sides[1][group], strict=True)]).sum(0)
+        for group, of_group in sides[0].items()
+    }
+    return assign_all(similarities)
+
+
+def reset_normalisation(
+    module: nn.Module, tensors: Tensors, batches: Iterable[tuple[Any, ...]]
+) -> dict[str, torch.Tensor]:
+    """Return the tensors with BatchNorm's running statistics taken anew from unlabelled rows.
+
+    A merge of two models keeps neither's statistics: its units vary less than those of either,
+    and what normalises them must be measured on the merge itself (Jordan et al. 2022, REPAIR).
+    Nothing but those buffers changes; a merge that was reset has no recipe. Raises
+    `AlignmentError` without BatchNorm or without rows.
+    """
+    merged = copy.deepcopy(module)
+    merged.load_state_dict(dict(tensors))
+    merged.eval()
+    norms = [
+        layer
+        for layer in merged.modules()
+        if isinstance(layer, _BatchNorm) and layer.track_running_stats
+    ]
+    if not norms:
+        raise AlignmentError("there is no normalisation with running statistics to reset")
+    for layer in norms:
+        layer.reset_running_stats()
+        layer.momentum = None  # of all batches alike
+        layer.train()
+    counted = 0
+    with torch.no_grad():
+        for inputs in batches:
+            merged(*inputs)
+            counted += 1
+    if counted == 0:
+        raise AlignmentError("normalisation is reset on rows, and there are none")
+    return _detached(merged.state_dict())
+
+
+def _detached(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
