@@ -40,6 +40,7 @@ _TRAIN_N_TRADE: Final = {
     "figure3": "Figure 3: round by round, who buys, who leads, what the market spares",
     "figure4": "Figure 4: agents of different tasks, what trading still spares",
     "figure5": "Figure 5: negotiated prices against the optimal ones",
+    "boundary": "beyond Figure 4: perceptrons of tasks moved apart, where trade stops paying",
     "dynamics": "beyond the paper: volume, prices and efficiency of a hundred agents",
 }
 _WEIGHT_MARKET: Final = {
@@ -53,7 +54,7 @@ PAPERS: Final = (
     Paper(
         "Train 'n Trade: Foundations of Parameter Markets, arXiv 2312.04740",
         _TRAIN_N_TRADE,
-        dict.fromkeys(_TRAIN_N_TRADE, "trade"),
+        {**dict.fromkeys(_TRAIN_N_TRADE, "trade"), "boundary": "boundary"},
     ),
     Paper(
         "Knowledge Sharing in AI Services, IEEE IoT J. 10(2), 2023",

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from scripts import reproduce
-from scripts.reproduction import fusion, trade, triplewin, weight_market
+from scripts.reproduction import boundary, fusion, trade, triplewin, weight_market
 from scripts.reproduction.engine import ROOT, ReproductionError, code_of
 from scripts.reproduction.seeds import Compared, Experiment, Given, Grid, main_of, spread
 
@@ -167,7 +167,7 @@ def test_every_experiment_that_is_listed_has_a_command_of_its_own(
 
 
 def test_every_experiment_is_listed() -> None:
-    others = {module.EXPERIMENT.name for module in (weight_market, fusion, triplewin)}
+    others = {module.EXPERIMENT.name for module in (boundary, weight_market, fusion, triplewin)}
     assert set(reproduce.MODULES) == {*trade.ALL, *others}
 
 
@@ -183,7 +183,7 @@ def test_a_command_without_an_experiment_is_refused(words: list[str]) -> None:
 
 def places() -> dict[str, tuple[str, ...]]:
     found = {name: trade.places_of(study) for name, study in trade.ALL.items()}
-    others = (module.EXPERIMENT for module in (weight_market, fusion, triplewin))
+    others = (module.EXPERIMENT for module in (boundary, weight_market, fusion, triplewin))
     return {**found, **{one.name: one.played_by for one in others}}
 
 
