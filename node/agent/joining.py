@@ -1,7 +1,8 @@
 """How an agent comes into a round of a clearing house: it asks, and takes the terms or leaves them.
 
     join ─► not invited yet, join again, … ─► invited ─► terms that follow from the inputs ─► in
-              └─ off, or another round than on chain, or too dear: no money of ours moves
+              └─ off, or another round than on chain, or not what we asked for, or too dear, or
+                 no house that we can be in: no money of ours moves
 
 No round is joined with a broker whose root was wrong before.
 """
@@ -88,7 +89,11 @@ class Joining:
     async def join(self, number: int, statement: bytes, root: Digest) -> Participation | str:
         """Ask to be counted in until we are, or there is no round; returns why not."""
         broker = self._brokers.current
-        await self._sit(broker)  # before there is a time to pay by
+        try:
+            await self._sit(broker)  # before there is a time to pay by
+        except RemoteProtocolError as error:
+            await self._brokers.pass_over(error)  # the next round is another's, if there is one
+            return self._off(number, error.reason, error.detail)
         base, _ = self._station.offer_in(statement)
         asked = JoinRound(base_digest=base, cost=self._terms.cost, reserve=self._terms.reserve)
         patience = trio.current_time() + self._settings.round_patience
@@ -121,7 +126,7 @@ class Joining:
             cashier = await self._sit(broker)
             account = self._account_of(broker)
             due = await trio.to_thread.run_sync(
-                terms.audit.due, answer.inputs, station.account, account, terms.mechanism
+                terms.audit.due, answer.inputs, station.account, account, terms
             )
             if due != answer.due:
                 raise RemoteProtocolError("wrong-due", f"{answer.due}, and not {due}")
@@ -155,8 +160,12 @@ class Joining:
             raise RemoteProtocolError("short-challenge", f"{opening.challenge_period} s")
 
     async def _sit(self, broker: PeerId) -> Cashier:
-        """Return who calls the house that a broker clears in; waits for both to answer."""
-        told = False
+        """Return who calls the house that a broker clears in; waits for both to answer.
+
+        Raises `RemoteProtocolError` if the broker has not named one that it sits in for as long as
+        a round has patience. While the chain is away, that is no fault of the broker's.
+        """
+        told, patience = False, trio.current_time() + self._settings.round_patience
         while broker not in self._seats:
             try:
                 house = await self._station.ask(broker, AskHouse(), House)
@@ -167,12 +176,15 @@ class Joining:
                 if not await trio.to_thread.run_sync(cashier.house.seats, account):
                     raise RemoteProtocolError("not-the-houses-broker", account, peer=broker)
             except (RemoteProtocolError, WrongContractError) as error:
+                reason = getattr(error, "reason", "wrong-contract")
+                fault = RemoteProtocolError(reason, str(error), peer=broker)
                 if not told:
-                    reason = getattr(error, "reason", "wrong-contract")
-                    self._report("ask-house", RemoteProtocolError(reason, str(error)))
+                    self._report("ask-house", fault)
                 told = True
+                if trio.current_time() >= patience:
+                    raise fault from error
             except ChainUnavailableError:
-                pass
+                patience = trio.current_time() + self._settings.round_patience
             else:
                 self._seats[broker] = cashier
                 break

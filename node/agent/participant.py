@@ -27,10 +27,12 @@ from node.agent.submission import Submission
 from node.agent.taking_part import Bought, ClearingTerms
 from node.chronicle import EpochTrained, PeerFault, RoundPlayed, RoundsPlayed
 from node.net.transfer import Source, fetch_blob
+from node.params.architecture import layout
 from node.params.encoding import encode_tensors
 from node.protocol.errors import MarketError, RemoteProtocolError
 from node.protocol.messages import PARAMS_PROTOCOL
 from node.protocol.offer import NOT_FOR_SALE, Offer
+from node.protocol.parameters import encoded_length
 from node.protocol.participation import Participation
 from node.protocol.types import Digest, PeerId, UnixTime
 from node.station.station import Station
@@ -187,8 +189,16 @@ class Participant:
         return because, own
 
     async def _fetch(self, bought: Bought, broker: PeerId) -> bool:
-        """Fetch a model that was sold to us; it is what its root says, or is not taken."""
+        """Fetch a model that was sold to us; it is what its root says, or is not taken.
+
+        It is as long as a model of ours, or no byte of it is fetched.
+        """
         station, root = self._station, Digest(bought.root)
+        expected = encoded_length(layout(self._trainer.architecture))
+        if bought.byte_length != expected:
+            fault = f"{bought.byte_length} bytes, a model of ours has {expected}"
+            self._fault("fetch-model", RemoteProtocolError("wrong-layout", fault, peer=broker))
+            return False
         patience = trio.current_time() + self._settings.round_patience
         while not station.blobs.has(root):
             source = Source(

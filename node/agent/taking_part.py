@@ -40,8 +40,11 @@ AFTER_REFUSAL: Final = 5.0
 class Audit(Protocol):
     """The mechanism, as a participant needs it: pure, and told once at the start."""
 
-    def due(self, inputs: bytes, account: Address, broker: Address, mechanism: str) -> Wei:
-        """Return what an account is to pay by these inputs. Raises `MarketError`."""
+    def due(self, inputs: bytes, account: Address, broker: Address, terms: ClearingTerms) -> Wei:
+        """Return what an account is to pay by these inputs.
+
+        Raises `MarketError`, also if they are not of what the account asked for by its `terms`.
+        """
 
     def payers(self, inputs: bytes) -> tuple[Address, ...]:
         """Return every account that may have paid. Raises `MarketError`."""
@@ -134,8 +137,9 @@ class TakingPart:
                 await self._send(
                     part,
                     act,
-                    Pay(name, NO_ADDRESS, us, record.due),
-                    done=lambda house: house.paid_in(name, us) > 0,
+                    Pay(name, NO_ADDRESS, us, part.lacks(sight)),
+                    # a wei that a stranger paid for us is no payment of ours
+                    done=lambda house: house.paid_in(name, us) >= record.due,
                     wanted=lambda: part.may_pay(self._station.clock()),
                 )
             case Act.JUDGE:

@@ -205,7 +205,11 @@ class Config:
         "integer", DAY, "to look at a root before it stands", low=1, high=30 * DAY
     )
     most_due: Wei | None = _setting(
-        "wei", None, "the most that an agent pays into a round (default: no limit)", low=0
+        "wei",
+        None,
+        "the most that an agent pays into a round (default: on play money no limit; real money "
+        "needs one)",
+        low=0,
     )
     producers: int = _setting(
         "integer", 1, "how many of the agents make a model to sell (triplewin)", low=1, high=64

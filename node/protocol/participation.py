@@ -7,7 +7,7 @@ I pay comes back by a root that I computed myself, or I say so while it can stil
 |------------|----------------------------------------------|------------|----------|
 | paying     | nothing is due                               | waiting    |          |
 | paying     | what is due was paid                         | waiting    |          |
-| paying     | time to pay, nothing paid yet                | paying     | pay      |
+| paying     | time to pay, less than is due was paid       | paying     | pay      |
 | paying     | past pay_by, less was paid                   | waiting    |          |
 | paying     | past pay_by, nothing was paid                | absent     |          |
 | waiting    | a root                                       | waiting    | judge    |
@@ -37,10 +37,11 @@ I pay comes back by a root that I computed myself, or I say so while it can stil
 | credited   | nothing is owed to us; it was not            | wronged    |          |
 
 A payment is begun only with `PAY_MARGIN` left: one that comes late is refused by the house and
-costs gas. Whatever was paid, be it too little, is in the pot and comes back by the root or without.
-Somebody who objected still claims the leaf that a wrong root has for it: better than nothing. What
-nobody could claim is for those who paid in once the root has expired, `EXPIRY` after it stood: that
-is what *outlasting* waits for, while rounds go on elsewhere.
+costs gas. It is of what the account lacks: anybody may pay a part for it, which keeps nobody from
+paying the rest. Whatever was paid, be it too little, is in the pot and comes back by the root or
+without. Somebody who objected still claims the leaf that a wrong root has for it: better than
+nothing. What nobody could claim is for those who paid in once the root has expired, `EXPIRY` after
+it stood: that is what *outlasting* waits for, while rounds go on elsewhere.
 """
 
 from __future__ import annotations
@@ -202,6 +203,10 @@ class Participation:
         """Whether the root is not what follows from its inputs, or nobody was told them."""
         return self.record.reason not in _FAULTLESS
 
+    def lacks(self, sight: Sight) -> Wei:
+        """Return what is still to be paid of what is due, whoever paid the rest."""
+        return Wei(max(self.record.due - sight.paid, 0))
+
     def may_pay(self, now: UnixTime) -> bool:
         """Whether there is time for a payment to be mined."""
         return now + PAY_MARGIN <= self.record.opening.pay_by
@@ -250,8 +255,7 @@ class Participation:
         if sight.now > self.record.opening.pay_by:
             self._note(reason=UNPAID)
             return self._move(S.WAITING if sight.paid else S.ABSENT)
-        # what is there already was not by us, or in part: no second payment is made on top
-        return [Act.PAY] if self.may_pay(sight.now) and not sight.paid else []
+        return [Act.PAY] if self.may_pay(sight.now) else []
 
     def _waiting(self, sight: Sight) -> list[Act]:
         if sight.posted:

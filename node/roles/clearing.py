@@ -106,10 +106,17 @@ def round_settings(config: Config) -> RoundSettings:
 
 
 def clearing_terms(opened: Opened) -> ClearingTerms | None:
-    """Return how an agent takes part in rounds; None for one that trades."""
+    """Return how an agent takes part in rounds; None for one that trades.
+
+    Raises `ConfigError` for real money without a limit on what a round may cost.
+    """
     config = opened.config
     if not clears(config):
         return None
+    if config.most_due is None and not opened.play_money:
+        raise ConfigError(
+            "most_due", "", Origin("default"), "say the most to pay into a round in real money"
+        )
     chain_id = opened.escrow.domain.chain_id
 
     def open_house(address: Address) -> Web3ClearingHouse:

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import trio
 
+from node.agent import joining
 from node.agent.brokers import Brokers
 from node.agent.joining import DISTRUSTED, Joining
 from node.agent.taking_part import ClearingTerms
+from node.chain.errors import ChainUnavailableError
 from node.chain.rounds import Round
 from node.chronicle import BrokerDistrusted, ClearingOff, PeerFault
 from node.observe import Observer
@@ -54,6 +56,9 @@ class Market:
         self.found: Round | None = ROUND
         self.due: Wei | None = DUE
         self.mechanism, self.seated = "shapley", True
+        self.away: RemoteProtocolError | None = None
+        self.outages = 0
+        self.audited_terms: list[ClearingTerms] = []
         self.wronged: dict[Address, ParticipationRecord] = {}
         self.asked: list[PeerId] = []
         self.events: list[Any] = []
@@ -92,6 +97,8 @@ class Market:
 
     async def ask(self, peer: PeerId, *_: Any, **__: Any) -> House:
         await trio.lowlevel.checkpoint()
+        if self.away is not None and peer == FIRST:
+            raise self.away
         return House(clearing_house=HOUSE, mechanism=self.mechanism)
 
     async def ask_either(self, peer: PeerId, *_: Any, **__: Any) -> Any:
@@ -111,13 +118,20 @@ class Market:
             return question(house)
 
         house = SimpleNamespace(
-            seats=lambda _: self.seated,
+            seats=self.seats,
             round=lambda _: self.found,
             domain=SimpleNamespace(clearing_house=address),
         )
         return SimpleNamespace(house=house, ask=ask)
 
-    def audited(self, *_: Any) -> Wei:
+    def seats(self, _: Address) -> bool:
+        if self.outages:
+            self.outages -= 1
+            raise ChainUnavailableError("away")
+        return self.seated
+
+    def audited(self, _: bytes, account: Address, broker: Address, terms: ClearingTerms) -> Wei:
+        self.audited_terms.append(terms)
         if self.due is None:
             raise LocalProtocolError("no party")
         return self.due
@@ -130,6 +144,8 @@ async def test_terms_that_follow_from_the_inputs_are_taken() -> None:
     record = part.record
     assert (record.clearing_house, record.broker, record.due) == (HOUSE, ACCOUNTS[FIRST], DUE)
     assert record.base_root == b"\x09" * 32
+    (terms,) = market.audited_terms
+    assert (terms.mechanism, terms.cost, terms.reserve) == ("shapley", 1, 0)
     assert market.events == []
 
 
@@ -170,6 +186,43 @@ async def test_what_is_dearer_than_we_pay_is_left_without_a_fault() -> None:
     market = Market(most_due=Wei(DUE - 1))
     assert await market.join() == "too-dear"
     assert market.told(PeerFault) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"away": RemoteProtocolError("busy", "", peer=FIRST)}, "busy"),
+        ({"mechanism": "triplewin"}, "another-mechanism"),
+        ({"seated": False}, "not-the-houses-broker"),
+    ],
+)
+async def test_a_broker_that_names_no_house_of_its_own_is_waited_for_as_long_as_a_round_is(
+    changed: dict[str, Any], reason: str
+) -> None:
+    market = Market()
+    for name, value in changed.items():
+        setattr(market, name, value)
+    with trio.fail_after(5):
+        assert await market.join() == reason
+    (off,) = market.told(ClearingOff)
+    assert (off.number, off.reason) == (1, reason)
+    assert [fault.reason for fault in market.told(PeerFault)] == [reason]
+    # and the next round is by the other
+    market.away, market.mechanism, market.seated = None, "shapley", True
+    assert market.joining.choose(2) == ""
+    assert isinstance(await market.join(), Participation)
+    assert market.asked == [SECOND]
+
+
+async def test_while_the_chain_is_away_no_broker_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(joining, "RETRY_SECONDS", 0.01)
+    market = Market()
+    market.outages = 3
+    assert isinstance(await market.join(), Participation)
+    assert market.asked == [FIRST]
+    assert market.events == []
 
 
 async def test_a_round_that_is_off_is_asked_for_no_more() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,11 @@ from broker_node.clearing.shapley_round import ALONE
 from broker_node.clearing.terms import Document, key_of, read
 from broker_node.clearing.triplewin_round import INFEASIBLE, UNPAID
 from broker_node.mechanisms.base import RefusedInputError
+from node.agent.taking_part import ClearingTerms
+from node.config import Config, ConfigError
 from node.protocol.signing import address_of
 from node.protocol.types import ONE, Address, Wei
+from node.roles.clearing import clearing_terms
 
 ETHER = 10**18
 ACCOUNTS = tuple(sorted((address_of(bytes([n + 1]) * 32) for n in range(16)), key=str.lower))
@@ -56,6 +60,16 @@ def triplewin(count: int, gain: Callable[[int], float] = covers, **changes: Any)
         measured=measured(gain, count, *producers),
     )  # fmt: skip
     return dataclasses.replace(document, **changes)
+
+
+def terms(**changes: Any) -> ClearingTerms:
+    """What an agent asks for in a round of Shapley division."""
+    unused: Any = None
+    asked = ClearingTerms(
+        mechanism="shapley", audit=RoundAudit(), open_house=unused, cost=Wei(1), reserve=Wei(0),
+        most_due=None, least_challenge=0,
+    )  # fmt: skip
+    return dataclasses.replace(asked, **changes)
 
 
 def dues_of(document: Document) -> dict[Address, Wei]:
@@ -258,12 +272,53 @@ def test_an_agent_takes_the_terms_of_its_own_broker_and_mechanism_alone() -> Non
     document, audit = shapley(3), RoundAudit()
     us = document.parties[1]
     inputs = document.encode()
-    assert audit.due(inputs, us, BROKER, "shapley") == dues_of(document)[us]
+    assert audit.due(inputs, us, BROKER, terms()) == dues_of(document)[us]
     for account, broker, mechanism in (
         (STRANGER, BROKER, "shapley"), (us, STRANGER, "shapley"), (us, BROKER, "triplewin"),
     ):  # fmt: skip
         with pytest.raises(RefusedInputError):
-            audit.due(inputs, account, broker, mechanism)
+            audit.due(inputs, account, broker, terms(mechanism=mechanism))
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ("costs", {"costs": (Wei(10**15), Wei(10**14), Wei(10**15))}),
+        ("reserves", {"reserves": (Wei(0), Wei(0), Wei(0))}),
+        ("reserves", {"reserves": (Wei(0), Wei(10 * ETHER), Wei(0))}),
+    ],
+)
+def test_an_invitation_is_of_the_cost_and_the_reserve_that_an_agent_asked_by(
+    field: str, said: dict[str, Any]
+) -> None:
+    ours = terms(mechanism="triplewin", cost=Wei(10**15), reserve=Wei(9 * ETHER))
+    document = triplewin(3, reserves=(Wei(0), ours.reserve, Wei(0)))
+    us, audit = document.parties[1], RoundAudit()
+    assert audit.due(document.encode(), us, BROKER, ours) == dues_of(document)[us]
+    forged = dataclasses.replace(document, **said)
+    assert not asked_of(forged.encode())[1].off
+    with pytest.raises(RefusedInputError) as refused:
+        audit.due(forged.encode(), us, BROKER, ours)
+    assert refused.value.field == field
+
+
+def test_with_real_money_an_agent_says_the_most_that_it_pays_into_a_round() -> None:
+    def opened(*, play_money: bool, **changes: Any) -> Any:
+        domain = SimpleNamespace(chain_id=1)
+        return SimpleNamespace(
+            config=Config(mechanism="shapley", **changes), play_money=play_money,
+            escrow=SimpleNamespace(domain=domain),
+        )  # fmt: skip
+
+    with pytest.raises(ConfigError) as refused:
+        clearing_terms(opened(play_money=False))
+    assert refused.value.key == "most_due"
+    limited = clearing_terms(opened(play_money=False, most_due=Wei(7)))
+    assert limited is not None
+    assert limited.most_due == 7
+    played = clearing_terms(opened(play_money=True))
+    assert played is not None
+    assert played.most_due is None
 
 
 def test_a_model_is_taken_only_where_it_does_better_than_ones_own() -> None:

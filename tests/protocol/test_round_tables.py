@@ -66,7 +66,9 @@ OWED: dict[str, object] = {"leaf": 0, "amount": Wei(5), "accounts": (US,), "amou
 SEEN_BY_US: Seen = {
     ("paying", "nothing is due"): (sight(10), {"due": Wei(0)}),
     ("paying", "what is due was paid"): (sight(10, paid=DUE), {}),
-    ("paying", "time to pay, nothing paid yet"): (sight(PAY_BY - PAY_MARGIN), {}),
+    ("paying", "time to pay, less than is due was paid"): (
+        sight(PAY_BY - PAY_MARGIN, paid=Wei(1)), {},
+    ),
     ("paying", "past pay_by, less was paid"): (sight(PAY_BY + 1, paid=Wei(1)), {}),
     ("paying", "past pay_by, nothing was paid"): (sight(PAY_BY + 1), {}),
     ("waiting", "a root"): (posted(1_100), {}),
@@ -201,9 +203,17 @@ def test_a_round_that_is_over_wants_nothing_more() -> None:
         assert a_convening(end.value).see(posted(STANDS, credit=Wei(9))) == []
 
 
-def test_nothing_is_paid_in_the_last_seconds_nor_on_top_of_a_part() -> None:
+def test_nothing_is_paid_in_the_last_seconds() -> None:
     assert a_part("paying").see(sight(PAY_BY - PAY_MARGIN + 1)) == []
-    assert a_part("paying").see(sight(10, paid=Wei(DUE - 1))) == []
+
+
+@pytest.mark.parametrize("paid", [0, 1, DUE - 1])
+def test_what_a_stranger_paid_for_us_keeps_us_from_paying_no_more_than_that(paid: int) -> None:
+    part, seen = a_part("paying"), sight(10, paid=Wei(paid))
+    assert part.see(seen) == [Act.PAY]
+    assert part.lacks(seen) == DUE - paid
+    assert part.see(sight(11, paid=Wei(paid + part.lacks(seen)))) == []
+    assert part.state is ParticipationState.WAITING
 
 
 def test_what_is_owed_is_not_claimed_before_the_root_stands() -> None:
