@@ -9,7 +9,7 @@ trials are. A broker that was restarted in a call has forgotten both and says so
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -40,7 +40,9 @@ from node.protocol.types import Address, Digest, Instant, PeerId, Wei
 from node.station.station import Answer, Question, Station
 
 REMEMBERED: Final = 4_096
-"""Bids whose answer is kept, and allocations that may be quoted."""
+"""Bids whose answer is kept, and at least how many allocations may be quoted.
+
+Of these all of a call are kept or none, however many it has."""
 
 
 @dataclass
@@ -73,8 +75,10 @@ class CallDesk:
         self._calls = Calls(settings.call_seconds)
         self._round = _Round()
         self._bids: OrderedDict[Digest, _Bidder] = OrderedDict()
-        self._prices: OrderedDict[Digest, Wei] = OrderedDict()
+        self._prices: dict[Digest, Wei] = {}
         """By trial, of what was allocated."""
+        self._priced: deque[tuple[Digest, ...]] = deque()
+        """The trials of `_prices` by call, the oldest call first."""
         self._accounts: OrderedDict[PeerId, Address] = OrderedDict()
         """Under which peers have submitted what was tried."""
         self._moved = trio.Event()
@@ -185,12 +189,24 @@ class CallDesk:
             self._station.observer.emit(OurFault(during="clear", reason=str(error)))
             round_.failed = True
             return
-        for one in cleared.given:
-            if one.trial_id is not None and one.allocation is not None:
-                self._prices[one.trial_id] = one.allocation.price
-        _trim(self._prices)
+        self._keep_prices(cleared)
         self._station.observer.emit(_told(cleared, trio.current_time() - begun))
         round_.cleared = cleared
+
+    def _keep_prices(self, cleared: ClearedCall) -> None:
+        """Remember what may be quoted; forget the oldest calls where enough is kept without."""
+        prices = {
+            one.trial_id: one.allocation.price
+            for one in cleared.given
+            if one.trial_id is not None and one.allocation is not None
+        }
+        if not prices:
+            return
+        self._prices.update(prices)
+        self._priced.append(tuple(prices))
+        while len(self._prices) - len(self._priced[0]) >= REMEMBERED:
+            for trial in self._priced.popleft():
+                self._prices.pop(trial, None)
 
     def _ring(self) -> None:
         self._moved.set()

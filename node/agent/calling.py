@@ -6,8 +6,11 @@ Each allocation becomes an ordinary trade of its own, at the price of the call: 
 journalled by itself, so that a restart ends each of them as any other; the deposits of all whose
 goods are here are made in one transaction (`node.settlement.gathering`). A bid promises no more
 than can be funded: of each seller at most one offer is given, and the gas of a deposit and of a
-dispute is kept back for each. What a broker answers is checked before anything is asked for: no
-more than the budget for all together, only what was bid on, of each seller once.
+dispute is kept back for each. Nor does it promise more than all of it is worth to the buyer: κ·Δ
+of the best trial of each seller. What a broker answers is checked before anything is asked for: no
+more than the budget for all together, only what was bid on, of each seller once. A clearing knows
+no κ, and prices layers by a line through all trials of a seller: what it gives at over κ·Δ of that
+very trial is no fault, and is not bought (`OVER_WORTH`); the rest of the answer is.
 
 A broker that is away is asked again for `AWAY_SECONDS`. One that was restarted has forgotten the
 call, and says so: nothing was promised yet, so what is wanted is tried once more, and bid on in
@@ -17,7 +20,7 @@ the next call, at most `MOST_BIDS` times a round.
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, TypeVar
 
@@ -59,6 +62,11 @@ MOST_BIDS: Final = 3
 BOUGHT: Final = "bought"
 OUTBID: Final = "outbid"
 """Why nothing was bought: the budgets of others have left no whole layer for ours."""
+OVER_WORTH: Final = "over-worth"
+"""Why something was not bought that a call gave: its price is over what its gain is worth."""
+CLEARING_ERROR: Final = 1_000_000
+"""One part in so many of the worth is not bid, more than a clearing errs: where all that is bid on
+is given for the whole budget, no price comes out over its worth by an error alone."""
 T = TypeVar("T")
 Again = Callable[[tuple[Digest, Offer]], Awaitable[Tried]]
 """Has an offer tried once more. Raises `RemoteProtocolError`."""
@@ -119,7 +127,8 @@ class Calling:
         trades: list[tuple[Tried, Trade]] = []
         with self._desk.gathering.open():
             for tried, price in given:
-                answer = await self._quoted(tried, price)
+                dear = price > self._settings.value_of(tried.result.gain)
+                answer = OVER_WORTH if dear else await self._quoted(tried, price)
                 if isinstance(answer, Trade):
                     opened(tried, answer)
                     trades.append((tried, answer))
@@ -133,16 +142,53 @@ class Calling:
     async def _allotted(
         self, trials: Sequence[Tried], wanted: Sequence[Tried]
     ) -> list[tuple[Tried, Wei]]:
-        """Bid, and return what was given, once it was seen to be an answer to the bid."""
+        """Bid, and return what was given, once it was seen to be an answer to the bid.
+
+        Beside it, whoever else has tried something for us is told not to wait for a bid.
+        """
         payable, left = await self._payable(wanted)
-        most = self._settings.call_budget
-        budget = left if most is None else Wei(min(most, left))
-        broker = payable[-1].notice.peer_id if payable and budget else None
-        for peer in {one.notice.peer_id for one in trials} - {broker}:
-            await self._station.ask(peer, StayOut(), Noted)
-        if broker is None:
-            return []
+        broker = payable[-1].notice.peer_id if payable else None
         by_offer = {one.offer_digest: one for one in payable if one.notice.peer_id == broker}
+        budget = self._budget(by_offer.values(), left)
+        given: list[tuple[Tried, Wei]] = []
+        failed: RemoteProtocolError | ChainUnavailableError | None = None
+        async with trio.open_nursery() as nursery:
+            bidding = broker if budget else None
+            for peer in {one.notice.peer_id for one in trials} - {bidding}:
+                nursery.start_soon(self._stay_out, peer)
+            if bidding is not None:
+                try:
+                    given = await self._bid(bidding, by_offer, budget)
+                except (RemoteProtocolError, ChainUnavailableError) as error:
+                    failed = error  # raised outside, where no nursery makes a group of it
+        if failed is not None:
+            raise failed
+        return given
+
+    def _budget(self, bid_on: Collection[Tried], left: Wei) -> Wei:
+        """Return what to bid: no more than is `left`, is set, or than it is worth; 0 for nothing.
+
+        Of a seller at most one offer is given, so that only its best trial counts.
+        """
+        best: dict[Address, Wei] = {}
+        for one in bid_on:
+            value = self._settings.value_of(one.result.gain)
+            best[one.offer.seller] = max(value, best.get(one.offer.seller, Wei(0)))
+        worth = sum(best.values())
+        most = self._settings.call_budget
+        amounts = [left, worth - worth // CLEARING_ERROR, *([] if most is None else [most])]
+        return Wei(min(amounts))
+
+    async def _stay_out(self, broker: PeerId) -> None:
+        """Tell a broker that we bid elsewhere or not at all; no round ends with its failing."""
+        try:
+            await self._station.ask(broker, StayOut(), Noted)
+        except RemoteProtocolError as error:
+            self._report("stay-out", error)
+
+    async def _bid(
+        self, broker: PeerId, by_offer: Mapping[Digest, Tried], budget: Wei
+    ) -> list[tuple[Tried, Wei]]:
         bid = BudgetBid(
             trials=tuple(one.result.trial_id for one in by_offer.values()), budget=budget
         )

@@ -146,7 +146,8 @@ class Config:
     call_budget: Wei | None = _setting(
         "wei",
         None,
-        "most to bid in one call of an eeg market, in wei (default: all that may be spent)",
+        "most to bid in one call of an eeg market, in wei (default: what may be spent); "
+        "no more is ever bid than the gains are worth",
         low=1,
     )
     call_seconds: int = _setting(

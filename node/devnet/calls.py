@@ -4,7 +4,8 @@ Prices and allocations are what the broker told when it cleared; its certificate
 but recomputed, from bids and outcome (`Mechanism.verify`). Each allocation is held against the
 trade that it became, and the gain that was predicted for it against two that were not known when
 the call was cleared: what the deal's own measurement says of the very layers that were delivered,
-and what the buyer's loss on unseen rows lost when all that it had bought was fused.
+and what the buyer's loss on unseen rows lost when all that it had bought was fused. How fair a call
+is measured of what the mechanism divides, not of the whole layers that are delivered.
 """
 
 from __future__ import annotations
@@ -12,12 +13,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
+
 from broker_node.mechanisms.base import Json, Outcome, RefusedInputError, Status
 from broker_node.mechanisms.registry import MECHANISMS
+from broker_node.mechanisms.weight_market.market import RANGES, read
+from broker_node.mechanisms.weight_market.metrics import (
+    envy_freeness_index,
+    proportional_fairness_index,
+    sharing_incentive_index,
+)
 from node.chain.port import EscrowState
 from node.devnet.bought import Bought
 from node.devnet.logs import Told
-from node.devnet.report.document import CallRow, Fused, Given, Trade
+from node.devnet.report.document import CallRow, Fairness, Fused, Given, Trade
 from node.protocol.types import ONE, Digest
 
 
@@ -91,6 +100,7 @@ def _call(
         relative_gap=outcome.get("relative_gap"),
         paid=str(sum(int(one["price"]) for one in paid)),
         within_budgets=all(spent[buyer] <= int(budgets[buyer]) for buyer in budgets),
+        fairness=_fairness(market, outcome),
     )
 
 
@@ -129,6 +139,27 @@ def _verified(
     except (RefusedInputError, KeyError, ValueError):
         return False, float("inf")
     return certificate.valid, max(certificate.violations.values(), default=0.0)
+
+
+def _fairness(market: Mapping[str, Json], outcome: Mapping[str, Json]) -> Fairness | None:
+    """Return how fair an allocation is to whom it is least fair; None where there is none."""
+    if not outcome:
+        return None
+    try:
+        sides = read(market, (RANGES,))
+        x_SJ = np.array(outcome["x"], dtype=np.float64)
+    except (RefusedInputError, KeyError, TypeError, ValueError):
+        return None
+    if x_SJ.shape != sides.edge_SJ.shape:
+        return None
+    share_S = sides.budget_S / sides.budget_S.sum()
+    return Fairness(
+        envy_freeness=round(envy_freeness_index(sides, x_SJ), 6),
+        proportional_fairness=round(
+            float((proportional_fairness_index(sides, x_SJ) / share_S).min()), 6
+        ),
+        sharing_incentive=round(float(sharing_incentive_index(sides, x_SJ).min()), 6),
+    )
 
 
 def fused_of(

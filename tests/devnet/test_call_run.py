@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from broker_node.mechanisms.base import Json
+from node.agent.calling import OVER_WORTH
 from node.cli.exits import BAD_INPUT
 from node.cli.main import run
 from node.devnet.assemble import prediction_of
-from node.devnet.calls import _verified
+from node.devnet.calls import _fairness, _verified
 from node.devnet.defaults import CALL_BUDGET
 from node.devnet.errors import DevnetError
 from node.devnet.logs import read_events
@@ -69,20 +70,67 @@ def test_nobody_spends_more_than_its_budget_and_no_layer_is_sold_twice(
         assert call["within_budgets"]
 
 
-def test_every_allocation_is_a_trade_that_was_paid_at_the_price_of_the_call(
-    report: dict[str, Any],
+def test_every_allocation_is_paid_at_the_price_of_the_call_or_left_as_over_its_worth(
+    report: dict[str, Any], folder: Path
 ) -> None:
-    given = [one for call in report["calls"]["calls"] for one in call["given"] if one["layers"]]
+    given = [
+        (call["round"], one)
+        for call in report["calls"]["calls"]
+        for one in call["given"]
+        if one["layers"]
+    ]
     trades = {trade["id"]: trade for trade in report["trades"]}
-    assert len(given) == len(trades) > 0
-    for one in given:
+    assert len(trades) > len(given) // 2
+    dear = [
+        (event["round"], home.name)
+        for home in (folder / "markets").glob("*/agent-*")
+        for event in read_events(home, ("leg_ended",))
+        if event["because"] == OVER_WORTH
+    ]
+    left = [(round_, one["buyer"]) for round_, one in given if one["trade"] is None]
+    assert sorted(left) == sorted(dear)
+    bought = [one for _, one in given if one["trade"] is not None]
+    assert len(bought) == len(trades)
+    for one in bought:
         trade = trades[one["trade"]]
         assert (trade["price"], trade["on_chain"]) == (one["price"], "paid")
         assert (trade["buyer"], trade["seller"]) == (one["buyer"], one["seller"])
+        assert int(one["price"]) <= 10**18 * one["realised"]  # κ on play money: one ether
     ledger = report["ledger"]
     assert ledger["balances"]
-    assert int(ledger["deposited"]) == sum(int(one["price"]) for one in given)
+    assert int(ledger["deposited"]) == sum(int(one["price"]) for one in bought)
     assert int(ledger["deposited"]) == int(ledger["paid_out"]) + int(ledger["fees"])
+
+
+def test_each_call_says_how_fair_it_is_to_whom_it_is_least_fair(
+    report: dict[str, Any], folder: Path
+) -> None:
+    """Of an exact clearing nobody envies another, and nobody would rather share by budget."""
+    found = [call["fairness"] for call in report["calls"]["calls"]]
+    for fair in found:
+        assert fair["envy_freeness"] == pytest.approx(1, abs=1e-5)
+        assert fair["proportional_fairness"] >= 1 - 1e-5
+        assert fair["sharing_incentive"] >= 1 - 1e-5
+    shown = f"sharing incentive {min(fair['sharing_incentive'] for fair in found):.3f}"
+    assert any(shown in line for line in summary(report))  # type: ignore[arg-type]
+    assert shown in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_one_who_is_given_nothing_envies_and_a_call_without_an_outcome_is_not_measured() -> None:
+    market: dict[str, Json] = {
+        "demand": [[[1.0]], [[1.0]]], "budget": [1.0, 3.0], "capacity": [[4.0]],
+        "max_utility": [None, None],
+    }  # fmt: skip
+    by_budget = _fairness(market, {"x": [[1.0], [3.0]]})
+    assert by_budget is not None
+    assert set(by_budget.values()) == {1.0}
+    assert _fairness(market, {"x": [[0.5], [3.5]]}) == {
+        "envy_freeness": pytest.approx(0.428571), "proportional_fairness": 0.5,
+        "sharing_incentive": 0.5,
+    }  # fmt: skip
+    assert _fairness({}, {}) is None
+    assert _fairness(market, {"x": [[1.0]]}) is None
+    assert _fairness(market, {"x": "all"}) is None
 
 
 def test_the_report_says_how_well_gains_were_predicted(

@@ -104,18 +104,6 @@ async def test_one_budget_buys_of_two_sellers_and_their_weights_are_fused(tmp_pa
         await session.offer(architecture(), fused)  # and the next round begins on them
 
 
-async def test_who_bids_all_that_its_purse_allows_can_fund_all_that_it_is_given(
-    tmp_path: Path,
-) -> None:
-    async with open_market(tmp_path, **CALL) as market:
-        await sellers(market, "one", "two")
-        buyer, session = await buyer_of(market, 2, call_budget=None)
-        await session.offer(architecture(), weights("buyer"))
-        await session.step()
-        assert [leg.because for leg in buyer.heard(LegEnded)] == ["bought", "bought"]
-        assert sum(leg.price or 0 for leg in buyer.heard(LegEnded)) > 9 * ETHER
-
-
 async def test_who_lacks_the_gas_for_trades_with_all_bids_for_the_best_that_it_can_pay_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
-from node.devnet.report.document import CallRow, Calls, Prediction, Report
+from node.devnet.report.document import CallRow, Calls, Fairness, Prediction, Report
 from node.devnet.report.markup import (
     EMPTY,
     Html,
@@ -32,7 +33,8 @@ def summary(report: Report) -> list[str]:
     confirmed = sum(call["confirmed"] for call in rows)
     kept = sum(call["within_budgets"] for call in rows)
     shares = sum(one["share"] for call in rows for one in call["given"])
-    layers = sum(one["layers"] for call in rows for one in call["given"])
+    paid_for = [one for call in rows for one in call["given"] if one["trade"] is not None]
+    layers = sum(one["layers"] for one in paid_for if one["on_chain"] == "paid")
     paid = play_ether(sum(int(call["paid"]) for call in rows))
     budget = play_ether(sum(int(wei) for call in rows for wei in call["budgets"].values()))
     name, cleared = legible(calls["mechanism"], 20), counted(len(rows), "call")
@@ -41,13 +43,26 @@ def summary(report: Report) -> list[str]:
         f"every budget is kept in {kept}. Of {shares:.1f} layers that were sold {layers} whole "
         f"ones were delivered, for {paid} play-ether of {budget} bid."
     )
+    fair = [call["fairness"] for call in rows if call["fairness"] is not None]
     by_purchase, by_round = calls["purchases_predicted"], calls["rounds_predicted"]
     of_rounds = "a round's purchases, against the buyer's loss on unseen rows once they were fused"
     return [
         said,
+        *([_fair(fair)] if fair else []),
         f"Gain predicted for a purchase, against its measurement: {_predicted(by_purchase)}",
         f"Gain predicted for {of_rounds}: {_predicted(by_round)}",
     ]
+
+
+def _fair(found: Sequence[Fairness]) -> str:
+    envy = min(one["envy_freeness"] for one in found)
+    proportional = min(one["proportional_fairness"] for one in found)
+    sharing = min(one["sharing_incentive"] for one in found)
+    return (
+        "Fairness as the mechanism divides, to whom it is least fair in any call: "
+        f"envy-freeness {envy:.3f} (1 is free of envy), proportional fairness {proportional:.3f} "
+        f"and sharing incentive {sharing:.3f} (both hold from 1)."
+    )
 
 
 def _predicted(found: Prediction) -> str:
@@ -70,12 +85,13 @@ def tables(report: Report) -> Html:
 def _calls(calls: Calls) -> Html:
     headings = ["arm", "seed", "round", "bid", "paid", "price of a layer, by seller"]
     headings += ["sold of layers", "budgets kept", "certificate"]
+    headings += ["envy-free", "proportional", "sharing"]
     shown = calls["calls"][:MOST_ROWS]
     whole = table(
         "Every call, amounts in play-ether; sold as the mechanism divides",
         headings,
         [_call(call) for call in shown],
-        numeric="-nnnn----",
+        numeric="-nnnn----nnn",
     )
     return folded(f"The {len(shown):,} calls", whole, opened=len(shown) <= OPEN_ROWS, wide=True)
 
@@ -85,6 +101,16 @@ def _call(call: CallRow) -> list[Html]:
     sold = ", ".join(
         f"{name} {share:.2f} of {call['capacity'].get(name, 0)}"
         for name, share in call["sold"].items()
+    )
+    fair = call["fairness"]
+    indices = (
+        (None, None, None)
+        if fair is None
+        else (
+            fair["envy_freeness"],
+            fair["proportional_fairness"],
+            fair["sharing_incentive"],
+        )
     )
     found = "confirmed" if call["confirmed"] else "not confirmed"
     return [
@@ -97,6 +123,7 @@ def _call(call: CallRow) -> list[Html]:
         escaped(sold, 600),
         escaped("yes" if call["within_budgets"] else "no"),
         escaped(f"{found}, worst {call['worst']:.1e}"),
+        *(number(NONE if index is None else f"{index:.3f}") for index in indices),
     ]
 
 

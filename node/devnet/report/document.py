@@ -104,6 +104,17 @@ class Given(TypedDict):
     """0 without a trade."""
 
 
+class Fairness(TypedDict):
+    """Indices of paper 003 §IV-A of one clearing, each of the buyer that fares worst."""
+
+    envy_freeness: float
+    """1 if nobody would rather have another's bundle at the same money; less if somebody would."""
+    proportional_fairness: float
+    """Utility over that of all there is, by the share of the budgets; fair from 1."""
+    sharing_incentive: float
+    """Utility over that of a share of everything by the budget; fair from 1."""
+
+
 class CallRow(TypedDict):
     """One call; amounts are wei as decimal strings, gains fractions of the buyer's loss."""
 
@@ -127,6 +138,8 @@ class CallRow(TypedDict):
     paid: str
     """By buyers, of trades that were paid on chain; so much came to sellers and to the fee."""
     within_budgets: bool
+    fairness: Fairness | None
+    """Of what the mechanism divides, before it is rounded; null where nobody could gain."""
 
 
 class Fused(TypedDict):
