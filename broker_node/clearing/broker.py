@@ -9,8 +9,9 @@ be fetched once more after a restart, and what was measured is on the disk.
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
+from itertools import compress
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,6 +50,7 @@ from node.station.station import Answer, Question
 
 MAX_ANSWERS: Final = 512
 NOT_YET: Final = NotInvited(reason="gathering", off=False, inputs=b"")
+MISMATCH: Final = "architecture-mismatch"
 MEASURE_RETRY: Final = 2.0
 
 
@@ -62,7 +64,12 @@ class ClearingBroker(Broker):
         super().__init__(**common)
         self._rounds = rounds
         self._cache = cache
-        self._gathering = Gathering(expected=rounds.expected, seconds=rounds.gather_seconds)
+        self._rule = RULES[rounds.mechanism]
+        self._gathering = Gathering(
+            expected=rounds.expected,
+            seconds=rounds.gather_seconds,
+            most=self._rule.most_parties,
+        )
         self._conduct = Conduct(self.station, house, self.desk.turn, rounds, self)
         self._given: OrderedDict[Digest, Invited | NotInvited] = OrderedDict()
         """What agents are answered, by the digest of the base that they joined with."""
@@ -111,8 +118,14 @@ class ClearingBroker(Broker):
         joined = Joined(
             base_digest=question.base_digest, offer=offer, statement=data, asked=question
         )
+        try:
+            self._rule.admit(document_of(self._rounds, self.station.account, [joined]))
+        except RefusedInputError as refused:
+            raise RemoteProtocolError(
+                f"bad-{refused.field}", refused.reason, peer=peer
+            ) from refused
         if not self._gathering.add(joined):
-            raise RemoteProtocolError("round-full", str(self._rounds.expected), peer=peer)
+            raise RemoteProtocolError("round-full", str(self._rule.most_parties), peer=peer)
         return NOT_YET
 
     async def _cleared(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
@@ -141,19 +154,24 @@ class ClearingBroker(Broker):
                 try:
                     await self._begin(joined, nursery)
                 except MarketError as error:
-                    self._off(joined, str(error), b"")
+                    left = [o for o in joined if self._given.get(o.base_digest) is NOT_YET]
+                    if left:
+                        self._off(left, str(error), b"")
 
     async def _begin(self, joined: list[Joined], nursery: trio.Nursery) -> None:
         """Measure, and open the round or say that there is none."""
         await self._measuring.acquire()
+        measuring = None
         try:
-            joined, models = await self._models_of(joined)
+            joined, models = self._alike(*await self._models_of(joined))
             measuring = self._measure(models)
-        except BaseException:
-            self._measuring.release()
-            raise
-        try:
             document, asked = await self._ask(joined, measuring)
+            while (at := asked.stopped_by) is not None:  # the others have a round without it
+                self._off([joined.pop(at)], asked.off, document.encode())
+                del models[at]
+                measuring.close()
+                measuring = self._measure(models)
+                document, asked = await self._ask(joined, measuring)
             if asked.off:
                 self._off(joined, asked.off, document.encode())
                 measuring.close()
@@ -161,7 +179,8 @@ class ClearingBroker(Broker):
                 return
             convening = await self._conduct.agree(joined, document, asked)
         except BaseException:
-            measuring.close()
+            if measuring is not None:
+                measuring.close()
             self._measuring.release()
             raise
         await self._invite(convening)
@@ -181,6 +200,18 @@ class ClearingBroker(Broker):
             raise RemoteProtocolError("no-model", "nobody's model can be had")
         return there, models
 
+    def _alike(
+        self, joined: list[Joined], models: list[Verified]
+    ) -> tuple[list[Joined], list[Verified]]:
+        """Return those whose models are of the architecture that most are, and their models."""
+        counted = Counter(model.architecture.text for model in models)
+        most, _ = max(counted.items(), key=lambda item: (item[1], item[0]))
+        alike = [model.architecture.text == most for model in models]
+        for one, is_so in zip(joined, alike, strict=True):
+            if not is_so:
+                self._off([one], MISMATCH, b"")
+        return list(compress(joined, alike)), list(compress(models, alike))
+
     def _measure(self, models: list[Verified]) -> Measuring:
         appraiser = self._appraiser
         assert isinstance(appraiser, MarketAppraiser)
@@ -195,9 +226,8 @@ class ClearingBroker(Broker):
 
     async def _ask(self, joined: list[Joined], measuring: Measuring) -> tuple[Document, Asked]:
         document = document_of(self._rounds, self.station.account, joined)
-        rule = RULES[self._rounds.mechanism]
         asked = await trio.to_thread.run_sync(
-            rule.ask, document, measuring.performance, limiter=self._compute
+            self._rule.ask, document, measuring.performance, limiter=self._compute
         )
         return dataclasses.replace(document, measured=dict(measuring.measured)), asked
 

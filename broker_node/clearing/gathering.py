@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 import trio
 
 from node.protocol.offer import Offer
 from node.protocol.pooling import JoinRound
 from node.protocol.types import Address, Digest
-
-MAX_JOINED: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,14 +24,15 @@ class Joined:
 class Gathering:
     """Collects agents, one a account, from the first one on for `seconds` or until `expected`."""
 
-    def __init__(self, *, expected: int, seconds: float) -> None:
-        self._expected, self._seconds = expected, seconds
+    def __init__(self, *, expected: int, seconds: float, most: int) -> None:
+        """`most`: how many a round may have; whoever comes after that is for the next one."""
+        self._expected, self._seconds, self._most = min(expected, most), seconds, most
         self._joined: dict[Address, Joined] = {}
         self._changed = trio.Event()
 
     def add(self, joined: Joined) -> bool:
         """Count an agent in, in place of what it said before; False if there is no room."""
-        if joined.offer.seller not in self._joined and len(self._joined) >= MAX_JOINED:
+        if joined.offer.seller not in self._joined and len(self._joined) >= self._most:
             return False
         self._joined[joined.offer.seller] = joined
         self._changed.set()

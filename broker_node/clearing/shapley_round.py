@@ -19,7 +19,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from broker_node.clearing.terms import Asked, Document, Performance, Settled, Sold
+from broker_node.clearing.terms import (
+    MAX_PARTIES,
+    Asked,
+    Document,
+    Performance,
+    Settled,
+    Sold,
+)
 from broker_node.mechanisms.base import RefusedInputError
 from broker_node.mechanisms.division import Division, divide, settle_in_wei
 from broker_node.mechanisms.gain_cache import OnceGain
@@ -38,6 +45,10 @@ class ShapleyRound:
     """Fees in; refunds and payouts out."""
 
     name = "shapley"
+    most_parties = MAX_PARTIES
+
+    def admit(self, terms: Document) -> None:
+        """Refuse nobody: of no cost or reserve does anything follow."""
 
     def ask(self, document: Document, performance: Performance) -> Asked:
         """Return each party's fee, rounded up: a deposit covers what it is for."""

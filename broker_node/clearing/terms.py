@@ -52,6 +52,8 @@ class Asked:
     """Why there is no round; nothing if there is."""
     figures: Mapping[str, Any]
     """For the report."""
+    stopped_by: int | None = None
+    """The party that a round which is off may be had without."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,13 @@ class Rule(Protocol):
     """A mechanism as a round plays it: pure, and the same for broker and participants."""
 
     name: str
+    most_parties: int
+
+    def admit(self, terms: Document) -> None:
+        """Raise `RefusedInputError` for a cost or reserve that would stop everybody's round.
+
+        `terms` has one party, who asks to be in, and nothing measured.
+        """
 
     def ask(self, document: Document, performance: Performance) -> Asked:
         """Return what is due. Raises `RefusedInputError`."""

@@ -45,6 +45,20 @@ class TripleWinRound:
     """Buyers pay in; sellers of parameters, and producers, are paid out."""
 
     name = "triplewin"
+    most_parties = MAX_EXACT
+
+    def admit(self, terms: Document) -> None:
+        """Refuse a cost that no gain of accuracy makes up for, and a reserve under any price.
+
+        A model costs its serving, and what its data costs with the producer's margin on top; of
+        the data the party's own is part.
+        """
+        (cost,), (reserve,) = terms.costs, terms.reserves
+        if not 0 < cost <= terms.unit:
+            raise RefusedInputError("costs", f"must be 1 … {terms.unit} wei, what 1.0 is worth")
+        least = terms.serving_cost + cost * (ONE + terms.margin) // ONE
+        if reserve != UNLIMITED and reserve < least:
+            raise RefusedInputError("reserves", f"must be 0, for no limit, or at least {least} wei")
 
     def ask(self, document: Document, performance: Performance) -> Asked:
         """Return what each party pays for all models that it buys; `off` where none is sold."""
@@ -63,8 +77,12 @@ class TripleWinRound:
         for model, transfer in transfers.items():
             for buyer, price in zip(_buyers(document, model), transfer.paid, strict=True):
                 dues[buyer] += price
-        off = "" if transfers else DECLINED
-        return Asked(dues=tuple(Wei(due) for due in dues), off=off, figures=figures)
+        return Asked(
+            dues=tuple(Wei(due) for due in dues),
+            off="" if transfers else DECLINED,
+            figures=figures,
+            stopped_by=None if transfers else _farthest(document, prices["p_model"], market),
+        )
 
     def settle(
         self, document: Document, performance: Performance, paid: Mapping[Address, Wei]
@@ -102,6 +120,13 @@ class TripleWinRound:
                 "sold": [document.producers.index(s.reference) for s in sold],
             },
         )
+
+
+def _farthest(document: Document, prices: list[list[float]], market: Coupled) -> int:
+    """Return the buyer whose reserve is the smallest part of a price; of equals the first."""
+    reach = market.reserve / np.array(prices)
+    model, at = (int(i) for i in np.unravel_index(int(np.argmin(reach)), reach.shape))
+    return _buyers(document, model)[at]
 
 
 def _buyers(document: Document, model: int) -> tuple[int, ...]:

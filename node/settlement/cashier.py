@@ -35,6 +35,8 @@ MINING_PATIENCE: Final = 60.0
 FIRST_BACKOFF: Final = 0.2
 REOFFER_SECONDS: Final = 10.0
 LONGEST_BACKOFF: Final = 5.0
+TAKEN_SECONDS: Final = 3.0
+"""For so long after its nonce was found taken, an attempt may yet be seen to be what took it."""
 DONE: Final = ""
 UNWANTED: Final = "unwanted"
 """The caller says that it must not happen any more."""
@@ -51,6 +53,8 @@ class Cashier:
         self._journal = journal
         self._observer = observer
         self._turn = turn
+        self._taken: dict[int, float] = {}
+        """When a nonce of an attempt was first found taken, by nonce."""
 
     async def ask(self, question: Question[T]) -> T:
         """Ask the chain in a thread, again and again until it answers."""
@@ -116,7 +120,12 @@ class Cashier:
         for row in self._unresolved(round_id, step):
             try:
                 await self._send(row)
-            except (NonceTooLowError, TransactionRefusedError):
+            except NonceTooLowError:
+                # by this very attempt, perhaps, mined since we looked: its receipt may come later
+                if not self._taken_for_long(row.nonce):
+                    return None
+                continue
+            except TransactionRefusedError:
                 continue  # it can be mined no more
             waiting.append(row)
         if not waiting:
@@ -130,6 +139,11 @@ class Cashier:
         if ended is None and wanted():
             await self._replace(waiting[-1], call, wanted)
         return ended
+
+    def _taken_for_long(self, nonce: int) -> bool:
+        """Note that a nonce is taken; whether the chain had time to tell by which of ours."""
+        now = trio.current_time()
+        return now - self._taken.setdefault(nonce, now) >= TAKEN_SECONDS
 
     async def _replace(
         self, stuck: TransactionRow, call: HouseCall, wanted: Callable[[], bool]

@@ -36,7 +36,9 @@ from node.data.split import split_test
 from node.devnet.pots import Books, read_books
 from node.protocol.clearing import ClearingDomain
 from node.protocol.participation import Participation, ParticipationRecord
+from node.protocol.pooling import Cleared
 from node.protocol.signing import address_of
+from node.protocol.sum_tree import SumTree
 from node.protocol.types import Address, Digest, Wei
 from node.settlement import rounds
 from node.training.registry import build_trainer
@@ -47,6 +49,8 @@ PAY, CHALLENGE = 600, 600
 UNIT = Wei(ETHER)
 SEED = Digest(seed_of("rows of a round"))
 SECONDS = 150.0
+TERMS = ("cost", "reserve", "most_due")
+"""Of the settings of an agent, those of its `ClearingTerms`."""
 ROUNDS = RoundSettings(
     mechanism="shapley",
     unit=UNIT,
@@ -90,12 +94,12 @@ class RoundParty(Party):
             mechanism=self.market.rounds.mechanism,
             audit=RoundAudit(),
             open_house=self.house,
-            cost=Wei(10**15),
-            reserve=Wei(0),
+            cost=self.settings.get("cost", Wei(10**15)),
+            reserve=self.settings.get("reserve", Wei(0)),
             most_due=self.settings.get("most_due"),
             least_challenge=CHALLENGE,
         )
-        own = {name: value for name, value in self.settings.items() if name != "most_due"}
+        own = {name: value for name, value in self.settings.items() if name not in TERMS}
         settings = replace(self.agent_settings(), warmup_epochs=7, epochs_per_round=0, rounds=1)
         return Agent(
             trainer=build_trainer(
@@ -197,6 +201,31 @@ class RoundMarket(Market):
 def part_of(party: RoundParty) -> Participation:
     assert party.part is not None
     return Participation(party.part)
+
+
+def has_forged(market: RoundMarket, victims: int) -> None:
+    """Have the broker keep a half of what is due to all, and all that is to the last `victims`."""
+    conduct = market.convener.shell._conduct
+    honest = conduct.tree_to_post
+
+    def greedy(record: object) -> SumTree:
+        tree = honest(record)
+        spared = tree.payouts[: len(tree.payouts) - victims]
+        kept = [(account, Wei(amount // 2)) for account, amount in spared]
+        taken = tree.root.sum - sum(amount for _, amount in kept)
+        return SumTree(tree.round_id, [*kept, (market.broker.account, Wei(taken))])
+
+    def listed(name: Digest) -> Cleared:
+        told: Cleared = published(name)
+        leaves = greedy(conduct._rounds[name].record).payouts
+        return replace(
+            told,
+            accounts=tuple(account for account, _ in leaves),
+            amounts=tuple(amount for _, amount in leaves),
+        )
+
+    published = conduct.cleared
+    conduct.tree_to_post, conduct.cleared = greedy, listed
 
 
 @asynccontextmanager

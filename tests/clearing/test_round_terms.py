@@ -14,16 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_node.clearing.audit import RoundAudit
+from broker_node.clearing.broker import ClearingBroker
 from broker_node.clearing.certificate import certified
-from broker_node.clearing.rules import asked_of, checked, leaves_of
+from broker_node.clearing.gathering import Gathering, Joined
+from broker_node.clearing.rules import RULES, asked_of, checked, leaves_of
 from broker_node.clearing.shapley_round import ALONE
 from broker_node.clearing.terms import Document, key_of, read
-from broker_node.clearing.triplewin_round import INFEASIBLE, UNPAID
+from broker_node.clearing.triplewin_round import DECLINED, INFEASIBLE, UNPAID
 from broker_node.mechanisms.base import RefusedInputError
 from node.agent.taking_part import ClearingTerms
 from node.config import Config, ConfigError
+from node.protocol.pooling import JoinRound
 from node.protocol.signing import address_of
-from node.protocol.types import ONE, Address, Wei
+from node.protocol.types import ONE, Address, Digest, Wei
 from node.roles.clearing import clearing_terms
 
 ETHER = 10**18
@@ -326,3 +329,72 @@ def test_a_model_is_taken_only_where_it_does_better_than_ones_own() -> None:
     told = published(document, dues_of(document)).encode()
     better = [bool(RoundAudit().models(told, account)) for account in document.parties]
     assert better == [False, True, True]
+
+
+LEAST = 10**15 + 11 * 10**14
+"""The serving, and the party's own data with the producer's margin."""
+
+
+@pytest.mark.parametrize(
+    ("cost", "reserve", "field"),
+    [
+        (0, 0, "costs"),
+        (ETHER + 1, 0, "costs"),
+        (2**256 - 1, 0, "costs"),
+        (10**15, 1, "reserves"),
+        (10**15, LEAST - 1, "reserves"),
+        (10**15, LEAST, None),
+        (10**15, 0, None),
+        (1, 0, None),
+        (ETHER, 0, None),
+    ],
+)
+def test_whose_terms_no_round_could_have_is_refused_by_the_field(
+    cost: int, reserve: int, field: str | None
+) -> None:
+    terms = triplewin(1, costs=(Wei(cost),), reserves=(Wei(reserve),), measured={})
+    RULES["shapley"].admit(terms)  # where neither matters
+    if field is None:
+        RULES["triplewin"].admit(terms)
+        return
+    with pytest.raises(RefusedInputError) as refused:
+        RULES["triplewin"].admit(terms)
+    assert refused.value.field == field
+
+
+def test_of_buyers_that_decline_the_one_farthest_from_the_price_is_named() -> None:
+    reserves = tuple(map(Wei, (0, LEAST + 1, LEAST, 0)))
+    _, asked = asked_of(triplewin(4, reserves=reserves).encode())
+    assert (asked.off, asked.stopped_by) == (DECLINED, 2)
+    _, asked = asked_of(triplewin(4).encode())
+    assert (asked.off, asked.stopped_by) == ("", None)
+
+
+async def test_a_round_has_no_more_agents_than_its_mechanism_clears() -> None:
+    most = RULES["triplewin"].most_parties
+    gathering = Gathering(expected=64, seconds=1e9, most=most)
+    agents = [joined(account) for account in ACCOUNTS]
+    assert [gathering.add(one) for one in agents] == [n < most for n in range(len(agents))]
+    assert await gathering.complete() == agents[:most]
+    assert gathering.add(agents[most])  # for the next round
+    document = triplewin(most, lambda s: 0.5 + 0.01 * s.bit_count())
+    _, asked = asked_of(document.encode())
+    assert not asked.off
+
+
+def test_a_model_of_another_architecture_is_left_out_of_the_round() -> None:
+    agents = [joined(account) for account in ACCOUNTS[:3]]
+    models: list[Any] = [
+        SimpleNamespace(architecture=SimpleNamespace(text=text)) for text in ("mlp", "odd", "mlp")
+    ]
+    off: list[tuple[list[Joined], str]] = []
+    broker: Any = SimpleNamespace(_off=lambda who, why, _: off.append((who, why)))
+    there = ClearingBroker._alike(broker, agents, models)
+    assert there == ([agents[0], agents[2]], [models[0], models[2]])
+    assert off == [([agents[1]], "architecture-mismatch")]
+
+
+def joined(account: Address) -> Joined:
+    offer: Any = SimpleNamespace(seller=account)
+    asked = JoinRound(base_digest=Digest(bytes(32)), cost=Wei(1), reserve=Wei(0))
+    return Joined(base_digest=asked.base_digest, offer=offer, statement=b"", asked=asked)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,10 +23,15 @@ from node.net.transfer import Source, fetch_blob
 from node.protocol.clearing import EXPIRY
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.messages import PARAMS_PROTOCOL
-from node.protocol.pooling import Cleared
-from node.protocol.sum_tree import SumTree
 from node.protocol.types import Digest, Wei
-from tests.clearing.rounds_market import PAY, RoundMarket, RoundParty, open_rounds, part_of
+from tests.clearing.rounds_market import (
+    PAY,
+    RoundMarket,
+    RoundParty,
+    has_forged,
+    open_rounds,
+    part_of,
+)
 from tests.market.market import ETHER, eventually
 
 
@@ -122,31 +126,6 @@ async def test_too_little_too_much_and_a_strangers_money_all_come_back(tmp_path:
         assert pot.paid[second.account] == part_of(second).record.due + 13
         assert sum(due.values()) == pot.paid.total()
         assert sum(nets(market, first, second)) == 0
-
-
-def has_forged(market: RoundMarket, victims: int) -> None:
-    """Have the broker keep a half of what is due to all, and all that is to the last `victims`."""
-    conduct = market.convener.shell._conduct
-    honest = conduct.tree_to_post
-
-    def greedy(record: object) -> SumTree:
-        tree = honest(record)
-        spared = tree.payouts[: len(tree.payouts) - victims]
-        kept = [(account, Wei(amount // 2)) for account, amount in spared]
-        taken = tree.root.sum - sum(amount for _, amount in kept)
-        return SumTree(tree.round_id, [*kept, (market.broker.account, Wei(taken))])
-
-    def listed(name: Digest) -> Cleared:
-        told: Cleared = published(name)
-        leaves = greedy(conduct._rounds[name].record).payouts
-        return dataclasses.replace(
-            told,
-            accounts=tuple(account for account, _ in leaves),
-            amounts=tuple(amount for _, amount in leaves),
-        )
-
-    published = conduct.cleared
-    conduct.tree_to_post, conduct.cleared = greedy, listed
 
 
 @pytest.mark.slow

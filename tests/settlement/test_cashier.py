@@ -188,6 +188,28 @@ async def test_a_call_of_which_another_took_the_nonce_is_signed_anew(node: Node)
     assert len(node.house.mined) == 1
 
 
+async def test_a_call_mined_between_the_question_and_its_offer_is_paid_for_once(
+    node: Node,
+) -> None:
+    ours = node.house.sign(CALL, 0)
+    node.journal.save_transaction(
+        TransactionRow(trade_id=ROUND, step=STEP, attempt=0, nonce=0, hash=ours.hash, raw=ours.raw)
+    )
+    node.house.pool[0] = ours.raw
+    node.house.paused = True
+
+    def mined_without_a_receipt_yet(name: str) -> None:
+        if name == "broadcast" and not node.house.mined:
+            node.house.paused = False
+            node.house.outcome(ours.hash)
+            raise NonceTooLowError("nonce too low: 0")
+
+    node.house.before = mined_without_a_receipt_yet
+    assert await node.reclaim() == DONE
+    assert list(node.house.mined) == [ours.hash]
+    assert [row.hash for row in node.attempts()] == [ours.hash]
+
+
 async def test_an_empty_account_waits_for_money_until_its_call_is_unwanted(node: Node) -> None:
     def poor(name: str) -> None:
         if name == "broadcast":
