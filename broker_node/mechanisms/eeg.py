@@ -62,9 +62,12 @@ class ExtendedEisenbergGale:
     def verify(self, market: Market, outcome: Outcome) -> Certificate:
         """Judge feasibility, the duality gap and its parts; of ranges, that they hold the figures.
 
-        That a range has no more to it would take a solver, and is not judged.
+        They are null only where the market asks for none, or is large and does not ask. That a
+        range has no more to it would take a solver, and is not judged.
         """
-        return certify(read(market, (RANGES,)), outcome, limited=self.limited)
+        known = read(market, (RANGES,))
+        ranges = _ranges(market)
+        return certify(known, outcome, limited=self.limited, ranges=ranges)
 
 
 def _ranges(market: Market) -> bool | None:

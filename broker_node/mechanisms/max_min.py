@@ -26,7 +26,7 @@ from broker_node.mechanisms.reading import (
 from broker_node.mechanisms.stated import stated, stated_array, stated_number
 from broker_node.mechanisms.weight_market.baselines import Baseline, dual_bound, outcome_of
 from broker_node.mechanisms.weight_market.certificate import EXACT
-from broker_node.mechanisms.weight_market.linear import Level, leximin
+from broker_node.mechanisms.weight_market.linear import WIDEST, Level, leximin, spread
 from broker_node.mechanisms.weight_market.market import WeightMarket, read
 from broker_node.mechanisms.weight_market.programme import Array
 
@@ -94,6 +94,10 @@ def _read(market: Market) -> WeightMarket:
     edges = int(known.edge_SJ.sum())
     if edges > MAX_EDGES:
         raise RefusedInputError("demand", f"has {edges} edges; max-min takes {MAX_EDGES}")
+    apart = spread(known)
+    if apart > WIDEST:
+        reason = f"puts equal shares {apart:.0e} times apart; max-min takes {WIDEST:.0e}"
+        raise RefusedInputError("demand", reason)
     return known
 
 

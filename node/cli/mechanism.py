@@ -1,8 +1,9 @@
 """``pm-node mechanism``: the papers' mechanisms on a market written in JSON.
 
 Needs no node, no chain and no settings. A file with `cases` is cleared case by case, so
-that start-up is paid once; a case that is refused is answered in its place. What is read is
-hostile: at most `MAX_BYTES`, plain JSON, no key twice, every number finite.
+that start-up is paid once; a case that is refused, or that a solver fails on, is answered in
+its place. What is read is hostile: at most `MAX_BYTES`, plain JSON, no key twice, every number
+finite.
 
 What a mechanism answers is an outcome, also that there is no trade or that it is infeasible:
 the command ends in 0. Bad input ends it in 2. `verify` ends in 1 where an outcome is not
@@ -17,6 +18,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -37,6 +39,8 @@ _BRACKETS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
 """A string, also one that never ends, or a bracket outside of any."""
 _ENTRIES_SHOWN: Final = 8
 _REFUSED: Final = "refused"
+_UNSOLVED: Final = "unsolved"
+"""Of a case of a batch that a solver failed on: no outcome, and none that `verify` confirms."""
 _Place: TypeAlias = "tuple[()] | tuple[_Place, str | int]"
 """A key in an object or an index in a list, after the place of that; none for the whole."""
 _file = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
@@ -68,14 +72,16 @@ def mechanism() -> None:
 @mechanism.command("list")
 @on_node
 def mechanism_list(node: Invocation) -> None:
-    """Name the mechanisms, what each is, and what each claims."""
+    """Name the mechanisms, what each is and claims, and the keys of its markets and outcomes."""
+    from broker_node.mechanisms.keys import KEYS
     from broker_node.mechanisms.registry import MECHANISMS
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": name,
             "summary": (type(found).__doc__ or "").split("\n", maxsplit=1)[0],
             "claims": sorted(claim.value for claim in found.claims),
+            "keys": asdict(KEYS[name]),
         }
         for name, found in MECHANISMS.items()
     ]
@@ -85,6 +91,8 @@ def mechanism_list(node: Invocation) -> None:
     for row in rows:
         click.echo(f"{row['name']:15}  {row['summary']}")
         click.echo(f"{'':15}  claims: {', '.join(row['claims']) or 'nothing'}")
+        for part, keys in row["keys"].items():
+            click.echo(f"{'':15}  {part}: {', '.join(keys) or 'none'}")
 
 
 @mechanism.command("clear")
@@ -95,8 +103,9 @@ def mechanism_list(node: Invocation) -> None:
 def mechanism_clear(node: Invocation, name: str, market: Path, tolerance: float | None) -> None:
     """Clear MARKET, a JSON file (- for standard input), by the mechanism NAME.
 
-    The file is one market, or {"cases": [market, …]}; the keys are those of the README. The
-    answer is an outcome, or {"outcomes": [outcome, …]} in the same order.
+    The file is one market, or {"cases": [market, …]}; `mechanism list` prints the keys of each
+    mechanism, and docs/mechanisms.md says what they mean. The answer is an outcome, or
+    {"outcomes": [outcome, …]} in the same order.
     """
     chosen = _named(name)
     tolerance, seed = _tolerance(tolerance), _seed(node)
@@ -170,12 +179,16 @@ def _cleared(chosen: Mechanism, market: Any, tolerance: float, seed: int) -> Out
 def _cleared_in_place(
     chosen: Mechanism, market: Any, tolerance: float, seed: int
 ) -> Mapping[str, Any]:
+    """Return the outcome of one case of a batch, or why it has none."""
     from broker_node.mechanisms.base import RefusedInputError
+    from broker_node.mechanisms.weight_market.linear import SolverError
 
     try:
         return _cleared(chosen, market, tolerance, seed).to_json()
     except RefusedInputError as refused:
         return {"status": _REFUSED, "field": refused.field, "reason": refused.reason}
+    except SolverError as unsolved:
+        return {"status": _UNSOLVED, "reason": str(unsolved)}
 
 
 def _verified(chosen: Mechanism, market: Any, answer: Any) -> dict[str, Any]:

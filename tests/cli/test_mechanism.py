@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from broker_node.mechanisms import max_min
 from broker_node.mechanisms.base import Claim
 from broker_node.mechanisms.registry import MECHANISMS
+from broker_node.mechanisms.weight_market.linear import SolverError, leximin
+from broker_node.mechanisms.weight_market.market import WeightMarket
 from node.cli import mechanism
 from tests.cli.conftest import Command
 
@@ -46,6 +49,19 @@ def test_the_list_names_every_mechanism_and_what_it_claims(pm_node: Command) -> 
     assert {claim for row in rows for claim in row["claims"]} <= {c.value for c in Claim}
     plain = pm_node("mechanism", "list").out
     assert all(name in plain for name in MECHANISMS)
+
+
+def test_the_list_says_of_what_keys_a_market_is(pm_node: Command) -> None:
+    (row,) = [row for row in pm_node("mechanism", "list", "--json").json if row["name"] == "kplus1"]
+    assert row["keys"] == {
+        "required": ["bids", "copies", "reserve"],
+        "optional": [],
+        "outcome": ["winners", "price"],
+    }
+    assert "required: bids, copies, reserve" in pm_node("mechanism", "list").out
+    written_down = pm_node("mechanism", "clear", "--help").out
+    assert "docs/mechanisms.md" in written_down
+    assert (ROOT / "docs" / "mechanisms.md").is_file()
 
 
 def test_a_market_is_cleared_from_a_file_or_from_standard_input(
@@ -109,6 +125,28 @@ def test_a_batch_is_answered_in_order_with_refusals_in_place(
     assert pm_node("mechanism", "clear", "kplus1", written({"cases": []}), "--json").json == {
         "outcomes": []
     }
+
+
+def test_a_case_that_a_solver_fails_on_leaves_the_others_answered(
+    pm_node: Command, written: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(market: WeightMarket) -> Any:
+        if len(market.budget_S) == 2:
+            raise SolverError("not solved")
+        return leximin(market)
+
+    monkeypatch.setattr(max_min, "leximin", failing)
+    one = {"demand": [[[2]]], "budget": [1], "capacity": [[1]]}
+    two = {"demand": [[[1]], [[1]]], "budget": [1, 1], "capacity": [[1]]}
+    cases = written({"cases": [one, two, one]})
+    ran = pm_node("mechanism", "clear", "max-min", cases, "--json")
+    assert ran.code == 0
+    first, failed, last = ran.json["outcomes"]
+    assert failed == {"status": "unsolved", "reason": "not solved"}
+    assert first["utility"] == last["utility"] == [pytest.approx(0.5)]
+    answer = written(ran.json, "outcomes.json")
+    checked = pm_node("mechanism", "verify", "max-min", cases, answer, "--json")
+    assert [one["valid"] for one in checked.json["certificates"]] == [True, False, True]
 
 
 def test_a_nan_in_a_batch_is_refused_in_its_place(pm_node: Command, written: Any) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from broker_node.mechanisms.base import DEFAULT_TOLERANCE, Outcome, RefusedInputError, Status
 from broker_node.mechanisms.registry import MECHANISMS
+from broker_node.mechanisms.weight_market import equilibrium
 from tests.mechanisms.drawn import DRAWN
 from tests.mechanisms.test_independence import MARKETS
 
@@ -20,7 +21,7 @@ Path = tuple[str | int, ...]
 UNORDERED = {"winners", "buyers", "sellers"}
 """Lists of who trades: another order says the same."""
 RANGES = {"price_ranges", "surplus_ranges"}
-"""Null says that none were looked for, and a wider one is true as well."""
+"""A wider one is true as well."""
 EXAMPLES = {"max-min": 15, "eeg": 25, "eg": 25, "social-welfare": 25}
 SAME = 1e-6
 """What a figure is changed by is far more than the tolerance of any certificate."""
@@ -138,7 +139,7 @@ def says_the_same(path: Path, before: Any, after: Any) -> bool:
     """Return whether a change is one that a certificate need not see."""
     if path[0] in RANGES:
         # only a range that does not hold the figure is wrong; that is tested by itself
-        return (len(path) == 1 and after is None) or len(path) > 2
+        return len(path) > 2
     if path[0] == "levels" and len(path) > 2:
         # of a proof there is more than one: a repeated buyer, another weight of a settled one
         return path[2] == "weights" or (path[2] == "buyers" and isinstance(before, list))
@@ -195,8 +196,28 @@ def test_a_range_that_is_impossible_or_misses_its_figure_is_refused(name: str, k
 def test_a_figure_that_is_left_out_is_named(data: st.DataObject, name: str) -> None:
     market = data.draw(st.sampled_from(MARKETS[name]))
     outcome = MECHANISMS[name].clear(market, tolerance=DEFAULT_TOLERANCE, seed=0)
-    key = data.draw(st.sampled_from(sorted(set(outcome.values) - RANGES - {"relative_gap"})))
+    key = data.draw(st.sampled_from(sorted(set(outcome.values))))
     rest = {other: value for other, value in outcome.values.items() if other != key}
     with pytest.raises(RefusedInputError) as refused:
         MECHANISMS[name].verify(market, Outcome(status=outcome.status, values=rest))
     assert refused.value.field == key
+
+
+@pytest.mark.parametrize("name", ["eeg", "eg"])
+@pytest.mark.parametrize("key", sorted(RANGES))
+def test_ranges_may_be_null_only_where_the_market_asks_for_none(name: str, key: str) -> None:
+    (market,) = MARKETS[name]
+    told = as_read(MECHANISMS[name].clear(market, tolerance=DEFAULT_TOLERANCE, seed=0))
+    silent = {**told, key: None}
+    assert not believed(name, market, silent)
+    assert not believed(name, {**market, "price_ranges": True}, silent)
+    assert believed(name, {**market, "price_ranges": False}, silent)
+
+
+def test_ranges_that_no_programme_tells_are_the_widest(monkeypatch: pytest.MonkeyPatch) -> None:
+    (market,) = MARKETS["eeg"]
+    monkeypatch.setattr(equilibrium, "optimal_ranges", lambda *_: None)
+    told = as_read(MECHANISMS["eeg"].clear(market, tolerance=DEFAULT_TOLERANCE, seed=0))
+    assert told["price_ranges"][1][0] == pytest.approx([0.0, 1.5])  # a budget of 3 for 2 of it
+    assert told["surplus_ranges"][0] == pytest.approx([0.0, 1.0])
+    assert believed("eeg", market, told)

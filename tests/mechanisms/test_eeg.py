@@ -205,7 +205,8 @@ def test_ranges_are_found_where_they_are_asked_for() -> None:
 def test_budgets_capacities_and_limits_hold_and_the_certificate_is_confirmed(
     market: dict[str, Json],
 ) -> None:
-    outcome = clear({**market, "price_ranges": False})
+    market = {**market, "price_ranges": False}
+    outcome = clear(market)
     x, prices, utility, surplus = figures(outcome, "x", "prices", "utility", "surplus")
     demand, budget = array(market["demand"]), array(market["budget"])
     assert ((x[:, :, None] * demand).sum(axis=0) <= array(market["capacity"])).all()
@@ -234,8 +235,9 @@ def test_an_equilibrium_is_envy_free_and_gives_everybody_its_share(market: dict[
 @settings(max_examples=20)
 @given(market=weight_markets(limits=False))
 def test_without_limits_eeg_is_eg(market: dict[str, Json]) -> None:
-    ours = figures(clear({**market, "price_ranges": False}), "utility")[0]
-    theirs = EG.clear({**market, "price_ranges": False}, tolerance=1e-9, seed=0)
+    market = {**market, "price_ranges": False}
+    ours = figures(clear(market), "utility")[0]
+    theirs = EG.clear(market, tolerance=1e-9, seed=0)
     assert figures(theirs, "utility")[0] == pytest.approx(ours, rel=1e-3)
     assert EG.verify(market, theirs).valid
 
@@ -243,7 +245,8 @@ def test_without_limits_eeg_is_eg(market: dict[str, Json]) -> None:
 @settings(max_examples=20)
 @given(market=weight_markets(), data=st.data())
 def test_a_forged_outcome_is_not_confirmed(market: dict[str, Json], data: st.DataObject) -> None:
-    outcome = clear({**market, "price_ranges": False})
+    market = {**market, "price_ranges": False}
+    outcome = clear(market)
     x, prices = figures(outcome, "x", "prices")
     buyer = data.draw(st.integers(0, len(x) - 1))
     factor = data.draw(st.sampled_from([0.5, 0.9, 1.1, 2.0]))

@@ -231,3 +231,20 @@ def test_weights_that_prove_nothing_are_no_crash(weights: Any) -> None:
     levels: Any = outcome.values["levels"]
     forged = with_values(outcome, levels=[{**levels[0], "weights": weights}])
     assert not MAX_MIN.verify(market, forged).valid
+
+
+@pytest.mark.parametrize("spread", [1e6, 1e9, 1e11])
+def test_the_poorest_have_as_much_however_much_less_the_others_need(spread: float) -> None:
+    """Both have 1 over what both need together, as the plain sum has it."""
+    needs = np.array([spread**-0.5, spread**0.5])
+    market = market_of(needs[:, None, None].tolist(), [1.0, 1.0], [[1.0]])
+    outcome = clear(MAX_MIN, market)
+    assert figures(outcome, "utility")[0] == pytest.approx([1 / needs.sum()] * 2, rel=1e-6)
+    assert MAX_MIN.verify(market, outcome).valid
+
+
+def test_needs_too_far_apart_to_be_told_are_refused_by_name() -> None:
+    market = market_of([[[1e-12]], [[1e12]]], [1.0, 1.0], [[1.0]])
+    assert [issue.field for issue in MAX_MIN.validate(market)] == ["demand"]
+    with pytest.raises(RefusedInputError, match=r"demand.*1e\+24 times apart"):
+        clear(MAX_MIN, market)

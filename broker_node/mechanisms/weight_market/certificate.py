@@ -19,18 +19,23 @@ import numpy as np
 
 from broker_node.mechanisms.base import DEFAULT_TOLERANCE, Certificate, Json, Outcome, Status
 from broker_node.mechanisms.reading import items, number
-from broker_node.mechanisms.stated import stated_array, stated_number
-from broker_node.mechanisms.weight_market.market import WeightMarket
+from broker_node.mechanisms.stated import stated, stated_array, stated_number
+from broker_node.mechanisms.weight_market.market import RANGED_CELLS, WeightMarket
 from broker_node.mechanisms.weight_market.programme import Array
 
 EXACT: Final = 1e-6
 """Relative gap up to which an outcome is called a trade, and not approximate."""
+RANGE_KEYS: Final = ("price_ranges", "surplus_ranges")
 
 
-def certify(market: WeightMarket, outcome: Outcome, *, limited: bool) -> Certificate:
+def certify(
+    market: WeightMarket, outcome: Outcome, *, limited: bool, ranges: bool | None
+) -> Certificate:
     """Judge an outcome of `eeg` (`limited`) or `eg`; `market` has its limits in both.
 
-    Raises `RefusedInputError` for an outcome that lacks a figure, or has one that is none.
+    A trade must have its ranges where `ranges`, or where that is None in a market of up to
+    `RANGED_CELLS`; else they may be null. Raises `RefusedInputError` for an outcome that lacks
+    a figure, or has one that is none.
     """
     x_SJ = stated_array(outcome, "x", market.edge_SJ.shape)
     price_JR = stated_array(outcome, "prices", market.capacity_JR.shape)
@@ -38,10 +43,14 @@ def certify(market: WeightMarket, outcome: Outcome, *, limited: bool) -> Certifi
         stated_array(outcome, key, market.budget_S.shape) for key in ("utility", "surplus")
     )
     told = stated_number(outcome, "gap")
+    unranged = [key for key in RANGE_KEYS if stated(outcome, key) is None]
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         violations = _violations(
             market, outcome, (x_SJ, price_JR, utility_S, surplus_S), told, limited
         )
+    due = market.demand_SJR.size <= RANGED_CELLS if ranges is None else ranges
+    if due and unranged and outcome.status is Status.TRADE:
+        violations["ranges"] = 1.0
     return Certificate(violations=violations, tolerance=DEFAULT_TOLERANCE)
 
 
@@ -69,9 +78,8 @@ def _violations(
         "surplus": _worst(np.abs(surplus_S - (market.budget_S - spent_S)) / market.budget_S),
         "gap_stated": abs(told / money - gap),
         "gap_negative": max(0.0, -gap),
+        "relative_gap": abs(stated_number(outcome, "relative_gap") - gap),
     }
-    if "relative_gap" in outcome.values:
-        violations["relative_gap"] = abs(stated_number(outcome, "relative_gap") - gap)
     if outcome.status is Status.APPROXIMATE:
         violations["status"] = float(gap < EXACT * (1 - EXACT))
     else:
@@ -127,9 +135,9 @@ def _dearest(market: WeightMarket) -> Array:
 def _outside(outcome: Outcome, key: str, figures: Array, scale: Array, most: Array) -> float:
     """Return 1 where a figure is out of its stated range, or the range out of 0 … `most`.
 
-    0 also where no ranges are stated.
+    0 also where the ranges are null.
     """
-    cells: list[Json] = [outcome.values.get(key)]
+    cells: list[Json] = [stated(outcome, key)]
     if cells == [None]:
         return 0.0
     for length in figures.shape:

@@ -8,7 +8,7 @@ import numpy as np
 
 from broker_node.mechanisms.base import Json, Outcome, Status
 from broker_node.mechanisms.weight_market.interior import solve
-from broker_node.mechanisms.weight_market.market import Units, WeightMarket, in_units
+from broker_node.mechanisms.weight_market.market import RANGED_CELLS, Units, WeightMarket, in_units
 from broker_node.mechanisms.weight_market.programme import Array
 from broker_node.mechanisms.weight_market.ranges import Ranges, optimal_ranges
 
@@ -18,16 +18,15 @@ FINEST: Final = 1e-12
 """Relative gap below which nothing but rounding is to be gained."""
 SHAVED: Final = 1 - 1e-13
 """Of an allocation: so that sums over any number of buyers, in any order, keep the bounds."""
-RANGED_CELLS: Final = 5_000
-"""Buyers × sellers × types up to which ranges of prices are found without being asked for."""
 
 
 def clear(market: WeightMarket, *, limited: bool, tolerance: float, ranges: bool | None) -> Outcome:
     """Return the equilibrium of `market`, with (6c) if `limited`, at a gap of `tolerance`.
 
     `ranges` says whether to find the ranges of prices and surpluses; None does for markets
-    of up to `RANGED_CELLS`. Utilities are realised ones (Eq. 3): at most the limit, also
-    where the programme does not know it.
+    of up to `RANGED_CELLS`. Where no programme tells them they are the widest possible.
+    Utilities are realised ones (Eq. 3): at most the limit, also where the programme does not
+    know it.
     """
     if ranges is None:
         ranges = market.demand_SJR.size <= RANGED_CELLS
@@ -54,8 +53,7 @@ def clear(market: WeightMarket, *, limited: bool, tolerance: float, ranges: bool
     }
     if ranges:
         narrowed = optimal_ranges(units.programme, found)
-        if narrowed is not None:
-            values |= _ranges_in(market, units, narrowed, price_JR, surplus_S)
+        values |= _ranges_in(market, units, narrowed or _widest(units), price_JR, surplus_S)
     return Outcome(status=Status.TRADE if relative <= EXACT else Status.APPROXIMATE, values=values)
 
 
@@ -108,6 +106,18 @@ def gap_of(market: WeightMarket, limit_S: Array, price_JR: Array, bought_S: Arra
         (short_S - cheapest_S * target_S).sum()
     )
     return max(0.0, total)
+
+
+def _widest(units: Units) -> Ranges:
+    """Return what holds every equilibrium: all the money for any one good, or kept."""
+    budget_S = units.programme.budget_S
+    shape = units.programme.demand_RSJ.shape[::2]
+    return Ranges(
+        low_RJ=np.zeros(shape),
+        high_RJ=np.full(shape, budget_S.sum()),
+        surplus_low_S=np.zeros_like(budget_S),
+        surplus_high_S=budget_S,
+    )
 
 
 def _ranges_in(

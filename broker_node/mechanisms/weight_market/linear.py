@@ -25,6 +25,8 @@ POSITIVE: Final = 1e-7
 """A dual above this, of those that sum to 1, marks a buyer that can have no more."""
 KEPT: Final = 1e-10
 """What a settled buyer may lose, relatively, to the rounding of a later round."""
+WIDEST: Final = 1e12
+"""How far apart buyers may be in what their share of everything gives, for leximin to be told."""
 _TOLERANCES: Final = {
     "primal_feasibility_tolerance": 1e-10,
     "dual_feasibility_tolerance": 1e-10,
@@ -112,6 +114,12 @@ def _of_equals(market: WeightMarket) -> WeightMarket:
     return replace(market, budget_S=np.ones_like(market.budget_S))
 
 
+def spread(market: WeightMarket) -> float:
+    """Return how many times as much one buyer has of its equal share of everything as another."""
+    share_S = in_units(_of_equals(market.without_limits())).utility_S
+    return float(share_S.max() / share_S.min())
+
+
 def leximin(market: WeightMarket) -> tuple[Array, list[Level]]:
     """Return purchases whose lowest utility is highest, then the next lowest, and so on.
 
@@ -127,9 +135,7 @@ def leximin(market: WeightMarket) -> tuple[Array, list[Level]]:
     levels: list[Level] = []
     x_SJ = np.zeros(face.shape_SJ)
     while np.isnan(settled_S).any():
-        open_S = np.isnan(settled_S)
-        x_SJ, level, weight_S, price_RJ = _round(programme, face, relative_S, settled_S)
-        tight_S = open_S & (weight_S > POSITIVE * weight_S[open_S].max())
+        x_SJ, level, weight_S, price_RJ, tight_S = _round(programme, face, relative_S, settled_S)
         settled_S[tight_S] = level
         levels.append(
             Level(
@@ -144,36 +150,50 @@ def leximin(market: WeightMarket) -> tuple[Array, list[Level]]:
 
 def _round(
     programme: Programme, face: _Feasible, relative_S: Array, settled_S: Array
-) -> tuple[Array, float, Array, Array]:
-    """Return purchases, the highest lowest utility of the open buyers, weights and prices.
+) -> tuple[Array, float, Array, Array, NDArray[np.bool_]]:
+    """Return purchases, the highest lowest utility of the open buyers, its proof, and the tight.
 
+    The proof is weights S and prices RJ; the tight are the open buyers that can have no more.
     The last column is that utility t; the last rows are t ≤ u_s for an open buyer and
-    settled_s ≤ u_s for the others, each divided so that its largest figure is near 1.
+    settled_s ≤ u_s for the others. What a unit of t takes of a capacity may differ between
+    buyers by `WIDEST`: half of it goes to a buyer's column and half to its row, so that no
+    figure falls below what HiGHS takes for 0.
     """
-    from scipy.sparse import coo_array, csr_array, hstack, vstack  # noqa: PLC0415  as above
+    from scipy.sparse import (  # noqa: PLC0415  slow to import
+        coo_array,
+        csr_array,
+        diags_array,
+        hstack,
+        vstack,
+    )
 
     open_S = np.isnan(settled_S)
     limited = _limit_rows(programme)
     buyers, edges = len(relative_S), len(face.buyer_E)
-    per_S = np.maximum(relative_S, 1.0)
+    unit = float(relative_S[open_S].min())
+    aimed_S = np.where(open_S, unit, settled_S)
+    half_S = np.sqrt(np.minimum(aimed_S / relative_S, 1.0))
+    per_S = half_S * relative_S / np.where(open_S, unit, 1.0)
+    columns = diags_array(half_S[face.buyer_E])
+    bounds = vstack([face.capacities @ columns, face.sums[limited]])
     at_S = np.arange(buyers)
-    bounds = vstack([face.capacities, face.sums[limited]])
     lowest = coo_array((open_S / per_S, (at_S, np.zeros(buyers, dtype=int))), shape=(buyers, 1))
-    shares = coo_array((-relative_S / per_S, (at_S, at_S)), shape=(buyers, buyers)) @ face.sums
     matrix = vstack(
-        [hstack([bounds, csr_array((bounds.shape[0], 1))]), hstack([shares, lowest])]
+        [hstack([bounds, csr_array((bounds.shape[0], 1))]), hstack([-face.sums, lowest])]
     ).tocsr()
     kept_S = np.where(open_S, 0.0, -np.nan_to_num(settled_S) * (1 - KEPT) / per_S)
+    most_L = programme.limit_S[limited] / half_S[limited]
     objective = np.append(np.zeros(edges), -1.0)
-    answer = _optimum(
-        objective, matrix, np.concatenate([np.ones(face.goods), programme.limit_S[limited], kept_S])
-    )
+    answer = _optimum(objective, matrix, np.concatenate([np.ones(face.goods), most_L, kept_S]))
     duals = np.maximum(-answer.ineqlin.marginals, 0.0)
-    weight_S = duals[-buyers:] / per_S
-    price_RJ = duals[: face.goods].reshape(programme.demand_RSJ.shape[0], -1)
+    scaled_S = duals[-buyers:]
+    tight_S = open_S & (scaled_S > POSITIVE * scaled_S[open_S].max())
+    weight_S = scaled_S / per_S * np.where(open_S, 1.0, unit)
+    price_RJ = duals[: face.goods].reshape(programme.demand_RSJ.shape[0], -1) * unit
     needed_S = np.where(np.isinf(programme.limit_S), weight_S * relative_S, 0.0)
     price_RJ = _covering(programme, price_RJ, needed_S)
-    return face.purchases(answer.x[:-1]), float(answer.x[-1]), weight_S, price_RJ
+    x_SJ = face.purchases(answer.x[:-1]) * half_S[:, None]
+    return x_SJ, float(answer.x[-1]) * unit, weight_S, price_RJ, tight_S
 
 
 def _covering(programme: Programme, price_RJ: Array, needed_S: Array) -> Array:

@@ -26,6 +26,8 @@ REQUIRED: Final = ("demand", "budget", "capacity")
 LIMITS: Final = "max_utility"
 RANGES: Final = "price_ranges"
 """Optional, of those mechanisms that have prices: whether to find their ranges."""
+RANGED_CELLS: Final = 5_000
+"""Buyers × sellers × types up to which ranges of prices are found without being asked for."""
 MAX_CELLS: Final = 20_000_000
 """Buyers × sellers × types; 2048 × 400 × 3 is an eighth of it."""
 SMALLEST, LARGEST = 1e-50, 1e50
