@@ -15,13 +15,16 @@ from typing import Final, Protocol
 
 from broker_node.align import identity
 from broker_node.align.matching import MAX_WORK, work_of
-from broker_node.align.registry import ALIGNERS
+from broker_node.align.registry import ALIGNERS, aligner_of
+from broker_node.evaluate.adapters import as_traded, whole_pair
 from broker_node.evaluate.control import own_gain
 from broker_node.evaluate.evaluation import DEFAULT_SEARCH, evaluate, require_search
 from broker_node.evaluate.validation import ValidationSet
 from broker_node.quorum.replay import differs, merged_again, replayed
 from broker_node.verify.checks import verify
+from broker_node.verify.computing import computing
 from broker_node.verify.stages import Received, Verified
+from node.params.adapters import Base, require_base
 from node.params.architecture import (
     Architecture,
     layout,
@@ -29,6 +32,7 @@ from node.params.architecture import (
     permutation_spec,
 )
 from node.params.encoding import decode_file, weights_root
+from node.params.families.lora import Lora
 from node.params.families.shapes import Shapes
 from node.params.permutation import PermutationSpec, restrict
 from node.params.recipe import Recipe, apply_recipe
@@ -113,7 +117,7 @@ def _require_matchable(spec: PermutationSpec) -> None:
         )
 
 
-def _admit(path: Path, offer: Offer) -> Verified:
+def _admit(path: Path, offer: Offer, base: Base | None = None) -> Verified:
     architecture = parse_architecture(offer.architecture)
     tensors = decode_file(path, layout(architecture, offer.layers))
     return verify(
@@ -122,6 +126,7 @@ def _admit(path: Path, offer: Offer) -> Verified:
             architecture=architecture,
             tensors=tensors,
             layers=offer.layers,
+            base=base if isinstance(architecture.model, Lora) else None,
         )
     )
 
@@ -138,10 +143,12 @@ class MarketAppraiser:
         search: str = DEFAULT_SEARCH,
         shared_rows: bool = False,
         control: bool = False,
+        base: Base | None = None,
     ) -> None:
         """`shared_rows`: choose α and score the gain on all rows alike, as the papers do.
 
         `control`: measure too what each buyer's model gains by itself.
+        `base`: the model that adapters must be of, and are run on; without one none is taken.
         """
         if method not in ALIGNERS:
             raise LocalProtocolError(f"no alignment {method!r}; there are {sorted(ALIGNERS)}")
@@ -150,6 +157,7 @@ class MarketAppraiser:
         self._method = method
         self._search = search
         self._control = control
+        self._base = base
         self.validation_root: Digest = validation.root
         self.validation_rows: int = len(validation)
         self.rows: tuple[int, int] = rows_due(len(validation), shared=shared_rows)
@@ -167,27 +175,32 @@ class MarketAppraiser:
 
     def screen(self, offer: Offer) -> None:
         architecture = _screen(offer, matches=self._method != identity.NAME)
+        if isinstance(architecture.model, Lora):
+            if self._base is None:
+                raise RemoteProtocolError("wrong-base", "adapters of any base are refused here")
+            require_base(architecture.model, self._base.architecture, self._base.root)
         if _ends(architecture) != self._ends:
             raise RemoteProtocolError("wrong-architecture", architecture.text[:200])
 
     def admit(self, path: Path, offer: Offer) -> Verified:
         self.screen(offer)
-        return _admit(path, offer)
+        return _admit(path, offer, self._base)
 
     def measure(
         self, base: Verified, sold: Verified, *, task: str, notice: tuple[Digest, BrokerNotice]
     ) -> Trial:
         seed = trial_seed(notice[1].seed, base.weights_root, sold.weights_root)
-        align = ALIGNERS[self._method]
+        align = aligner_of(base.architecture, self._method)
         aligned = align(base, sold, seed=int.from_bytes(seed[:8], "big"))
         found = evaluate(
-            aligned,
+            whole_pair(aligned),
             self._validation,
             seed=seed,
             choice_rows=self.rows[0],
             score_rows=self.rows[1],
             search=self._search,
         )
+        found = as_traded(aligned, found)
         return Trial(
             evaluation=Evaluation(
                 task=task,
@@ -216,8 +229,7 @@ class MarketAppraiser:
     def _own_gain(self, base: Verified, seed: Digest) -> Millionths:
         choice_rows, score_rows = self.rows
         return own_gain(
-            base.architecture,
-            base.tensors,
+            *computing(base),
             self._validation,
             seed=seed,
             choice_rows=choice_rows,
@@ -233,6 +245,8 @@ class MarketAppraiser:
 def _ends(architecture: Architecture) -> tuple[object, object] | None:
     """Return how many features go in and how many classes come out, if it computes at all."""
     match architecture.config:
+        case {"base": {"config": dict(config), "name": str(name)}}:
+            return _ends(Architecture(name, config))
         case {"widths": [inputs, *_, outputs]} | {"inputs": inputs, "outputs": outputs}:
             return inputs, outputs
         case _:

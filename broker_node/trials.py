@@ -15,8 +15,10 @@ from node.observe import Observer
 from node.protocol.offer import BrokerNotice
 from node.protocol.types import Digest
 
-_Pair = tuple[Digest, Digest, str, tuple[int, ...], Digest]
-"""Of which a measurement is: base, what is sold, architecture, layers sold, notice."""
+_Pair = tuple[Digest, Digest, str, str, tuple[int, ...], Digest]
+"""Of which a measurement is: base, what is sold, architecture of each, layers sold, notice.
+
+Adapters of one root may be told apart by their scale alone, which stands in the architecture."""
 
 
 class Trials:
@@ -56,7 +58,7 @@ class Trials:
         notice: tuple[Digest, BrokerNotice],
     ) -> Trial:
         """Return what was measured of these models, or measure it, in a thread."""
-        kind = (sold.architecture.text, tuple(sold.layers))
+        kind = (base.architecture.text, sold.architecture.text, tuple(sold.layers))
         pair = (base.weights_root, sold.weights_root, *kind, notice[0])
         known = self._measured.get(pair)
         if known is not None:

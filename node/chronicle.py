@@ -364,6 +364,14 @@ class RoundPlayed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFitted(Event):
+    """What was adopted has been brought back to the ranks that are trained."""
+
+    lost: Millionths
+    """Of all that the adapter adds, by norm."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoundsPlayed(Event):
     """The agent has trained all it meant to; it still serves its buyers."""
 

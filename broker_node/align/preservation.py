@@ -12,16 +12,20 @@ from broker_node.verify.stages import Verified
 from node.params.architecture import Architecture, apply
 from node.params.families.shapes import Shapes
 from node.params.permutation import Tensors
+from node.protocol.kinship import kin
 
 RELATIVE_TOLERANCE: Final = 1e-4
 """Of the largest logit: float32 rounding of the scales leaves about 1e-6."""
 
 
 def require_same_architecture(buyer: Verified, seller: Verified) -> None:
-    """Raise `ArchitectureMismatchError` unless both are of one architecture, the buyer's whole."""
+    """Raise `ArchitectureMismatchError` unless both are of one architecture, the buyer's whole.
+
+    Adapters of one base are, at any ranks.
+    """
     if buyer.layers:
         raise ArchitectureMismatchError(f"layers {list(buyer.layers)} are no model to merge into")
-    if buyer.architecture != seller.architecture:
+    if kin(buyer.architecture.text) != kin(seller.architecture.text):
         raise ArchitectureMismatchError(
             f"{buyer.architecture.text[:100]} and {seller.architecture.text[:100]}"
         )

@@ -21,6 +21,8 @@ from broker_node.align import (
     weight_matching,
 )
 from broker_node.align.stages import Aligner
+from node.params.architecture import Architecture
+from node.params.merges import is_adapter
 
 ALIGNERS: Final[dict[str, Aligner]] = {
     identity.NAME: identity.identity,
@@ -29,3 +31,12 @@ ALIGNERS: Final[dict[str, Aligner]] = {
     universe.NAME: universe.universe,
     least_squares.NAME: least_squares.least_squares,
 }
+
+
+def aligner_of(architecture: Architecture, method: str) -> Aligner:
+    """Return the method for models of an architecture.
+
+    Adapters need none, whatever the `method`: their units are those of one base, and the factors
+    between have no order that means anything.
+    """
+    return ALIGNERS[identity.NAME if is_adapter(architecture) else method]

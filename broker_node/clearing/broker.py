@@ -32,6 +32,7 @@ from node.params.disk import BlobRef
 from node.params.encoding import encode_tensors
 from node.protocol.convening import Convening
 from node.protocol.errors import MarketError, RemoteProtocolError
+from node.protocol.kinship import kin
 from node.protocol.messages import PARAMS_PROTOCOL, StreamMessage
 from node.protocol.offer import Offer
 from node.protocol.pooling import (
@@ -204,9 +205,9 @@ class ClearingBroker(Broker):
         self, joined: list[Joined], models: list[Verified]
     ) -> tuple[list[Joined], list[Verified]]:
         """Return those whose models are of the architecture that most are, and their models."""
-        counted = Counter(model.architecture.text for model in models)
+        counted = Counter(kin(model.architecture.text) for model in models)
         most, _ = max(counted.items(), key=lambda item: (item[1], item[0]))
-        alike = [model.architecture.text == most for model in models]
+        alike = [kin(model.architecture.text) == most for model in models]
         for one, is_so in zip(joined, alike, strict=True):
             if not is_so:
                 self._off([one], MISMATCH, b"")

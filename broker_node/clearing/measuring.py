@@ -23,16 +23,19 @@ from typing import Final
 
 import torch
 
-from broker_node.align.registry import ALIGNERS
+from broker_node.align.registry import aligner_of
 from broker_node.clearing.terms import key_of
+from broker_node.evaluate.adapters import merged_pair, whole_pair
 from broker_node.evaluate.validation import ValidationSet, draw_rows
 from broker_node.mechanisms.gain_cache import GainCache, OnceGain
+from broker_node.verify.computing import computing
 from broker_node.verify.stages import Verified
-from node.params.architecture import apply
-from node.params.encoding import weights_root
+from node.params.architecture import Architecture, apply
+from node.params.merges import is_adapter, unscaled
 from node.params.permutation import Tensors
 from node.params.recipe import interpolate
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
+from node.protocol.kinship import kin
 from node.protocol.types import ONE, Digest, Millionths
 
 ALPHAS: Final = tuple(range(0, ONE + 1, ONE // 20))
@@ -61,17 +64,17 @@ class Measuring:
         """
         if validation.targets_R.is_floating_point():
             raise LocalProtocolError("rows of values have no accuracy: a round needs classes")
-        if len({model.architecture.text for model in models}) > 1:
+        if len({kin(model.architecture.text) for model in models}) > 1:
             raise RemoteProtocolError("architecture-mismatch", "a round is of one architecture")
         self._models = tuple(models)
-        self._architecture = models[0].architecture
         drawn = draw_rows(seed, len(validation), choice=rows[0], score=rows[1])
         choice, score = torch.from_numpy(drawn.choice), torch.from_numpy(drawn.score)
         self._choice = validation.inputs_RF[choice], validation.targets_R[choice]
         self._score = validation.inputs_RF[score], validation.targets_R[score]
         self._method, self._path = method, cache
         said = b"".join(model.weights_root for model in models) + validation.root + seed
-        said += f"{self._architecture.text} {method} {ALPHAS} {rows}".encode()
+        texts = " ".join(dict.fromkeys(model.architecture.text for model in models))
+        said += f"{texts} {method} {ALPHAS} {rows}".encode()
         self._market = hashlib.sha256(said).digest()
         self._seed = int.from_bytes(seed[:8], "big")
         self._fused: OrderedDict[tuple[int, ...], Verified] = OrderedDict()
@@ -92,8 +95,11 @@ class Measuring:
         return found
 
     def fused(self, reference: int, parties: int) -> dict[str, torch.Tensor]:
-        """Return the tensors of a fused model."""
-        return dict(self._fuse(self._order(reference, parties)).tensors)
+        """Return the tensors of a fused model; of adapters, with all scales within them."""
+        model = self._fuse(self._order(reference, parties))
+        if is_adapter(model.architecture):
+            return unscaled(model.architecture, model.tensors)
+        return dict(model.tensors)
 
     def _order(self, reference: int, parties: int) -> tuple[int, ...]:
         members = [i for i in range(len(self._models)) if parties >> i & 1]
@@ -109,18 +115,16 @@ class Measuring:
             self._fused.move_to_end(order)
             return self._fused[order]
         base, sold = self._fuse(order[:-1]), self._models[order[-1]]
-        aligned = ALIGNERS[self._method](base, sold, seed=self._seed)
-        merged, best = dict(base.tensors), -1
-        for alpha in ALPHAS:
-            tried = interpolate(base.tensors, aligned.transformed, Millionths(alpha))
-            right = self._right(tried, self._choice)
+        align = aligner_of(base.architecture, self._method)
+        aligned = align(base, sold, seed=self._seed)
+        pair, share, best = whole_pair(aligned), Millionths(0), -1
+        for alpha in map(Millionths, ALPHAS):
+            tried = interpolate(pair.buyer.tensors, pair.transformed, alpha)
+            right = self._right((pair.buyer.architecture, tried), self._choice)
             if right > best:
-                merged, best = tried, right
-        fused = Verified(
-            weights_root=weights_root(merged), architecture=self._architecture, tensors=merged
-        )
-        self._fused[order] = fused
-        most = FUSED_BYTES // max(1, sum(tensor.nbytes for tensor in merged.values()))
+                share, best = alpha, right
+        fused = self._fused[order] = merged_pair(aligned, share)
+        most = FUSED_BYTES // max(1, sum(tensor.nbytes for tensor in fused.tensors.values()))
         while len(self._fused) > max(2, most):
             self._fused.popitem(last=False)
         return fused
@@ -137,11 +141,13 @@ class Measuring:
         return self._gains[reference]
 
     def _accuracy(self, reference: int, parties: int) -> float:
-        tensors = self._fuse(self._order(reference, parties)).tensors
-        return round(ONE * self._right(tensors, self._score) / len(self._score[1])) / ONE
+        model = computing(self._fuse(self._order(reference, parties)))
+        return round(ONE * self._right(model, self._score) / len(self._score[1])) / ONE
 
     @torch.inference_mode()
-    def _right(self, tensors: Tensors, rows: tuple[torch.Tensor, torch.Tensor]) -> int:
+    def _right(
+        self, model: tuple[Architecture, Tensors], rows: tuple[torch.Tensor, torch.Tensor]
+    ) -> int:
         inputs_RF, targets_R = rows
-        outputs_RC = apply(self._architecture, tensors, inputs_RF)
+        outputs_RC = apply(*model, inputs_RF)
         return int((outputs_RC.argmax(dim=1) == targets_R).sum())

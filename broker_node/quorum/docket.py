@@ -31,8 +31,9 @@ SIGNATURES_A_DAY: Final = 4_096
 OF_A_BUYER_A_DAY: Final = 512
 """An eighth of them: one pair of accounts has a lead's signatures not all to itself."""
 DAY: Final = 86_400
-Pair = tuple[Digest, Digest, str, tuple[int, ...], Digest]
-"""Of which our own trial is: base, what is sold, architecture, layers sold, seed of the lead."""
+Pair = tuple[Digest, Digest, str, str, tuple[int, ...], Digest]
+"""Of which our own trial is: base, what is sold, architecture of each, layers sold, seed of the
+lead. Adapters of one root may be told apart by their scale alone, which their architecture says."""
 _AGREED: Final = (BallotState.AGREED, BallotState.SIGNED)
 
 

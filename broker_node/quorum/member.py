@@ -213,7 +213,8 @@ class Member:
         """Return the figure of our own recipe, by the lead's seed; once for each pair."""
         offer, notice = terms.offer, (terms.notice_digest, terms.notice)
         roots = (base.weights_root, sold.weights_root)
-        pair = (*roots, offer.architecture, offer.layers, terms.notice.seed)
+        kind = (base.architecture.text, offer.architecture, offer.layers)
+        pair = (*roots, *kind, terms.notice.seed)
         known = docket.own_trial(pair)
         if known is None:
             trial = await trio.to_thread.run_sync(

@@ -19,9 +19,11 @@ from broker_node.appraisal import Appraiser
 from broker_node.quorum.replay import check_recipe, differs
 from broker_node.verify.checks import verify
 from broker_node.verify.stages import Received, Verified
+from node.params.adapters import Base
 from node.params.architecture import Architecture, layout
 from node.params.encoding import weights_root
 from node.params.families.base import ArchitectureError
+from node.params.merges import is_adapter
 from node.protocol import envelope
 from node.protocol.bargain import rows_are_due
 from node.protocol.eip712 import Domain, digest
@@ -216,9 +218,17 @@ def check_measured_again(
 
 
 def model_of(
-    architecture: Architecture, tensors: Mapping[str, torch.Tensor], *, root: bytes, field: str
+    architecture: Architecture,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    root: bytes,
+    field: str,
+    base: Base | None = None,
 ) -> Verified:
-    """Return tensors of a file as a model, or as those layers of one that they are."""
+    """Return tensors of a file as a model, or as those layers of one that they are.
+
+    `base`: what adapters are of.
+    """
     found = weights_root(dict(tensors))
     if found != root:
         differs(field, root.hex(), found.hex())
@@ -227,6 +237,7 @@ def model_of(
         architecture=architecture,
         tensors=tensors,
         layers=_layers_of(architecture, frozenset(tensors)),
+        base=base if is_adapter(architecture) else None,
     )
     return verify(received)
 

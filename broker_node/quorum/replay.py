@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 from typing import NoReturn
 
-from broker_node.evaluate.evaluation import replay
+from broker_node.evaluate.adapters import replay_pair
 from broker_node.evaluate.validation import ValidationSet
 from broker_node.verify.stages import Verified
 from node.params.encoding import weights_root
 from node.params.recipe import Recipe, apply_recipe
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.evaluation import Evaluation, rows_due
+from node.protocol.kinship import kin
 from node.protocol.quorum import Figure
 from node.protocol.types import Digest
 
@@ -23,7 +24,7 @@ from node.protocol.types import Digest
 def check_models(subject: Evaluation, base: Verified, sold: Verified) -> None:
     """Raise `RemoteProtocolError` unless these are the models that were measured."""
     for field, said, found in (
-        ("architecture", subject.architecture, base.architecture.text),
+        ("architecture", kin(subject.architecture), kin(base.architecture.text)),
         ("architecture", subject.architecture, sold.architecture.text),
         ("base_root", subject.base_root.hex(), base.weights_root.hex()),
         ("sold_root", subject.sold_root.hex(), sold.weights_root.hex()),
@@ -71,10 +72,9 @@ def replayed(
     due = [rows_due(total, shared=shared) for shared in (False, True)]
     if drawn not in due:
         differs("score_rows", drawn, f"{due[0]}, or {due[1]}")
-    merged_root, gain = replay(
-        base.architecture,
-        base.tensors,
-        sold.tensors,
+    merged_root, gain = replay_pair(
+        base,
+        sold,
         read,
         validation,
         seed=subject.seed,

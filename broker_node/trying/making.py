@@ -6,7 +6,7 @@ does not preserve the function) is kept with its reason; it stops no other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -27,7 +27,9 @@ from broker_node.trying.methods import (
 from broker_node.trying.reading import admitted
 from broker_node.trying.scoring import Score, score
 from broker_node.verify.stages import Verified
+from node.params.architecture import Architecture
 from node.params.encoding import weights_root
+from node.params.merges import merge_bought
 from node.params.permutation import Tensors
 from node.params.recipe import Recipe, interpolate
 from node.protocol.errors import MarketError
@@ -266,6 +268,20 @@ class Maker:
                     row_evaluations=evaluated,
                 )
             )
+
+
+def made_by(
+    buyer: Verified, sold: Mapping[int, Verified], steps: Sequence[Step]
+) -> tuple[Architecture, Tensors]:
+    """Return what recipes make of the buyer's weights, one after another, and of what that is.
+
+    Raises as `merge_bought`.
+    """
+    made: tuple[Architecture, Tensors] = (buyer.architecture, buyer.tensors)
+    for step in steps:
+        seller = sold[step.seller]
+        made = merge_bought(made, (seller.architecture, seller.tensors), step.recipe)
+    return made
 
 
 def refused(places: tuple[int, ...], name: str, merge: str, error: MarketError) -> Candidate:

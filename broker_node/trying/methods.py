@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import torch
 
+from broker_node.align.identity import NAME as IDENTITY
 from broker_node.align.registry import ALIGNERS
 from broker_node.align.stages import Aligned
 from broker_node.evaluate.curve import LossCurve
@@ -89,20 +90,28 @@ def recipe_of(aligned: Aligned) -> Recipe | None:
     return aligned.recipe
 
 
-def aligners(chosen: Sequence[str] = ()) -> list[str]:
-    """Return the alignment methods to go through. Raises `TryError` for an unknown one."""
-    return _chosen("--align", chosen, list(ALIGNERS))
+def aligners(chosen: Sequence[str] = (), *, adapters: bool = False) -> list[str]:
+    """Return the alignment methods to go through. Raises `TryError` for an unknown one.
+
+    Of `adapters` that is none but `identity`: their units are those of one base.
+    """
+    return _chosen("--align", chosen, [IDENTITY] if adapters else list(ALIGNERS))
 
 
 def mergers(
-    chosen: Sequence[str] = (), *, seed: int = 0, ancestor: Verified | None = None
+    chosen: Sequence[str] = (),
+    *,
+    seed: int = 0,
+    ancestor: Verified | None = None,
+    adapters: bool = False,
 ) -> dict[str, Merger]:
     """Return the merge methods to go through, by name. Raises `TryError` for an unknown one.
 
-    `lerp` and `outright` are as above; all others are those of the registry of merge methods.
+    `lerp` and `outright` are as above; all others are those of the registry of merge methods, and
+    make no `adapters`.
     """
     known: dict[str, Merger] = {LERP: _lerp, OUTRIGHT: _outright}
-    if importlib.util.find_spec(_REGISTRY) is not None:
+    if not adapters and importlib.util.find_spec(_REGISTRY) is not None:
         module = importlib.import_module(f"{_REGISTRY}.registry")
         stages = importlib.import_module(f"{_REGISTRY}.stages")
         for name, merger in module.MERGERS.items():

@@ -17,11 +17,15 @@ import torch
 from broker_node.trying.errors import TryError
 from broker_node.trying.stack import Shapes, layers_of, ordered, widths_of
 from broker_node.verify.checks import verify
+from broker_node.verify.computing import whole
 from broker_node.verify.stages import Received, Verified
+from node.params.adapters import Base
 from node.params.architecture import FAMILIES, Architecture, layout, parse_architecture
 from node.params.encoding import load_safetensors, weights_root
 from node.params.errors import ProfileError
 from node.params.families.base import MAX_PARAMETERS, MAX_TENSORS, ArchitectureError
+from node.params.merges import is_adapter
+from node.params.peft import read_adapter
 from node.params.profile import Limits, check_header
 from node.protocol import bounded_json
 from node.protocol.errors import RemoteProtocolError
@@ -30,6 +34,7 @@ LIMITS: Final = Limits(tensors=MAX_TENSORS, total_bytes=8 * MAX_PARAMETERS)
 """Of one file: as many parameters as the largest model has, in float64."""
 METADATA_KEY: Final = "pm-node.architecture"
 """Under which the architecture's text stands in a file that `pm-node` wrote."""
+BASE_FILE: Final = "model.safetensors"
 MAX_JSON_BYTES: Final = 1 << 20
 STACKS: Final = ("mlp", "linear")
 """Families whose tensors are recognised under any names."""
@@ -50,6 +55,13 @@ class Checkpoint:
     """Whether names and shapes alone say the architecture, which has activations as well."""
     notes: tuple[str, ...] = ()
     """What was changed in reading."""
+    adapter: Verified | None = None
+    """What the file holds, if adapters: `model` is then the whole model that they make."""
+
+    @property
+    def traded(self) -> Verified:
+        """What is merged, and handed out: the adapter, else the model."""
+        return self.adapter or self.model
 
     def named(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return tensors of the family's names under those of this file."""
@@ -148,6 +160,17 @@ def read_checkpoint(
     return Checkpoint(path=path, model=model, names=names, inferred=inferred, notes=tuple(notes))
 
 
+def read_base(path: Path) -> Base:
+    """Return the model that adapters are of; of a folder, that of its ``model.safetensors``.
+
+    Raises `TryError` as `read_checkpoint`.
+    """
+    model = read_checkpoint(path / BASE_FILE if path.is_dir() else path).model
+    if is_adapter(model.architecture):
+        raise TryError(f"{path} holds adapters, and no base that they could be of")
+    return Base(model.architecture, model.tensors, model.weights_root)
+
+
 def admitted(architecture: Architecture, tensors: Mapping[str, torch.Tensor]) -> Verified:
     """Return tensors as a verified model; raises `RemoteProtocolError` as `verify`."""
     owned = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -160,7 +183,39 @@ def _advice(error: RemoteProtocolError) -> str:
         "not-finite": "; take a checkpoint from before it diverged",
         "bad-magnitude": "; weights past a million overflow float32 sums",
         "unknown-architecture": f"; {_known()}",
+        "wrong-base": "; name the weights that it was trained on with --base",
+        "unsupported-adapter": "; plain LoRA of linear layers is taken, and nothing beside",
     }.get(error.reason, "")
+
+
+def read_adapters(paths: Sequence[Path], base: Base) -> list[Checkpoint]:
+    """Return the adapters in folders of PEFT, each with the whole model that it makes of `base`.
+
+    Raises `TryError` naming the folder, and what is wrong with it.
+    """
+    found = []
+    for path in paths:
+        try:
+            if not path.is_dir():
+                raise TryError("is no folder of an adapter, and adapters merge with adapters alone")
+            read = read_adapter(path, base)
+            adapter = verify(
+                Received(
+                    weights_root=weights_root(read.tensors),
+                    architecture=read.architecture,
+                    tensors=read.tensors,
+                    base=base,
+                )
+            )
+            model = whole(adapter)
+        except TryError as error:
+            raise TryError(f"{path} {error}") from error
+        except RemoteProtocolError as error:
+            pickled = (path / "adapter_model.bin").exists() and error.reason == "unreadable"
+            advice = "; a pickle is not opened: save it as safetensors" if pickled else ""
+            raise TryError(f"{path} cannot be used: {error}{advice or _advice(error)}") from error
+        found.append(Checkpoint(path=path, model=model, names={}, inferred=False, adapter=adapter))
+    return found
 
 
 def shown(architecture: Architecture) -> str:
@@ -168,6 +223,9 @@ def shown(architecture: Architecture) -> str:
     match architecture.config:
         case {"widths": [*widths]}:
             return f"{architecture.name} {'-'.join(map(str, widths))}"
+        case {"base": {"config": dict(config), "name": str(name)}, "modules": dict(modules)}:
+            below = shown(Architecture(name, config))
+            return f"adapters of {len(modules)} layers of {below}"
         case {"inputs": inputs, "outputs": outputs}:
             return f"{architecture.name} {inputs}-{outputs}"
         case _:

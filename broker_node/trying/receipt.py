@@ -16,6 +16,7 @@ merged file; the losses are measured again. A signature, where there is one, say
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,13 +26,16 @@ from broker_node.appraisal import CODE_VERSION
 from broker_node.evaluate.gain import Gain, paired_gain
 from broker_node.evaluate.validation import ValidationSet
 from broker_node.quorum.replay import differs
-from broker_node.trying.making import Candidate, Step, share_of
+from broker_node.trying.making import Candidate, Step, made_by, share_of
 from broker_node.trying.scoring import score
 from broker_node.trying.trial import Trial, split, split_seed
+from broker_node.verify.computing import computing
 from broker_node.verify.stages import Verified
+from node.params.architecture import Architecture
 from node.params.encoding import weights_root
+from node.params.merges import is_adapter
 from node.params.permutation import Tensors
-from node.params.recipe import NO_ALIGNMENT, Recipe, apply_recipe
+from node.params.recipe import NO_ALIGNMENT, Recipe
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
 from node.protocol.evaluation import Evaluation, check_evaluation
 from node.protocol.quorum import (
@@ -93,10 +97,13 @@ def receipt_of(
 ) -> TrialReceipt:
     """Return the receipt of the best merge, signed if a key is given.
 
-    Where nothing gained, that of the buyer's model as it is.
+    Where nothing gained, that of the buyer's model as it is. `buyer` and `sellers` are what is
+    merged: of adapters these, and not the whole models that were tried.
     """
     chosen = None if trial.best is None else trial.candidates[trial.best]
     tensors, gain, places, steps = _told(trial, chosen, buyer)
+    if is_adapter(buyer.architecture):
+        tensors = merged_adapter(trial, buyer, sellers)[1]
     roots = tuple(sellers[place].weights_root for place in places)
     evaluation = Evaluation(
         task=rows.text,
@@ -143,6 +150,15 @@ def _told(
     return chosen.tensors, chosen.gain, places, steps
 
 
+def merged_adapter(
+    trial: Trial, buyer: Verified, sellers: Sequence[Verified]
+) -> tuple[Architecture, Tensors]:
+    """Return the adapter of the best merge, or the buyer's own, and of what it is."""
+    chosen = None if trial.best is None else trial.candidates[trial.best]
+    steps = () if chosen is None else chosen.steps or ()
+    return made_by(buyer, dict(enumerate(sellers)), steps)
+
+
 def sold_root(roots: Sequence[Digest]) -> Digest:
     """Return the root of what was sold: of several models, the SHA-256 of their roots."""
     return roots[0] if len(roots) == 1 else Digest(hashlib.sha256(b"".join(roots)).digest())
@@ -179,9 +195,9 @@ def check_receipt(
         differs("architecture", evaluation.architecture, buyer.architecture.text)
     if evaluation.base_root != buyer.weights_root:
         differs("base_root", evaluation.base_root.hex(), buyer.weights_root.hex())
-    tensors = _merged_again(receipt, buyer, sold, merged)
+    made = _merged_again(receipt, buyer, sold, merged)
     _, scored = split(validation, evaluation.seed)
-    before, after = (score(buyer.architecture, each, scored) for each in (buyer.tensors, tensors))
+    before, after = (score(*computing(each), scored) for each in (buyer, made))
     gain = paired_gain(before.losses_R, after.losses_R)
     found = Figure(
         loss_before=gain.loss_before,
@@ -219,18 +235,17 @@ def _check_said(receipt: TrialReceipt, validation: ValidationSet) -> None:
 
 def _merged_again(
     receipt: TrialReceipt, buyer: Verified, sold: Sequence[Verified], merged: Tensors | None
-) -> Tensors:
+) -> Verified:
     by_root = {model.weights_root: model for model in sold}
     for root in receipt.sold_roots:
         if root not in by_root:
             found = ", ".join(held.hex() for held in by_root)
             differs("sold_root", root.hex(), f"not among the models given: {found}")
-    tensors: Tensors = buyer.tensors
     for step in receipt.steps:
         if step.seller >= len(receipt.sold_roots):
             differs("recipe", f"for model {step.seller}", f"of {len(receipt.sold_roots)}")
-        model = by_root[receipt.sold_roots[step.seller]]
-        tensors = apply_recipe(buyer.architecture, tensors, model.tensors, step.recipe)
+    places = {place: by_root[root] for place, root in enumerate(receipt.sold_roots)}
+    architecture, tensors = made_by(buyer, places, receipt.steps)
     if not receipt.steps:
         if merged is None:
             raise LocalProtocolError(
@@ -242,7 +257,7 @@ def _merged_again(
         if made is not None and weights_root(dict(made)) != receipt.evaluation.merged_root:
             said = receipt.evaluation.merged_root.hex()
             differs("merged_root", said, f"{weights_root(dict(made)).hex()} ({kind})")
-    return tensors
+    return dataclasses.replace(buyer, architecture=architecture, tensors=tensors)
 
 
 def _check_figures(said: Figure, found: Figure) -> None:

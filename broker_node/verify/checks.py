@@ -2,9 +2,9 @@
 
 In order of cost: names, shapes and element types against the architecture, or those of its
 layers that are sold; finite and of sane magnitude; the weights root; and, for a whole model
-that computes something, a finite output on probes. Some layers compute nothing by themselves:
-what they make of a buyer's model is seen when that is measured. Every refusal is a
-`RemoteProtocolError` with its own reason.
+that computes something, a finite output on probes; adapters do on the weights of their base. Some
+layers compute nothing by themselves: what they make of a buyer's model is seen when that is
+measured. Every refusal is a `RemoteProtocolError` with its own reason.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Final
 
 import torch
 
+from broker_node.verify.computing import computes, computing
 from broker_node.verify.stages import Received, Verified
 from node.params.architecture import Architecture, apply, layout
 from node.params.encoding import weights_root
-from node.params.families.shapes import Shapes
 from node.protocol.errors import RemoteProtocolError
 
 MAX_MAGNITUDE: Final = 1e6
@@ -67,13 +67,16 @@ def verify(received: Received) -> Verified:
             "root-mismatch", f"{root.hex()}, expected {received.weights_root.hex()}"
         )
     architecture = received.architecture
-    if not received.layers and not isinstance(architecture.model, Shapes):
-        logits_RC = apply(architecture, received.tensors, probes(architecture).float())
-        if not bool(torch.isfinite(logits_RC).all()):
-            raise RemoteProtocolError("overflows", "the output on probes is not finite")
-    return Verified(
+    model = Verified(
         weights_root=root,
         architecture=architecture,
         tensors=received.tensors,
         layers=received.layers,
+        base=received.base,
     )
+    if not received.layers and computes(model):
+        runs, tensors = computing(model)
+        logits_RC = apply(runs, tensors, probes(architecture).float())
+        if not bool(torch.isfinite(logits_RC).all()):
+            raise RemoteProtocolError("overflows", "the output on probes is not finite")
+    return model

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from node.params.adapters import Base
 from node.params.architecture import Architecture
 from node.protocol.types import Digest
 
@@ -24,6 +25,8 @@ class Received:
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
     layers: tuple[int, ...] = ()
     """Which layers these are the tensors of; empty means all."""
+    base: Base | None = field(default=None, repr=False)
+    """What adapters are of; None for whatever computes by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -35,3 +38,5 @@ class Verified:
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
     layers: tuple[int, ...] = ()
     """Which layers these are the tensors of; empty means all."""
+    base: Base | None = field(default=None, repr=False)
+    """What adapters are of; None for whatever computes by itself."""

@@ -10,7 +10,7 @@ from typing import Final
 import trio
 
 from node.agent.consent import Consent
-from node.agent.merging import check_length, check_recipe
+from node.agent.merging import check_length, check_recipe, require_mergeable
 from node.agent.settings import AgentSettings
 from node.agent.unsealing import SPOILT, accuse, clear_spoilt, unseal
 from node.chain.errors import ChainUnavailableError, UnfundedAccountError
@@ -77,6 +77,8 @@ class Tried:
     offer: Offer
     base_digest: Digest
     base_root: Digest
+    base_architecture: str = ""
+    """Of what it was tried on, where that is not the offer's."""
     notice_digest: Digest
     notice: BrokerNotice
     notice_signed: bytes
@@ -115,7 +117,11 @@ class Buyer:
         base: tuple[Digest, Offer],
         offered: tuple[Digest, Offer],
     ) -> Tried:
-        """Have the broker try an offer on what we submitted. Raises `RemoteProtocolError`."""
+        """Have the broker try an offer on what we submitted. Raises `RemoteProtocolError`.
+
+        Nobody is asked about, and nothing fetched for, what could not be merged into ours.
+        """
+        require_mergeable(base[1].architecture, offered[1].architecture)
         found = self._station.notice_with_digest(broker)
         if found is None:
             raise RemoteProtocolError("no-notice", "the broker has not said its terms", peer=broker)
@@ -147,6 +153,7 @@ class Buyer:
             offer=offered[1],
             base_digest=base[0],
             base_root=base[1].weights_root,
+            base_architecture=base[1].architecture,
             notice_digest=notice_digest,
             notice=notice,
             notice_signed=self._station.book.data_of(notice_digest) or b"",
@@ -205,6 +212,7 @@ class Buyer:
             buyer=self._station.account,
             buyer_nonce=nonce,
             private_key=private,
+            tried_on=tried.base_architecture,
             shared_rows=self._settings.gate == "gain",
         )
         domain, signatures = self._station.domain, answer.broker_signature

@@ -16,8 +16,12 @@ import trio
 from node.agent.progress import Progress, Step
 from node.agent.session import Session
 from node.agent.settings import AgentSettings
-from node.chronicle import EpochTrained, RoundPlayed, RoundsPlayed
+from node.chronicle import AdapterFitted, EpochTrained, RoundPlayed, RoundsPlayed
 from node.observe import Observer
+from node.params.adapters import Adapter, fitted, lora_of
+from node.params.architecture import parse_architecture
+from node.protocol.kinship import is_adapter
+from node.protocol.types import ONE, Millionths
 from node.training.trainer import Score, Trainer
 
 FORGET_SECONDS: Final = 60.0
@@ -70,7 +74,7 @@ class Learner:
         bought, after = step.bought, before
         if bought:
             adopted, bought = await session.outcome()
-            after = await self._score(adopted)
+            after = await self._score(self._fitted(session.outcome_of, adopted))
         self._observer.emit(
             RoundPlayed(
                 round=step.round,
@@ -114,7 +118,17 @@ class Learner:
         return progress
 
     def _load(self, progress: Progress) -> dict[str, torch.Tensor]:
-        return self._session.load(self._trainer.architecture.text, progress.root)
+        text = progress.adapters or self._trainer.architecture.text
+        return self._fitted(text, self._session.load(text, progress.root))
+
+    def _fitted(self, text: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return adapters at the trainer's ranks, which a merge is past; all else as it is."""
+        if not is_adapter(text) or text == self._trainer.architecture.text:
+            return tensors
+        wanted = self._trainer.architecture
+        adapter, lost = fitted(Adapter(parse_architecture(text), tensors), lora_of(wanted))
+        self._observer.emit(AdapterFitted(lost=Millionths(round(lost * ONE))))
+        return dict(adapter.tensors)
 
     async def _score(self, parameters: Tensors) -> Score:
         return await trio.to_thread.run_sync(self._trainer.evaluate, parameters)

@@ -7,28 +7,39 @@ round is not over. So a merge that the disk has spoilt in the meantime is not lo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 
-from node.params.architecture import layout, parse_architecture, part_of
+from node.params.architecture import Architecture, layout, parse_architecture, part_of
 from node.params.encoding import decode_file, encode_tensors
 from node.params.errors import StoreError
 from node.params.fusion import fuse_merges
-from node.params.recipe import Recipe, apply_recipe
+from node.params.merges import architecture_after, mean_of_merges, merge_bought
+from node.params.recipe import Recipe
 from node.params.store import BlobStore
 from node.protocol import merkle
 from node.protocol.errors import MarketError, RemoteProtocolError
+from node.protocol.kinship import is_adapter, require_kin
 from node.protocol.parameters import encoded_length
 from node.protocol.purchase import PurchaseRecord
-from node.protocol.types import Digest
+from node.protocol.types import ONE, Digest, Millionths
 
+HALF: Final = Millionths(ONE // 2)
+"""Of two adapters every share but none and all gives one architecture."""
 PASSING: Final = frozenset({"unreadable", "disk", "disk-full", "busy"})
 """What a disk may do once and not again; anything else is of the bytes that lie there."""
 
 
 class LostMergeError(MarketError):
     """What a purchase gave lies spoilt on our disk, and so does what it was made of."""
+
+
+class Held(NamedTuple):
+    """Weights in the store, and the text of what they are of."""
+
+    architecture: str
+    root: Digest
 
 
 def read_tensors(blobs: BlobStore, architecture: str, root: Digest) -> dict[str, torch.Tensor]:
@@ -39,27 +50,47 @@ def read_tensors(blobs: BlobStore, architecture: str, root: Digest) -> dict[str,
     return decode_file(blobs.path(root), layout(parse_architecture(architecture)))
 
 
+def require_mergeable(own: str, sold: str) -> None:
+    """Raise `RemoteProtocolError` unless what is `sold` can be merged into what is our `own`.
+
+    Their texts alone are looked at: ``wrong-base`` or ``architecture-mismatch``, and
+    ``bad-architecture`` for adapters that are too large together.
+    """
+    require_kin(own, sold)
+    if is_adapter(own):
+        architecture_after(parse_architecture(own), parse_architecture(sold), HALF)
+
+
+def merge_of(record: PurchaseRecord) -> Held:
+    """Return as what the merged weights of a purchase are held; raises `RemoteProtocolError`."""
+    measured, text = record.evaluation, record.own_architecture
+    if is_adapter(text):
+        own, sold = map(parse_architecture, (text, measured.architecture))
+        text = architecture_after(own, sold, measured.alpha).text
+    return Held(text, measured.merged_root)
+
+
 def merged_weights(blobs: BlobStore, record: PurchaseRecord) -> dict[str, torch.Tensor]:
     """Return what a purchase gave; if its blob cannot be read, it is made again in its place.
 
     Raises `LostMergeError` if neither can be done, and deletes the blob then. `StoreError` and
     ``unreadable`` are of a disk that may yet do it.
     """
-    measured = record.evaluation
+    held = merge_of(record)
     try:
-        return read_tensors(blobs, measured.architecture, measured.merged_root)
+        return read_tensors(blobs, *held)
     except RemoteProtocolError as error:
         unread = error
     try:
         _merge_again(blobs, record)
-        return read_tensors(blobs, measured.architecture, measured.merged_root)
+        return read_tensors(blobs, *held)
     except (RemoteProtocolError, StoreError) as error:
         if error.reason in PASSING:
             raise
         missing = error
     if unread.reason in PASSING:
         raise unread
-    blobs.delete(measured.merged_root)
+    blobs.delete(held.root)
     raise LostMergeError(
         f"trade {record.trade_id.hex()}: its merged weights are lost ({unread}), and cannot be "
         f"made again ({missing})"
@@ -71,11 +102,10 @@ def merge(blobs: BlobStore, record: PurchaseRecord) -> Digest:
 
     Returns the root of what came of it, which is in the store. Raises `RemoteProtocolError`.
     """
-    measured = record.evaluation
-    architecture = parse_architecture(measured.architecture)
-    base = decode_file(blobs.path(measured.base_root), layout(architecture))
-    sold = decode_file(blobs.path(record.quote.offer_root), layout(architecture, record.layers))
-    merged = apply_recipe(architecture, base, sold, Recipe.decode(record.recipe))
+    own, sold = map(parse_architecture, (record.own_architecture, record.evaluation.architecture))
+    base = decode_file(blobs.path(record.evaluation.base_root), layout(own))
+    bought = decode_file(blobs.path(record.quote.offer_root), layout(sold, record.layers))
+    _, merged = merge_bought((own, base), (sold, bought), Recipe.decode(record.recipe))
     return blobs.put_bytes(encode_tensors(merged)).root
 
 
@@ -103,18 +133,31 @@ def check_length(record: PurchaseRecord) -> None:
 
 def fuse_bought(
     blobs: BlobStore, merged: Sequence[tuple[PurchaseRecord, dict[str, torch.Tensor]]]
-) -> tuple[dict[str, torch.Tensor], Digest]:
-    """Fuse what several purchases on the same weights gave; returns it, and its root in the store.
+) -> tuple[dict[str, torch.Tensor], Held]:
+    """Fuse what purchases on the same weights gave; returns it, and as what it is in the store.
 
     They are taken in the order of what was sold, which a restart does not change.
     """
-    measured = merged[0][0].evaluation
-    architecture = parse_architecture(measured.architecture)
-    own = read_tensors(blobs, measured.architecture, measured.base_root)
+    first = merged[0][0]
+    if len(merged) == 1:
+        return merged[0][1], merge_of(first)
+    architecture = parse_architecture(first.own_architecture)
+    own = read_tensors(blobs, first.own_architecture, first.evaluation.base_root)
     in_order = sorted(merged, key=lambda one: one[0].quote.offer_root)
-    sold = [part_of(architecture, tensors, record.layers) for record, tensors in in_order]
-    fused = fuse_merges(own, sold)
-    return fused, blobs.put_bytes(encode_tensors(fused)).root
+    if is_adapter(first.own_architecture):
+        bought = [_bought(blobs, record) for record, _ in in_order]
+        architecture, fused = mean_of_merges((architecture, own), bought)
+    else:
+        sold = [part_of(architecture, tensors, record.layers) for record, tensors in in_order]
+        fused = fuse_merges(own, sold)
+    return fused, Held(architecture.text, blobs.put_bytes(encode_tensors(fused)).root)
+
+
+def _bought(
+    blobs: BlobStore, record: PurchaseRecord
+) -> tuple[Architecture, dict[str, torch.Tensor], Millionths]:
+    text, root = record.evaluation.architecture, record.quote.offer_root
+    return parse_architecture(text), read_tensors(blobs, text, root), record.evaluation.alpha
 
 
 def _merge_again(blobs: BlobStore, record: PurchaseRecord) -> None:

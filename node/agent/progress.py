@@ -8,6 +8,7 @@ from typing import Final
 from node.chronicle import LegEnded
 from node.journal import Journal
 from node.protocol import cbor
+from node.protocol.kinship import is_adapter
 from node.protocol.purchase import Purchase, PurchaseState
 from node.protocol.types import Digest, Millionths, PeerId, Wei
 from node.settlement.trade import machine_of
@@ -31,6 +32,13 @@ class Progress:
     earlier: tuple[Digest, ...] = ()
     """Purchases that rounds before have made on the same weights; any other on them is of this
     round, noted or not: a process may be killed as soon as the trade is in the journal."""
+    adapters: str = ""
+    """The architecture of `root` where it is adapters, whose ranks a purchase changes."""
+
+    def ended(self, architecture: str, root: Digest) -> Progress:
+        """Return where the agent stands once this round is over, with such weights."""
+        adapters = adapters_of(architecture)
+        return Progress(self.round + 1, self.epoch, root, offered=False, adapters=adapters)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,18 +59,24 @@ class Step:
     bound: Millionths | None = None
 
 
+def adapters_of(architecture: str) -> str:
+    """Return what `Progress.adapters` says of weights of this architecture."""
+    return architecture if is_adapter(architecture) else ""
+
+
 def recall(journal: Journal) -> Progress | None:
     """Return where the agent of this journal stands; None before its first offer."""
     match journal.recall(FACT):
         case [int(played), int(epoch), bytes(root), bool(offered), *more]:
             earlier: tuple[Digest, ...] = ()
+            adapters = more.pop() if more and isinstance(more[-1], str) else ""
             match more:
                 case [list(names)]:
                     earlier = tuple(Digest(name) for name in names if isinstance(name, bytes))
                 case [bytes(opened)] if opened:  # the round's own, as older journals have it
                     made = made_on(journal, Digest(root))
                     earlier = tuple(name for name in made if name != opened)
-            return Progress(played, epoch, Digest(root), offered, earlier)
+            return Progress(played, epoch, Digest(root), offered, earlier, str(adapters))
         case _:
             return None
 
@@ -72,6 +86,8 @@ def remember(journal: Journal, progress: Progress) -> None:
     fact: list[cbor.Value] = [progress.round, progress.epoch, progress.root, progress.offered]
     if progress.earlier:
         fact.append(list(progress.earlier))
+    if progress.adapters:
+        fact.append(progress.adapters)
     journal.remember(FACT, fact)
 
 

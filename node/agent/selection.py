@@ -9,6 +9,7 @@ import trio
 
 from node.agent.settings import AgentSettings
 from node.net.errors import PASSING
+from node.protocol.kinship import kin
 from node.protocol.messages import FAILING, SELLER_UNREACHABLE
 from node.protocol.offer import Offer, Receipt
 from node.protocol.types import Digest, PeerId
@@ -60,7 +61,7 @@ async def new_offers(
 
     Of each seller the newest; of each of these `parts` of its layers, where there are any.
     """
-    patience = trio.current_time() + settings.round_patience
+    patience, lane = trio.current_time() + settings.round_patience, kin(architecture)
     while True:
         known, book = tried(), station.book
         found = [
@@ -68,7 +69,7 @@ async def new_offers(
             for name, offer in book.latest_of_each_seller(station.task, station.clock(), parts)
             if offer.seller != station.account
             and name not in known
-            and offer.architecture == architecture
+            and kin(offer.architecture) == lane
             and offer.for_sale
         ]
         heard = station.heard

@@ -22,9 +22,9 @@ from node.agent.asking import Asking, Named
 from node.agent.brokers import Brokers
 from node.agent.buyer import Buyer, NoPrice, Tried
 from node.agent.calling import BOUGHT, Calling, in_order_of_gain, step_of
-from node.agent.merging import LostMergeError, fuse_bought, merged_weights, read_tensors
+from node.agent.merging import LostMergeError, fuse_bought, merge_of, merged_weights, read_tensors
 from node.agent.offering import Offering
-from node.agent.progress import GAVE_WEIGHTS, Progress, Step
+from node.agent.progress import GAVE_WEIGHTS, Progress, Step, adapters_of
 from node.agent.selection import NOT_ITS_OWN, new_offers
 from node.agent.seller import Seller
 from node.agent.settings import AgentSettings
@@ -92,8 +92,10 @@ class Session:
         """Of what this round offers; None before it does, and after it ended."""
         self._trades: list[Trade] = []
         """What this round has opened, less what came to nothing; several in a call market only."""
-        self._fused: Digest | None = None
+        self._fused: tuple[str, Digest] | None = None
         """What several purchases of this round were fused to, once it was asked for."""
+        self.outcome_of = ""
+        """The architecture of the last `outcome`: adapters' ranks add."""
         self._told: set[Digest] = set()
         """Trades of which the log says what they came to."""
         self.progress = journalled.recall(station.journal)
@@ -125,7 +127,8 @@ class Session:
             root = self._keep(parameters).root
             earlier = journalled.made_on(self._station.journal, root)
             self._base = self.architecture = None  # what was offered before is not the round's
-            progress = self._remember(Progress(played, epoch, root, True, earlier))
+            adapters = adapters_of(architecture.text)
+            progress = self._remember(Progress(played, epoch, root, True, earlier, adapters))
         if progress is None or not progress.offered:
             raise LocalProtocolError("there is nothing to offer yet: give parameters")
         self._brokers.begin_round()
@@ -183,26 +186,26 @@ class Session:
                 self._trades = [trade for trade in self._trades if trade.machine is not purchase]
             else:
                 merged.append((purchase.record, tensors))
+        self.outcome_of = self.architecture
         if not merged:
             return self.load(self.architecture, self.progress.root), False
-        if len(merged) == 1:
-            return merged[0][1], True
-        fused, self._fused = await trio.to_thread.run_sync(fuse_bought, blobs, merged)
-        return fused, True
+        tensors, held = await trio.to_thread.run_sync(fuse_bought, blobs, merged)
+        self._fused, self.outcome_of = held, held.architecture
+        return tensors, True
 
     def end(self) -> None:
         """End the round with its `outcome`, which has been asked for."""
         progress, giving = self.progress, self._giving()
         if self.architecture is None or progress is None:
             raise LocalProtocolError(NO_ROUND)
-        root = self._fused if len(giving) > 1 else progress.root
-        if root is None or not all(trade.machine.settled for trade in self._trades):
+        held = self._fused if len(giving) > 1 else (self.architecture, progress.root)
+        if held is None or not all(trade.machine.settled for trade in self._trades):
             raise LocalProtocolError(
                 "ask for the outcome first: what is being bought would be lost"
             )
         if len(giving) == 1:
-            root = giving[0].record.evaluation.merged_root
-        self._remember(Progress(progress.round + 1, progress.epoch, root, False))
+            held = merge_of(giving[0].record)
+        self._remember(progress.ended(*held))
         self._base, self.architecture, self._trades, self._fused = None, None, [], None
         self.forget_blobs()
 
@@ -230,7 +233,7 @@ class Session:
             bought = self._given(purchase)
             step = journalled.step_of(purchase, progress.round + 1, bought=bought)
             self._tell(step)
-            self.architecture = purchase.record.evaluation.architecture
+            self.architecture = purchase.record.own_architecture
             if bought:
                 last = step
         found = [self._desk.find(p.record.trade_id, "buyer") for p in opened if self._given(p)]
@@ -339,19 +342,16 @@ class Session:
             parts=parts,
             expected=expected * (1 if parts is None else len(parts)),
             brokers=self._brokers.peers,
-            tried=self._live_tried,
+            tried=self._forget_offers,
             missed=self._missed,
         )
 
-    def _live_tried(self) -> set[Digest]:
-        self._forget_offers()
-        return self._tried
-
-    def _forget_offers(self) -> None:
-        """Keep in mind no offer that is in the book no more, but what was bought."""
+    def _forget_offers(self) -> set[Digest]:
+        """Return what was tried; no offer is kept in mind that left the book, but the bought."""
         live = {name for name, _ in self._station.book.offers(self._station.clock())}
         self._tried &= live | self._bought
         self._missed &= live
+        return self._tried
 
     # ── what was bought ──
 

@@ -53,7 +53,7 @@ def rows_options(command: Any) -> Any:
 
 
 @click.command("try")
-@click.argument("models", metavar="A B [C ...]", nargs=-1, type=FILE)
+@click.argument("models", metavar="A B [C ...]", nargs=-1, type=click.Path(path_type=Path))
 @rows_options
 @click.option(
     "--data-folder", type=click.Path(file_okay=False, path_type=Path), default=None,
@@ -64,6 +64,10 @@ def rows_options(command: Any) -> Any:
     help="folder to write merged.safetensors, card.md, receipt.json, curves.csv and plot.svg to",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="replace those files where --out has them already")
+@click.option(
+    "--base", type=click.Path(path_type=Path), default=None,
+    help="where A, B, C are adapters, folders of PEFT: the weights that they are of",
+)  # fmt: skip
 @click.option(
     "--architecture",
     default=None,
@@ -118,6 +122,9 @@ def try_(node: Invocation | None, /, **options: Any) -> int:
     pm-node try a.safetensors b.safetensors c.safetensors --data digits
     pm-node try a.safetensors b.safetensors --data idx/ --normalise 0.1307,0.3081
 
+    Adapters are folders of PEFT, all of one base: `pm-node try a/ b/ --base base.safetensors`.
+    Ranks may differ, and add; --out is then a folder of PEFT too.
+
     An architecture is known for chains of layers NAME.weight, NAME.bias with ReLU between them;
     name another one with --architecture. float16, bfloat16 and float64 are converted to float32.
 
@@ -153,20 +160,23 @@ def _run(node: Invocation, options: dict[str, Any], *, seed: int, as_json: bool)
     from node.cli.try_files import require_room, write_all
     from node.cli.try_table import print_document
 
-    chosen, out = aligners(options["align"]), options["out"]
+    adapters = options["base"] is not None or any(path.is_dir() for path in options["models"])
+    chosen, out = aligners(options["align"], adapters=adapters), options["out"]
     if out is not None:
         require_room(out, options["models"], force=options["force"])
     key = _account_key(node, options) if options["sign"] else None
     metric = None if options["metric"] is None else load_metric(options["metric"])
     console = Console(stderr=True, quiet=as_json)
     with console.status("reading") if console.is_terminal else _nothing():
-        models = read_models(options["models"], options["architecture"], options["order"])
+        models = read_models(
+            options["models"], options["architecture"], options["order"], base=options["base"]
+        )
         buyer = models[0]
         ancestor = None
         if options["tuned_from"] is not None:
             held = read_checkpoint(options["tuned_from"], architecture=buyer.model.architecture)
             ancestor = held.model
-        merges = mergers(options["merge"], seed=seed, ancestor=ancestor)
+        merges = mergers(options["merge"], seed=seed, ancestor=ancestor, adapters=adapters)
         own, validation, described = read_validation(buyer, options)
     with console.status("measuring") if console.is_terminal else _nothing():
         trial = run_trial(
@@ -180,8 +190,8 @@ def _run(node: Invocation, options: dict[str, Any], *, seed: int, as_json: bool)
         )
         receipt = receipt_of(
             trial,
-            buyer.model,
-            [model.model for model in models[1:]],
+            buyer.traded,
+            [model.traded for model in models[1:]],
             validation,
             seed=seed,
             rows=described,
@@ -204,11 +214,26 @@ def _nothing() -> Any:
 
 
 def read_models(
-    paths: Sequence[Path], architecture: str | None, order: str | None
+    paths: Sequence[Path], architecture: str | None, order: str | None, *, base: Path | None = None
 ) -> list[Checkpoint]:
-    """Return the models of the files, all of one architecture. Raises `TryError`."""
-    from broker_node.trying.reading import parse_flag, read_checkpoint, require_alike
+    """Return the models of the files, all of one architecture. Raises `TryError`.
 
+    `base`: of what folders of adapters are.
+    """
+    from broker_node.trying.errors import TryError
+    from broker_node.trying.reading import (
+        parse_flag,
+        read_adapters,
+        read_base,
+        read_checkpoint,
+        require_alike,
+    )
+
+    if base is not None:
+        return read_adapters(paths, read_base(base))
+    folders = [path for path in paths if path.is_dir()]
+    if folders:
+        raise TryError(f"{folders[0]} is a folder: if an adapter's, name its base with --base FILE")
     named = None if architecture is None else parse_flag(architecture)
     layers = () if order is None else tuple(order.split(","))
     models: list[Checkpoint] = []

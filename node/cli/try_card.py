@@ -17,7 +17,7 @@ def card(document: dict[str, Any]) -> str:
     if not document["gains"]:
         lines.append(
             f"No merge lowered the loss on the {rows['choice']:,} rows that choose; "
-            "`merged.safetensors` is A as it was."
+            "what is written is A as it was."
         )
         lines.append("")
     lines += ["## Made of", "", "| model | file | weights root | loss | accuracy |"]

@@ -45,12 +45,12 @@ def document_of(
     chosen = None if trial.best is None else trial.candidates[trial.best]
     return {
         "format": FORMAT,
-        "architecture": shown(models[0].model.architecture),
+        "architecture": shown(models[0].traded.architecture),
         "models": [
             {
                 "name": label,
                 "file": str(model.path),
-                "root": model.model.weights_root.hex(),
+                "root": model.traded.weights_root.hex(),
                 **_scores(trial.buyer if place == 0 else trial.sellers[place - 1]),
                 "replica_of": "A" if place - 1 in trial.replicas else None,
             }

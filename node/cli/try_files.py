@@ -13,19 +13,26 @@ from typing import Any, Final
 
 from broker_node.trying.errors import TryError
 from broker_node.trying.reading import METADATA_KEY, Checkpoint
-from broker_node.trying.receipt import TrialReceipt
+from broker_node.trying.receipt import TrialReceipt, merged_adapter
 from broker_node.trying.trial import Trial
 from node.cli.try_card import card
 from node.cli.try_plot import plot
 from node.cli.try_receipt_file import write
+from node.params.adapters import Adapter
 from node.params.encoding import save_safetensors
+from node.params.peft import CONFIG, TENSORS, write_adapter
 
 MERGED: Final = "merged.safetensors"
 CARD: Final = "card.md"
 RECEIPT: Final = "receipt.json"
 CURVES: Final = "curves.csv"
 PLOT: Final = "plot.svg"
-NAMES: Final = (MERGED, CARD, RECEIPT, CURVES, PLOT)
+BESIDE: Final = (CARD, RECEIPT, CURVES, PLOT)
+
+
+def names_of(*, adapters: bool) -> tuple[str, ...]:
+    """Return the files that are written; of adapters the folder is one of PEFT."""
+    return (*((TENSORS, CONFIG) if adapters else (MERGED,)), *BESIDE)
 
 
 def require_room(out: Path, models: Sequence[Path], *, force: bool) -> None:
@@ -37,8 +44,9 @@ def require_room(out: Path, models: Sequence[Path], *, force: bool) -> None:
     try:
         if out.exists() and not out.is_dir():
             raise TryError(f"--out {out} is a file: name a folder")
-        held = [name for name in NAMES if (out / name).exists()]
-        inputs = {path.resolve() for path in models}
+        names = names_of(adapters=any(path.is_dir() for path in models))
+        held = [name for name in names if (out / name).exists()]
+        inputs = {(path / name).resolve() for path in models for name in ("", TENSORS, CONFIG)}
         for name in held:
             if (out / name).resolve() in inputs:
                 raise TryError(f"--out {out} would write over the model {out / name}: name another")
@@ -67,6 +75,7 @@ def write_all(
     """
     chosen = None if trial.best is None else trial.candidates[trial.best]
     buyer = models[0]
+    names = names_of(adapters=buyer.adapter is not None)
     tensors = buyer.model.tensors if chosen is None else chosen.tensors
     assert tensors is not None
     try:
@@ -74,31 +83,34 @@ def write_all(
         draft = above / f".try-{secrets.token_hex(8)}"
         draft.mkdir()
         try:
-            save_safetensors(
-                buyer.named(tensors),
-                draft / MERGED,
-                {"format": "pt", METADATA_KEY: buyer.model.architecture.text},
-            )
             (draft / CARD).write_text(card(document), encoding="utf-8")
+            if buyer.adapter is not None:
+                made = merged_adapter(trial, buyer.adapter, [each.traded for each in models[1:]])
+                write_adapter(Adapter(*made), draft)
+                weights = TENSORS
+            else:
+                metadata = {"format": "pt", METADATA_KEY: buyer.model.architecture.text}
+                save_safetensors(buyer.named(tensors), draft / MERGED, metadata)
+                weights = MERGED
             # as readable as the others: a draft of safetensors is its owner's alone
-            (draft / MERGED).chmod((draft / CARD).stat().st_mode & 0o777)
+            (draft / weights).chmod((draft / CARD).stat().st_mode & 0o777)
             (draft / CURVES).write_text(curves(document), encoding="utf-8")
             (draft / PLOT).write_bytes(plot(document))
             (draft / RECEIPT).write_text(write(receipt) + "\n", encoding="ascii")
-            _settle(draft, out)
+            _settle(draft, out, names)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
         raise TryError(f"cannot write to {out}: {error.strerror}") from error
-    return {name.partition(".")[0]: str(out / name) for name in NAMES}
+    return {name.partition(".")[0]: str(out / name) for name in names}
 
 
-def _settle(draft: Path, out: Path) -> None:
+def _settle(draft: Path, out: Path, names: Sequence[str]) -> None:
     """Put the files in place: by one rename if there is no folder yet, else one by one."""
     if not out.exists():
         draft.rename(out)
         return
-    for name in NAMES:
+    for name in names:
         (draft / name).replace(out / name)
 
 

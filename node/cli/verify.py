@@ -12,24 +12,35 @@ from node.cli.invocation import Invocation, on_node
 from node.cli.try_ import rows_options
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
     from broker_node.appraisal import Appraiser
     from broker_node.quorum.receipts import ReceiptFile
     from node.config.table import Config
+    from node.params.adapters import Base
+    from node.params.architecture import Architecture
     from node.protocol.types import Address
 
 FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
+WEIGHTS: Final = click.Path(exists=True, path_type=Path)
 SHORTEST_PREFIX: Final = 4
 FITTED: Final = "whether the recipe was fitted to the rows that score it: no replay can tell"
 
 
 @click.command()
 @click.argument("receipt", metavar="RECEIPT.json", type=FILE)
-@click.option("--base", type=FILE, required=True, help="the buyer's own weights")
+@click.option("--base", type=WEIGHTS, required=True, help="the buyer's own weights")
 @click.option(
-    "--sold", type=FILE, required=True, multiple=True, help="what was sold; of a trial, each model"
+    "--sold",
+    type=WEIGHTS,
+    required=True,
+    multiple=True,
+    help="what was sold; of a trial, each model",
 )
 @click.option(
-    "--merged", type=FILE, default=None, help="of a trial: the merge, if no recipe is told"
+    "--merged", type=WEIGHTS, default=None, help="of a trial: the merge, if no recipe is told"
 )
 @rows_options
 @click.option(
@@ -52,7 +63,8 @@ def verify(
     a trial are those of --data; how they were normalised the receipt says.
 
     Weights are safetensors, or as a node keeps them: in its data directory, blobs/ROOT, where ROOT
-    is the receipt's base_root or sold_root without 0x.
+    is the receipt's base_root or sold_root without 0x. Adapters are folders of PEFT, of the model
+    in --adapter-base.
 
     The rows of a trade are those of --dataset in --data-folder, divided as --protocol says. With
     --chain and --escrow, those who signed must have seats in that escrow now. Without --escrow it
@@ -70,8 +82,8 @@ def verify(
     from node.cli.try_receipt_file import is_of_trial
     from node.cli.verify_try import verify_trial
     from node.params.architecture import parse_architecture
-    from node.params.encoding import load_weights
     from node.protocol.errors import RemoteProtocolError
+    from node.roles.shells import adapter_base
 
     if is_of_trial(receipt):
         verify_trial(node, receipt, base, sold, merged, options)
@@ -93,11 +105,15 @@ def verify(
     threshold = _check_seats(file, config, node.home(config).root)
     evaluation = file.evaluation
     architecture = parse_architecture(evaluation.architecture)
-    ours = model_of(architecture, load_weights(base), root=evaluation.base_root, field="base_root")
-    theirs = model_of(
-        architecture, load_weights(sold[0]), root=evaluation.sold_root, field="sold_root"
+    below = adapter_base(config)
+    ours, theirs = (
+        model_of(*weights_of(path, architecture, below), root=root, field=field, base=below)
+        for path, root, field in (
+            (base, evaluation.base_root, "base_root"),
+            (sold[0], evaluation.sold_root, "sold_root"),
+        )
     )
-    found = check_measured_again(file, ours, theirs, _appraiser(config))
+    found = check_measured_again(file, ours, theirs, _appraiser(config, below))
     unchecked = _unchecked(file, threshold)
     if node.json_output:
         told: dict[str, Any] = {
@@ -212,7 +228,25 @@ def _no_trade(trade_id: str) -> click.BadParameter:
     )
 
 
-def _appraiser(config: Config) -> Appraiser:
+def weights_of(
+    path: Path, architecture: Architecture, base: Base | None
+) -> tuple[Architecture, Mapping[str, torch.Tensor]]:
+    """Return the weights at a path, and of what they are: a folder is an adapter of PEFT.
+
+    Raises `click.UsageError` for one whose base the settings do not name.
+    """
+    from node.params.encoding import load_weights
+    from node.params.peft import read_adapter
+
+    if not path.is_dir():
+        return architecture, load_weights(path)
+    if base is None:
+        raise click.UsageError(f"{path} is an adapter: name its base with --adapter-base")
+    adapter = read_adapter(path, base)
+    return adapter.architecture, adapter.tensors
+
+
+def _appraiser(config: Config, base: Base | None) -> Appraiser:
     """Return who measures on the rows that the settings name."""
     from broker_node.appraisal import DrillAppraiser, MarketAppraiser
     from broker_node.evaluate.validation import ValidationSet
@@ -227,4 +261,5 @@ def _appraiser(config: Config) -> Appraiser:
     return MarketAppraiser(
         ValidationSet.of(split_test(dataset, protocol=protocol).validation),
         classes=dataset.outputs,
+        base=base,
     )

@@ -25,27 +25,33 @@ def verify_trial(
     options: dict[str, Any],
 ) -> None:
     """Check a receipt against files. Raises `MarketError` naming the field that does not hold."""
-    from broker_node.trying.reading import read_checkpoint
+    from broker_node.trying.reading import read_adapters, read_checkpoint
     from broker_node.trying.receipt import check_receipt
     from node.cli.try_ import read_validation
     from node.cli.try_receipt_file import read
     from node.params.architecture import parse_architecture
+    from node.params.merges import is_adapter
+    from node.roles.shells import adapter_base
 
     file = read(receipt)
     architecture = parse_architecture(file.evaluation.architecture)
-    buyer, *others = (
-        read_checkpoint(path, architecture=architecture)
-        for path in (base, *sold, *(() if merged is None else (merged,)))
-    )
-    made = None if merged is None else others.pop().model.tensors
+    paths = (base, *sold, *(() if merged is None else (merged,)))
+    below = adapter_base(node.load().config)
+    if is_adapter(architecture):
+        if below is None:
+            raise click.UsageError("the receipt is of adapters: name their base, --adapter-base")
+        buyer, *others = read_adapters(paths, below)
+    else:
+        buyer, *others = (read_checkpoint(path, architecture=architecture) for path in paths)
+    made = None if merged is None else others.pop().traded.tensors
     said = {**options, "label": options["label"] or file.rows.label}
     said["data_folder"] = node.load().config.data_folder
     said["normalise"] = options["normalise"] or file.rows.normalise
     if not said["data"]:
         raise click.UsageError(f"say with --data where the rows are: they were {file.rows.name}")
     _, validation, _ = read_validation(buyer, said)
-    models = [model.model for model in others]
-    found = check_receipt(file, buyer.model, models, validation, merged=made)
+    models = [model.traded for model in others]
+    found = check_receipt(file, buyer.traded, models, validation, merged=made)
     unchecked = [SPLIT, LABELLED] if file.account else [SPLIT, LABELLED, UNSIGNED]
     evaluation = file.evaluation
     if node.json_output:

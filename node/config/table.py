@@ -133,6 +133,10 @@ class Config:
         "text", "halving-brent", "how the share of a merge is chosen",
         choices=("halving-brent", "paper-grid", "half", "exact-quadratic"),
     )  # fmt: skip
+    adapter_base: Path | None = _setting(
+        "path", None, "safetensors file, or folder with one, of the model whose adapters a broker "
+        "takes (default: it takes none)",
+    )  # fmt: skip
 
     # Prices
     pricing: str = _setting(

@@ -25,10 +25,11 @@ from node.config.table import Config, load
 from node.home import Home, default_data_dir
 from node.market.joining import Wait, chain_called, open_within
 from node.market.modules import Reading, checked_tensors, read
-from node.params.architecture import Architecture
+from node.params.architecture import Architecture, parse_architecture
 from node.params.errors import ProfileError
 from node.params.families.base import ArchitectureError
 from node.protocol.errors import LocalProtocolError
+from node.protocol.kinship import kin
 from node.roles.opening import Opened, open_observer
 from node.roles.shells import agent_of, open_station
 
@@ -79,6 +80,8 @@ class Market:
         self._calls: set[trio.CancelScope] = set()
         self._leaving = trio.lowlevel.ParkingLot()
         """Where the node's end waits for the calls' ends."""
+        self.architecture: Architecture | None = None
+        """Of what the last `adopt` or `resume` returned: adapters' ranks change by a merge."""
         self._last: tuple[str, bool] | None = None
         """Of the outcome of an `adopt` or `resume` that has not returned: the architecture, and
         whether it is merged. Nothing else is ever adopted once more."""
@@ -227,8 +230,9 @@ class Market:
         else:
             tensors, merged = await session.outcome()
             text = session.architecture or ""
-            self._last = text, merged
-        if wanted is not None and wanted.text != text:
+            self._last = session.outcome_of, merged
+            self.architecture = parse_architecture(session.outcome_of)
+        if wanted is not None and kin(wanted.text) != kin(text):
             raise ArchitectureError(f"the module is not what was offered: {wanted.text}")
         return tensors, merged
 
@@ -253,8 +257,12 @@ class Market:
                 return await self._outcome(agent, architecture)
             if session.progress is None:
                 return None, False
+            held = session.progress.adapters or architecture.text
+            if kin(held) != kin(architecture.text):
+                raise ArchitectureError(f"it stood at another architecture: {held}")
+            self.architecture = parse_architecture(held)
             try:
-                return session.load(architecture.text, session.progress.root), False
+                return session.load(held, session.progress.root), False
             except ProfileError as error:
                 if error.reason not in ANOTHER_ARCHITECTURE:
                     raise

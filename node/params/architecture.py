@@ -18,11 +18,13 @@ import torch
 
 from node.params.families.base import ArchitectureError, Model
 from node.params.families.linear import Linear
+from node.params.families.lora import Lora
 from node.params.families.mlp import Mlp
 from node.params.families.resnet import ResNet
 from node.params.families.shapes import Shapes
 from node.params.permutation import PermutationSpec, Tensors
 from node.protocol import bounded_json
+from node.protocol.kinship import ADAPTERS
 from node.protocol.parameters import Layout
 from node.protocol.types import Digest
 
@@ -33,6 +35,7 @@ FAMILIES: Final[dict[str, Callable[[Mapping[str, object]], Model]]] = {
     "linear": Linear.read,
     "resnet": ResNet.read,
     "random": Shapes.read,
+    ADAPTERS: lambda config: Lora.read(config, Architecture),
 }
 """Families by the name that architecture texts use."""
 

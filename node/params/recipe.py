@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from node.params.architecture import Architecture, permutation_spec
+from node.params.families.lora import is_factor
 from node.params.permutation import (
     PermutationSpec,
     Tensors,
@@ -162,12 +163,16 @@ def transform(spec: PermutationSpec, sold: Tensors, recipe: Recipe) -> dict[str,
 def interpolate(base: Tensors, other: Tensors, alpha: Millionths) -> dict[str, torch.Tensor]:
     """Return base·(1 − α) + other·α in float32; exactly `base` at 0 and `other` at `ONE`.
 
-    What `other` lacks is `base` at every α.
+    What `other` lacks is `base` at every α. Raises `LocalProtocolError` between the two ends for
+    factors of adapters: the mean of factors is not the factors of the mean
+    (`node.params.adapters.merged`).
     """
     if alpha == 0:
         return {name: tensor.clone() for name, tensor in base.items()}
     if alpha == ONE:
         return {name: other.get(name, tensor).clone() for name, tensor in base.items()}
+    if any(is_factor(name) for name in other):
+        raise LocalProtocolError("factors of adapters are not interpolated, only their products")
     # both weights are rounded to float32 first: left to itself, a GPU may multiply by the double
     keep = torch.tensor((ONE - alpha) / ONE, dtype=torch.float32)
     take = torch.tensor(alpha / ONE, dtype=torch.float32)

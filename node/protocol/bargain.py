@@ -16,6 +16,7 @@ from node.protocol.eip712 import Domain, digest
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.evaluation import Evaluation, check_evaluation, rows_due, trial_seed
 from node.protocol.fees import fee_of
+from node.protocol.kinship import require_kin
 from node.protocol.messages import Deal
 from node.protocol.offer import BrokerNotice, Offer, Receipt
 from node.protocol.purchase import FUND_MARGIN, PurchaseRecord, PurchaseState
@@ -58,6 +59,8 @@ class Wanted:
     buyer: Address
     buyer_nonce: Digest
     private_key: Digest
+    tried_on: str = ""
+    """The architecture of our own weights, where it is not the offer's."""
     shared_rows: bool = False
     """Whether α may have been chosen on the rows that score it, which flatters the gain."""
 
@@ -70,6 +73,7 @@ def accept_deal(
     Raises `RemoteProtocolError` with the first thing that is not.
     """
     quote, offer = deal.quote, wanted.offer
+    require_kin(wanted.tried_on or offer.architecture, offer.architecture)
     check_signer(domain, quote, deal.broker_signature, wanted.notice.broker)
     check_signer(domain, quote, deal.seller_signature, offer.seller)
     expected_id = trade_id_of(wanted.buyer, offer.seller, wanted.offer_digest, wanted.buyer_nonce)
@@ -111,6 +115,7 @@ def accept_deal(
         receipt=deal.receipt,
         secret=None,
         paid=False,
+        tried_on="" if wanted.tried_on == offer.architecture else wanted.tried_on,
     )
 
 

@@ -130,6 +130,14 @@ class PurchaseRecord(Message):
     """Why the goods are bad, if they are."""
     notice: bytes = b""
     """The terms under which was measured, as their broker signed them."""
+    tried_on: str = ""
+    """The architecture of our own weights, where it is not the evaluation's: adapters of one base
+    differ in their ranks. Empty: it is."""
+
+    @property
+    def own_architecture(self) -> str:
+        """The text of what our own weights are of; the evaluation's is that of what is sold."""
+        return self.tried_on or self.evaluation.architecture
 
     @property
     def trade_id(self) -> Digest:

@@ -52,6 +52,7 @@ from node.training.trainer import Task, Trainer
 if TYPE_CHECKING:
     from broker_node.appraisal import Appraiser
     from broker_node.service import Broker
+    from node.params.adapters import Base
 
 LONGEST_DISPUTE_WINDOW: Final = 7 * 24 * 3_600
 LEAST_REVEAL_SECONDS: Final = 5
@@ -189,7 +190,18 @@ def _appraiser(config: Config) -> Appraiser:
         search=config.alpha_search,
         shared_rows=protocol == "paper",
         control=config.control == "scale",
+        base=adapter_base(config),
     )
+
+
+def adapter_base(config: Config) -> Base | None:
+    """Return the model that adapters are of, with its root, if the settings name one.
+
+    Raises `LocalProtocolError` for a file that is no model.
+    """
+    from broker_node.trying.reading import read_base
+
+    return None if config.adapter_base is None else read_base(config.adapter_base)
 
 
 def dispute_window(config: Config, *, confirmations: int, play_money: bool) -> int:

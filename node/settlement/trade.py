@@ -27,7 +27,7 @@ _SIDES: Final[dict[type[Machine], str]] = {
 }
 
 _SINCE: Final[dict[str, dict[str, cbor.Value]]] = {
-    "buyer": {"layers": [], "revealed_at": 0, "evidence": None, "notice": b""},
+    "buyer": {"layers": [], "revealed_at": 0, "evidence": None, "notice": b"", "tried_on": ""},
     "seller": {"told": False, "revealed_at": 0},
     "broker": {"revealed_at": 0, "notice": b""},
 }

@@ -22,6 +22,7 @@ class Rounds:
     merged: bool
     progress: Progress = field(default_factory=lambda: Progress(0, 6, Digest(bytes(32)), True))
     ended: int = 0
+    outcome_of: str = ""
 
     async def outcome(self) -> tuple[dict[str, Any], bool]:
         return weights("merged" if self.merged else "own"), self.merged

@@ -90,7 +90,7 @@ async def test_the_own_trial_of_a_pair_is_run_once_for_each_lead(tmp_path: Path)
         docket._places = 1  # type: ignore[misc]
         for number in range(3):
             docket.keep_own_trial(
-                (Digest(bytes([number] * 32)),) * 2 + ("", (), Digest(b"")), own._own
+                (Digest(bytes([number] * 32)),) * 2 + ("", "", (), Digest(b"")), own._own
             )
         assert len(docket._own_trials) == 1
 

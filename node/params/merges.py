@@ -1,0 +1,98 @@
+"""What a buyer has after a purchase, whatever was sold, and of which architecture that is.
+
+Models, and layers of them, are interpolated (`node.params.recipe`), and stay what they are.
+Adapters of one base are merged by what they add to it (`node.params.adapters`): ranks add, so that
+the result is of another architecture than what was bought, and than what it was bought for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from node.params.adapters import Adapter, lora_of, merged, summed_architecture, weighted_sum
+from node.params.architecture import Architecture, permutation_spec
+from node.params.families.lora import PREFIX, Lora, factor_names
+from node.params.permutation import Tensors
+from node.params.profile import require_layout
+from node.params.recipe import NO_ALIGNMENT, Recipe, apply_recipe, check_recipe
+from node.protocol.errors import RemoteProtocolError
+from node.protocol.kinship import require_kin
+from node.protocol.parameters import Layout
+from node.protocol.types import ONE, Millionths
+
+
+def is_adapter(architecture: Architecture) -> bool:
+    """Whether its weights are factors of adapters, which compute nothing without a base."""
+    return isinstance(architecture.model, Lora)
+
+
+def architecture_after(own: Architecture, sold: Architecture, alpha: Millionths) -> Architecture:
+    """Return of what our weights are once so much of the `sold` is merged into them.
+
+    Raises `RemoteProtocolError`: as `require_kin`, and ``bad-architecture`` for adapters that are
+    past the largest rank, or length of text, together.
+    """
+    require_kin(own.text, sold.text)
+    if not is_adapter(own) or alpha == 0:
+        return own
+    return sold if alpha == ONE else summed_architecture([lora_of(own), lora_of(sold)])
+
+
+def merge_bought(
+    own: tuple[Architecture, Tensors], sold: tuple[Architecture, Tensors], recipe: Recipe
+) -> tuple[Architecture, dict[str, torch.Tensor]]:
+    """Return what a recipe makes of our weights and of those that were sold.
+
+    Raises `RemoteProtocolError`: as `architecture_after` and `apply_recipe`, ``bad-recipe`` for one
+    that would renumber or rescale adapters, ``not-finite`` for a sum of them that overflows.
+    """
+    require_kin(own[0].text, sold[0].text)
+    if not is_adapter(own[0]):
+        return own[0], apply_recipe(own[0], own[1], sold[1], recipe)
+    check_recipe(permutation_spec(own[0]), recipe)
+    if recipe != NO_ALIGNMENT.with_alpha(recipe.alpha):
+        raise RemoteProtocolError("bad-recipe", "of adapters a recipe says the share alone")
+    found = merged(Adapter(*own), Adapter(*sold), recipe.alpha)
+    return found.architecture, dict(found.tensors)
+
+
+def unscaled(architecture: Architecture, tensors: Tensors) -> dict[str, torch.Tensor]:
+    """Return adapters with their scales within B, α = r: what `of_ranks` reads without a text."""
+    return dict(weighted_sum([(1.0, Adapter(architecture, tensors))]).tensors)
+
+
+def of_ranks(kind: Architecture, layout: Layout) -> Architecture:
+    """Return of what adapters on the base of `kind` are, whose scales are within B.
+
+    Raises `RemoteProtocolError` (``bad-architecture``, and as `require_layout`) for any layout that
+    is no adapters'.
+    """
+    ranks = {}
+    for spec in layout:
+        path = spec.name.removeprefix(PREFIX).removesuffix(".lora_A.weight")
+        if spec.name == factor_names(path)[0] and len(spec.shape) == 2:
+            ranks[path] = [spec.shape[0], spec.shape[0]]
+    config = {**lora_of(kind).config(), "modules": ranks}
+    architecture = Architecture(kind.name, config)
+    require_layout(layout, architecture.model.layout())
+    return architecture
+
+
+def mean_of_merges(
+    own: tuple[Architecture, Tensors],
+    sold: Sequence[tuple[Architecture, Tensors, Millionths]],
+) -> tuple[Architecture, dict[str, torch.Tensor]]:
+    """Return the mean of what several purchases of adapters gave (paper 003, Eq. 16).
+
+    Each of `sold` is an adapter with the share at which it was measured. Our own factors stand in
+    the sum once, at what all merges leave of them. Raises as `merge_bought`.
+    """
+    for architecture, _, _ in sold:
+        require_kin(own[0].text, architecture.text)
+    count = len(sold) * ONE
+    kept = sum(ONE - alpha for _, _, alpha in sold) / count
+    terms = [(alpha / count, Adapter(one, tensors)) for one, tensors, alpha in sold]
+    found = weighted_sum([(kept, Adapter(*own)), *terms])
+    return found.architecture, dict(found.tensors)
