@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
+
+import torch
 
 from broker_node.align import identity
 from broker_node.align.matching import MAX_WORK, work_of
@@ -19,6 +22,8 @@ from broker_node.align.registry import ALIGNERS, aligner_of
 from broker_node.evaluate.adapters import as_traded, whole_pair
 from broker_node.evaluate.control import own_gain
 from broker_node.evaluate.evaluation import DEFAULT_SEARCH, evaluate, require_search
+from broker_node.evaluate.gain import Gain
+from broker_node.evaluate.tuning import tuned_gain
 from broker_node.evaluate.validation import ValidationSet
 from broker_node.quorum.replay import differs, merged_again, replayed
 from broker_node.verify.checks import verify
@@ -56,6 +61,8 @@ class Trial:
     recipe: bytes
     control: Millionths | None = None
     """What the buyer's model gains by itself (`own_gain`), where that is measured."""
+    tuned: Millionths | None = None
+    """What it gains by fine-tuning on the broker's labels (`tuned_gain`), where that is."""
 
 
 class Appraiser(Protocol):
@@ -72,6 +79,10 @@ class Appraiser(Protocol):
     @property
     def rows(self) -> tuple[int, int]:
         """How many of them choose α in a trial, and how many score it (`rows_due`)."""
+
+    @property
+    def probes_RF(self) -> torch.Tensor | None:
+        """Rows without their labels, to run models on; None where nothing is computed."""
 
     def screen(self, offer: Offer) -> None:
         """Raise `RemoteProtocolError` for an offer that could never be admitted, unfetched."""
@@ -144,10 +155,12 @@ class MarketAppraiser:
         shared_rows: bool = False,
         control: bool = False,
         base: Base | None = None,
+        tune: bool = False,
     ) -> None:
         """`shared_rows`: choose α and score the gain on all rows alike, as the papers do.
 
-        `control`: measure too what each buyer's model gains by itself.
+        `control`: measure too what each buyer's model gains by itself. `tune`: what it gains by
+        fine-tuning on the rows that choose.
         `base`: the model that adapters must be of, and are run on; without one none is taken.
         """
         if method not in ALIGNERS:
@@ -158,6 +171,7 @@ class MarketAppraiser:
         self._search = search
         self._control = control
         self._base = base
+        self._tune = tune
         self.validation_root: Digest = validation.root
         self.validation_rows: int = len(validation)
         self.rows: tuple[int, int] = rows_due(len(validation), shared=shared_rows)
@@ -167,6 +181,11 @@ class MarketAppraiser:
     def validation(self) -> ValidationSet:
         """The rows themselves."""
         return self._validation
+
+    @property
+    def probes_RF(self) -> torch.Tensor | None:
+        """All of the rows."""
+        return self._validation.inputs_RF
 
     @property
     def method(self) -> str:
@@ -223,12 +242,14 @@ class MarketAppraiser:
                 code_version=CODE_VERSION,
             ),
             recipe=found.recipe.encode(),
-            control=self._own_gain(base, seed) if self._control else None,
+            control=self._alone(own_gain, base, seed) if self._control else None,
+            tuned=self._alone(tuned_gain, base, seed) if self._tune else None,
         )
 
-    def _own_gain(self, base: Verified, seed: Digest) -> Millionths:
+    def _alone(self, measure: Callable[..., Gain], base: Verified, seed: Digest) -> Millionths:
+        """Return what a base gains without anybody's weights, on the rows of its trial."""
         choice_rows, score_rows = self.rows
-        return own_gain(
+        return measure(
             *computing(base),
             self._validation,
             seed=seed,
@@ -264,6 +285,7 @@ class DrillAppraiser:
     validation_root: Digest = Digest(hashlib.sha256(b"pm-node drill: no rows").digest())
     validation_rows: int = 0
     rows: tuple[int, int] = (0, 0)
+    probes_RF: torch.Tensor | None = None
 
     def screen(self, offer: Offer) -> None:
         architecture = _screen(offer, matches=False)
@@ -327,6 +349,10 @@ class ModelShelf:
         if root in self._models:
             self._models.move_to_end(root)
         return self._models.get(root)
+
+    def models(self) -> tuple[Verified, ...]:
+        """Return all that is held, the latest used first."""
+        return tuple(reversed(self._models.values()))
 
     def put(self, model: Verified) -> tuple[Digest, ...]:
         """Hold a model; returns the roots of those that had to go, least recently used first."""

@@ -13,16 +13,23 @@ import trio
 from broker_node.appraisal import Appraiser, ModelShelf
 from broker_node.bases import Bases
 from broker_node.blame import of_seller
+from broker_node.findings import SplitAttested
+from broker_node.provenance import Provenance
 from broker_node.settings import BrokerSettings
 from broker_node.verify.stages import Verified
 from node.net.transfer import Source, fetch_blob
+from node.protocol import cbor
+from node.protocol.attestation import Attest, check_attest
 from node.protocol.errors import MarketError, RemoteProtocolError
 from node.protocol.messages import PARAMS_PROTOCOL, SELLER_UNREACHABLE
 from node.protocol.offer import Offer
-from node.protocol.types import Digest
+from node.protocol.schema import to_map
+from node.protocol.types import Digest, PeerId
 from node.station.station import Station
 from node.station.turns import Turns
 
+MAX_OATHS: Final = 4_096
+"""What agents have sworn of their models, kept."""
 MAX_UNFINISHED: Final = 16
 """Downloads that were cut off and may still be resumed."""
 
@@ -44,6 +51,13 @@ class Intake:
         self._turns = turns
         self._compute = compute
         self._shelf = ModelShelf(settings.max_models_held, settings.max_models_bytes)
+        self.provenance: Final = Provenance(
+            mode=settings.replicas,
+            station=station,
+            shelf=self._shelf,
+            probes_RF=appraiser.probes_RF,
+            compute=compute,
+        )
         self._unfinished: OrderedDict[Digest, None] = OrderedDict()
         """Roots on the disk in part, of which no model is on the shelf, oldest first."""
         self.bases = Bases(station.book, station.task)
@@ -58,7 +72,40 @@ class Intake:
             raise RemoteProtocolError(verdict.reason, "submitted statement")
         return name, offer
 
+    def attested(self, said: Attest, peer: PeerId) -> Digest:
+        """Keep what an agent swears of a model that we hold of it, and return its digest.
+
+        Raises `RemoteProtocolError`: as `check_attest`, or ``unknown-model``.
+        """
+        body = said.attestation
+        name = check_attest(
+            self._station.domain, said, validation_root=self._appraiser.validation_root
+        )
+        if self._shelf.get(body.weights_root) is None:
+            raise RemoteProtocolError("unknown-model", body.weights_root.hex(), peer=peer)
+        journal, key = self._station.journal, f"oath/{body.weights_root.hex()}/{body.seller}"
+        if journal.recall(key) is None:
+            oaths = sorted(journal.facts("oath/"))
+            journal.forget(oaths[: max(0, len(oaths) - MAX_OATHS + 1)])
+            journal.remember(key, [cbor.encode(to_map(body)), said.signature])
+        self._station.observer.emit(
+            SplitAttested(
+                seller=body.seller, root=body.weights_root, validation_root=body.validation_root
+            )
+        )
+        return name
+
     async def model(self, offer: Offer) -> Verified:
+        """Return the verified model of an offer, fetched if need be, that may be sold as its own.
+
+        Raises `RemoteProtocolError("replica")` for one that may not (`Provenance`).
+        """
+        self.provenance.require(offer)
+        model = await self.verified(offer)
+        await self.provenance.judge(offer, model)
+        return model
+
+    async def verified(self, offer: Offer) -> Verified:
         """Return the verified model of an offer, fetched from its seller if need be."""
         held = self.held(offer)
         if held is not None:

@@ -10,6 +10,7 @@ done so by then; without them there is no deal, for the reason ``below-quorum``.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -77,12 +78,17 @@ class Negotiator:
         desk: TradeDesk,
         settings: BrokerSettings,
         lead: Lead | None = None,
+        quoted: Callable[[Deal], None] | None = None,
     ) -> None:
-        """`lead` brings quotes before our quorum; None for a broker that signs alone."""
+        """`lead` brings quotes before our quorum; None for a broker that signs alone.
+
+        `quoted` hears of each quote before the seller does.
+        """
         self._station = station
         self._desk = desk
         self._settings = settings
         self._lead = lead
+        self._quoted = quoted
 
     async def negotiate(
         self,
@@ -145,6 +151,8 @@ class Negotiator:
                 )
                 return NoDeal(reason=error.reason)
         trade = self._desk.open(Brokerage(proposed))
+        if self._quoted is not None:
+            self._quoted(proposed.deal)
         answer = await self._ask_seller(
             seller,
             Countersign(

@@ -29,6 +29,7 @@ from broker_node.settings import BrokerSettings
 from broker_node.trials import Trials
 from node.chain.port import Escrow
 from node.chronicle import NodeReady, NodeStopped
+from node.protocol.attestation import Attest, Attested
 from node.protocol.brokerage import BrokerageRecord, BrokerageState
 from node.protocol.disclosure import Figures, told_of
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
@@ -77,7 +78,11 @@ class Broker:
         self._compute = trio.CapacityLimiter(1)
         self.intake = Intake(station, appraiser, settings, self._turns, self._compute)
         self._trials = Trials(
-            appraiser, self._compute, station.observer, settings.max_trials_remembered
+            appraiser,
+            self._compute,
+            station.observer,
+            settings.max_trials_remembered,
+            scan=settings.scan,
         )
         self.desk = TradeDesk(
             treasury=Treasury(escrow, station.journal, station.observer),
@@ -89,9 +94,13 @@ class Broker:
             observer=station.observer,
             clock=station.clock,
         )
-        models = Models(take_in=self.intake.take_in, held=self.intake.held, model=self.intake.model)
+        models = Models(
+            take_in=self.intake.take_in, held=self.intake.held, model=self.intake.verified
+        )
         self._bench = Bench(station, escrow, appraiser, models, settings, self._compute)
-        self._negotiator = Negotiator(station, self.desk, settings, self._bench.lead)
+        self._negotiator = Negotiator(
+            station, self.desk, settings, self._bench.lead, self.intake.provenance.kin.quoted
+        )
         self._calls = CallDesk(station, escrow, settings)
 
     async def run(self) -> None:
@@ -126,6 +135,7 @@ class Broker:
             ListBook: self._list,
             Submit: self._submit,
             TrialRequest: self._try,
+            Attest: self._hear_oath,
             QuoteRequest: self._quote,
             **self._bench.answers(),
             **self._calls.answers(),
@@ -214,6 +224,10 @@ class Broker:
         await self.intake.model(offer)
         return Submitted(digest=name)
 
+    async def _hear_oath(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
+        assert isinstance(question, Attest)
+        return Attested(digest=self.intake.attested(question, peer))
+
     # ── trials ──
 
     async def _try(self, peer: PeerId, question: StreamMessage) -> StreamMessage:
@@ -240,7 +254,8 @@ class Broker:
         tried = self._trials.find(trial_id)
         if tried is None or not self._bench.holds(tried.case, tried.trial):
             async with self._turns.of(peer):  # whoever asks for many has one place in the queue
-                ours, theirs = await self.intake.model(base), await self.intake.model(offer)
+                ours = await self.intake.verified(base)  # what is tried upon is sold to nobody
+                theirs = await self.intake.model(offer)
                 trial = await self._trials.measure(trial_id, ours, theirs, offer.task, notice)
                 names = (notice[0], question.base_digest, question.offer_digest)
                 trial = await self._bench.agree(trial, self.intake.bases, *names, deadline=deadline)

@@ -15,6 +15,7 @@ from node.protocol.types import Digest
 LEAST_PRICE_HISTORY: Final = 3_600
 """What a receipt must have left, in seconds, when the payment of the slowest trade falls due:
 it has yet to be collected and confirmed, and then to be read as a price."""
+REPLICAS: Final = ("refuse", "report", "ignore")
 
 
 class ReceiptTooShortError(LocalProtocolError):
@@ -59,6 +60,11 @@ class BrokerSettings:
     """How prices are made: of each pair's bid and ask, or, ``eeg``, of all budgets in a call."""
     call_seconds: int = 30
     """How long after the first bid of a call the others are waited for."""
+    replicas: str = "report"
+    """What becomes of a model for sale that is like another account's: ``refuse``, ``report`` or
+    ``ignore``."""
+    scan: bool = False
+    """Whether each trial's merge is looked at for what a merge should not bring."""
 
     def __post_init__(self) -> None:
         """Raises `ReceiptTooShortError`, and `LocalProtocolError` for what is no quorum."""
@@ -72,6 +78,8 @@ class BrokerSettings:
                 f"quorum = {needed}/{brokers}: prices of a call (eeg) are one broker's, which no "
                 "other could follow from a bid and an ask; let one sign, or bargain"
             )
+        if self.replicas not in REPLICAS:
+            raise LocalProtocolError(f"replicas = {self.replicas!r}: one of {', '.join(REPLICAS)}")
         if not 1 <= self.call_seconds <= MAX_CALL_SECONDS:
             raise LocalProtocolError(
                 f"call_seconds = {self.call_seconds}: 1 to {MAX_CALL_SECONDS} s"

@@ -8,7 +8,9 @@ from typing import Final
 import trio
 
 from broker_node.appraisal import Appraiser, Trial
+from broker_node.findings import MergeScanned
 from broker_node.negotiation import Tried
+from broker_node.scanning import scan_of
 from broker_node.verify.stages import Verified
 from node.chronicle import TrialDone
 from node.observe import Observer
@@ -29,13 +31,23 @@ class Trials:
     """
 
     def __init__(
-        self, appraiser: Appraiser, compute: trio.CapacityLimiter, observer: Observer, most: int
+        self,
+        appraiser: Appraiser,
+        compute: trio.CapacityLimiter,
+        observer: Observer,
+        most: int,
+        *,
+        scan: bool = False,
     ) -> None:
-        """`compute` is waited for, with whatever else computes; `most` of each are kept."""
+        """`compute` is waited for, with whatever else computes; `most` of each are kept.
+
+        `scan`: look at each merge too, once, and tell the log alone what was found.
+        """
         self._appraiser: Final = appraiser
         self._compute: Final = compute
         self._observer: Final = observer
         self._most: Final = most
+        self._scan: Final = scan
         self._tried: OrderedDict[Digest, Tried] = OrderedDict()
         self._measured: OrderedDict[_Pair, Trial] = OrderedDict()
 
@@ -68,6 +80,12 @@ class Trials:
             lambda: self._appraiser.measure(base, sold, task=task, notice=notice),
             limiter=self._compute,
         )
+        seen = None
+        if self._scan:
+            seen = await trio.to_thread.run_sync(
+                lambda: scan_of(trial, base, sold, self._appraiser.probes_RF),
+                limiter=self._compute,
+            )
         self._measured[pair] = trial
         while len(self._measured) > self._most:
             self._measured.popitem(last=False)
@@ -80,7 +98,14 @@ class Trials:
                 bound=found.bound,
                 alpha=found.alpha,
                 control=trial.control,
+                tuned=trial.tuned,
                 seconds=round(trio.current_time() - begun, 3),
             )
         )
+        if seen is not None:
+            self._observer.emit(
+                MergeScanned(
+                    trial_id=trial_id, verdict=seen.verdict, found=seen.found, rows=seen.rows
+                )
+            )
         return trial

@@ -95,6 +95,8 @@ class TrialDone(Event):
     """What was tried; a broker does not say."""
     control: Millionths | None = None
     """What the buyer's model gains by itself; of a broker that measures it, and tells nobody."""
+    tuned: Millionths | None = None
+    """What it gains by fine-tuning on the broker's labels, likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,6 +81,16 @@ class ValidationSet:
         )
 
 
+def require_classes(validation: ValidationSet) -> None:
+    """Raise `LocalProtocolError` for rows of one target: whatever answers that looks best."""
+    first = validation.targets_R[0]
+    if bool((validation.targets_R == first).all()):
+        raise LocalProtocolError(
+            f"one-class: all {len(validation)} validation rows have the target {first.item():g}, "
+            "and whatever answers that would look best: bring rows of others too"
+        )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class DrawnRows:
     """Two lists of row indices, each in the order it was drawn; they share none, or all."""

@@ -17,8 +17,9 @@ from typing import Final
 import torch
 
 from broker_node.align.stages import Aligned
-from broker_node.evaluate.gain import paired_gain
+from broker_node.evaluate.gain import Gain, paired_gain
 from broker_node.evaluate.search import SCREEN
+from broker_node.evaluate.tuning import tuned
 from broker_node.evaluate.validation import ValidationSet, draw_rows
 from broker_node.trying.errors import TryError
 from broker_node.trying.making import Candidate, Maker, refused
@@ -26,7 +27,7 @@ from broker_node.trying.methods import Merger, Rows
 from broker_node.trying.scoring import Metric, Score, score, score_ensemble
 from broker_node.verify.stages import Verified
 from node.params.recipe import interpolate
-from node.protocol.errors import MarketError
+from node.protocol.errors import LocalProtocolError, MarketError
 from node.protocol.evaluation import rows_due
 from node.protocol.types import Digest, Millionths
 
@@ -73,6 +74,9 @@ class Trial:
     """Sellers whose weights an earlier one has, and which that is."""
     candidates: tuple[Candidate, ...]
     curves: tuple[Curve, ...]
+    tuned: Score | None
+    """The buyer's model fine-tuned on the choice half; None where that cannot be done."""
+    tuned_gain: Gain | None
     best: int | None
     """The candidate of lowest loss on the choice half; None if none is below the buyer's own."""
 
@@ -132,6 +136,7 @@ def run_trial(
     before = score(buyer.architecture, buyer.tensors, choice).loss
     usable = [place for place, each in enumerate(found) if each.gain is not None]
     best = min(usable, key=lambda place: found[place].choice_loss, default=None)
+    tuned_score, tuned_gain = _tuned(buyer, choice, scored, own, drawn, metric)
     independent = [sellers[place].tensors for place in made.independent]
     return Trial(
         seed=drawn,
@@ -145,12 +150,32 @@ def run_trial(
         replicas=made.replicas,
         repeated=made.repeated,
         candidates=tuple(found),
+        tuned=tuned_score,
+        tuned_gain=tuned_gain,
         curves=tuple(
             _curve(buyer, aligned, place, name, alpha, choice, scored)
             for place, name, aligned, alpha in made.lines
         ),
         best=best if best is not None and found[best].choice_loss < before else None,
     )
+
+
+def _tuned(
+    buyer: Verified, choice: Rows, scored: Rows, own: Score, drawn: Digest, metric: Metric | None
+) -> tuple[Score | None, Gain | None]:
+    """Return what the buyer's model comes to by the labels of the choice half alone."""
+    try:
+        found = tuned(
+            buyer.architecture,
+            buyer.tensors,
+            choice.inputs_RF,
+            choice.targets_R,
+            seed=int.from_bytes(drawn[:8], "big"),
+        )
+        result = score(buyer.architecture, found.tensors, scored, metric)
+        return result, paired_gain(own.losses_R, result.losses_R)
+    except LocalProtocolError:
+        return None, None
 
 
 def _scored(

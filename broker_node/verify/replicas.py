@@ -150,6 +150,38 @@ def likeness(one: Verified, other: Verified, rows_RF: torch.Tensor) -> Likeness:
     )
 
 
+@torch.inference_mode()
+def outputs_of_hidden(model: Verified, rows_RF: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return what enters each activation of one model in canonical scales, means over rows off.
+
+    By hidden layer, N x U in float64; of what is sold in layers as `likeness` runs it. Raises
+    `ReplicaError`.
+    """
+    architecture = model.architecture
+    if isinstance(architecture.model, Shapes) or is_adapter(architecture):
+        raise ReplicaError("no-hidden-units", "tensors that compute nothing by themselves")
+    _require_rows(architecture, rows_RF)
+    spec = restrict(permutation_spec(architecture), model.tensors)
+    hidden = _hidden_layers(spec)
+    missing = {
+        name: tensor.double()
+        for name, tensor in random_init(architecture, 0).items()
+        if name not in spec.axes
+    }
+    outputs = outputs_of_layers(
+        architecture, {**missing, **_canonical(spec, model)}, rows_RF.double()
+    )
+    found = {name: _centred(outputs[name]) for name in outputs if name in hidden}
+    if not found:
+        raise ReplicaError("no-hidden-units", "no affine layer writes hidden units")
+    return found
+
+
+def threshold_of(architecture: Architecture) -> float:
+    """Return the score from which two models of such an architecture are called replicas."""
+    return ADAPTER_THRESHOLD if is_adapter(architecture) else THRESHOLD
+
+
 def find_replicas(
     models: Sequence[Verified],
     rows_RF: torch.Tensor,
@@ -166,7 +198,7 @@ def find_replicas(
     for first, second in itertools.combinations(range(len(models)), 2):
         one, other = models[first], models[second]
         alike = likeness(one, other, rows_RF)
-        least = ADAPTER_THRESHOLD if is_adapter(one.architecture) else THRESHOLD
+        least = threshold_of(one.architecture)
         found.append(
             Finding(
                 first=first,

@@ -78,6 +78,8 @@ class Offering:
             self._station.observer.emit(told)
         await self._station.publish(data)
         await self._submission.of_ours(data)
+        if self._settings.attests:
+            await self._submission.of_oath(offer.weights_root)
         return name, offer
 
     def _stock(self, architecture: Architecture, root: Digest) -> Stock:

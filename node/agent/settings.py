@@ -52,6 +52,8 @@ class AgentSettings:
     ask: AskPolicy
     """The usual ask, of which its strategy may make another."""
     strategy: Strategy = field(default_factory=Usual)
+    attests: bool = False
+    """Whether it swears of each model on offer that none of its broker's rows trained it."""
     budget: Wei | None = None
     """Most to spend on purchases in all; None for what the account holds."""
     priced: bool = True

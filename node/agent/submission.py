@@ -11,6 +11,7 @@ import trio
 from node.agent.brokers import Brokers, fails
 from node.net.errors import PASSING
 from node.params.disk import BlobRef
+from node.protocol.attestation import Attestation, Attested, attest
 from node.protocol.eip712 import digest
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.messages import SELLER_UNREACHABLE, Submit, Submitted
@@ -81,6 +82,27 @@ class Submission:
         station.served.add(whole.root)
         await self.of_ours(data)
         return digest(station.domain, base), base
+
+    async def of_oath(self, root: Digest) -> None:
+        """Swear to the broker that a model was trained on none of its rows, once.
+
+        A broker that knows no such message, or does not answer, has the model without it.
+        """
+        station, broker = self._station, self._brokers.current
+        notice = station.notice_of(broker)
+        if notice is None:
+            return
+        body = Attestation(
+            seller=station.account,
+            weights_root=root,
+            validation_root=notice.validation_root,
+            issued_at=station.clock(),
+        )
+        said = attest(station.domain, body, station.keys.account)
+        try:
+            await station.ask(broker, said, Attested, seconds=SUBMIT_SECONDS)
+        except RemoteProtocolError as error:
+            self._report("attest", error)
 
     async def of_another(self, data: bytes) -> None:
         """Tell the broker of somebody else's offer, once: whether it can be had is not ours."""

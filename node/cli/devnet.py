@@ -162,6 +162,21 @@ def _as_setting(name: str) -> Callable[[click.Context, click.Parameter, str | No
     help="how far the strategy `shading` is from the truth  [default: 0.2]",
 )
 @click.option(
+    "--replicas",
+    default=defaults.USUAL_REPLICAS,
+    show_default=True,
+    type=click.Choice(SETTINGS["replicas"].choices),
+    help="what the broker does with a model that is like another agent's, unless receipts say why",
+)
+@click.option(
+    "--control",
+    default=None,
+    type=click.Choice(SETTINGS["control"].choices),
+    help="what buyers gain without a purchase, beside each gain: by one factor on their outputs, "
+    "by fine-tuning on the broker's labels too  [default: scale with --strategies, else none]",
+)
+@click.option("--scan", is_flag=True, help="have the broker look at the merge of each trial")
+@click.option(
     "--leave",
     multiple=True,
     metavar="AGENT@ROUND",
@@ -243,6 +258,9 @@ def _spec(options: dict[str, Any]) -> RunSpec:
         layers=options["layers"] or (),
         strategies=_strategies(options["strategies"], options["agents"]),
         shading=Millionths(defaults.USUAL_SHADING if shading is None else shading),
+        replicas=options["replicas"],
+        scan=options["scan"],
+        control=options["control"] or "",
         leaves=_leaves(options["leave"]),
         data_folder=options["data_folder"],
         processes=options["processes"],

@@ -145,6 +145,7 @@ def _journal(home: Home, loaded: Loaded) -> Mapping[str, Any]:
     try:
         rows = journal.trades()
         progress = journal.recall("progress")
+        replicas = len(journal.facts("replica/"))
     finally:
         journal.close()
     sides: dict[str, Counter[str]] = {}
@@ -154,6 +155,8 @@ def _journal(home: Home, loaded: Loaded) -> Mapping[str, Any]:
         "trades": {side: dict(sorted(states.items())) for side, states in sorted(sides.items())},
         "open_trades": sum(not row.over for row in rows),
     }
+    if replicas:
+        told["replicas"] = replicas
     said = loaded.origins["rounds"].kind != "default"  # else the node may know better
     match progress:
         case [int(played), int(epoch), bytes(), bool(trained), *_]:
@@ -185,6 +188,8 @@ def _print(told: Mapping[str, Any]) -> None:
         counts = ", ".join(f"{number} {state}" for state, number in states.items())
         lines.append((f"as {side}", counts))
     lines.append(("trades", f"{told['open_trades']} open"))
+    if found := told.get("replicas"):
+        lines.append(("replicas", f"{found} models for sale are like another account's"))
     lines += [("fault", fault) for fault in told["faults"]]
     for name, value in lines:
         click.echo(f"{name:10} {value}")

@@ -56,6 +56,13 @@ def card(document: dict[str, Any]) -> str:
         if document["metric"] is not None:
             name = _text(document["metric"])
             lines.append(f"| {name} | {_loss(own['metric'])} → {_loss(best['metric'])} |")
+    tuned = document["controls"]["tuned"]
+    if tuned is not None:
+        lines.append(
+            "| control: A fine-tuned on the rows that chose, no merge | loss "
+            f"{_loss(tuned['loss'])}, accuracy {percent(tuned['accuracy'])}, gain "
+            f"{percent(tuned['gain'])}, at least {percent(tuned['bound'])} |"
+        )
     ensemble = document["controls"]["ensemble"]
     if ensemble is not None:
         lines.append(

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import torch
+
 from broker_node.trying.making import Candidate
 from broker_node.trying.reading import Checkpoint, shown
 from broker_node.trying.receipt import TrialReceipt
 from broker_node.trying.scoring import Score
 from broker_node.trying.trial import FEW_ROWS, Trial
+from node.data.clean import row_digests
+from node.params.architecture import apply
 from node.protocol.types import ONE
 
 if TYPE_CHECKING:
@@ -19,6 +23,10 @@ if TYPE_CHECKING:
     from node.data.own_rows import OwnRows
 
 FORMAT: Final = "pm-node try 1"
+FLAT: Final = 1e-6
+"""Of the largest answer: what differs less from row to row is rounding."""
+RIPPLE: Final = 0.02
+"""Of a curve's span: what rises less is no valley's edge."""
 CHANCE: Final = 1.5
 """An accuracy under so many times 1 / classes looks like no model of these rows."""
 
@@ -69,6 +77,11 @@ def document_of(
         "controls": {
             "own": _scores(trial.buyer),
             "ensemble": None if trial.ensemble is None else _scores(trial.ensemble),
+            "tuned": None if trial.tuned is None or trial.tuned_gain is None else {
+                **_scores(trial.tuned),
+                "gain": trial.tuned_gain.gain / ONE,
+                "bound": trial.tuned_gain.bound / ONE,
+            },
         },
         "curves": [
             {
@@ -176,6 +189,15 @@ def _warnings(
     if rows < FEW_ROWS:
         found.append(("few-rows", f"{rows} rows are few: take {FEW_ROWS} or more"))
     found.extend(_of_classes(trial))
+    found.extend(_of_answers(trial, models, labels))
+    found.extend(_of_curves(trial, labels))
+    shared = shared_rows(trial.choice.inputs_RF, trial.scored.inputs_RF)
+    if shared:
+        text = (
+            f"{shared:,} of the {len(trial.scored.targets_R):,} rows that score are among those "
+            "that choose, to the byte: the gain is flattered by as many; bring each row once"
+        )
+        found.append(("rows-overlap", text))
     if chosen is not None and chosen.gain is not None and chosen.gain.bound <= 0:
         found.append(("unsure", "the gain is not sure: its 95% bound is not above 0"))
     return [{"name": name, "text": text} for name, text in found]
@@ -193,6 +215,54 @@ def _of_classes(trial: Trial) -> list[tuple[str, str]]:
         "chance: are the rows normalised as in training (--normalise), is it a ReLU network?"
     )
     return [("chance", text)]
+
+
+def _of_answers(
+    trial: Trial, models: Sequence[Checkpoint], labels: list[str]
+) -> list[tuple[str, str]]:
+    """Return which models answer every row alike."""
+    found = []
+    for label, model in zip(labels, models, strict=True):
+        held = model.model
+        outputs_RO = apply(held.architecture, held.tensors, trial.choice.inputs_RF)
+        if float((outputs_RO - outputs_RO[0]).abs().max()) <= FLAT * float(outputs_RO.abs().max()):
+            text = f"{label} answers every row alike: it has learned nothing that these rows show"
+            found.append(("constant", text))
+    return found
+
+
+def _of_curves(trial: Trial, labels: list[str]) -> list[tuple[str, str]]:
+    """Return which curves of loss against α have more than one valley on the rows that choose."""
+    found = []
+    for curve in trial.curves:
+        count = valleys([point.choice_loss for point in curve.points])
+        if count > 1:
+            text = (
+                f"the loss from A to {labels[curve.seller + 1]} by {curve.align} has {count} "
+                "valleys; α is in the deepest of those that were seen, every tenth was looked at"
+            )
+            found.append(("several-minima", text))
+    return found
+
+
+def valleys(losses: Sequence[float]) -> int:
+    """Return how many times the losses fall by more than `RIPPLE` of their span, then rise so."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    ripple = RIPPLE * (max(finite, default=0.0) - min(finite, default=0.0))
+    count, low, high, falling = 0, math.inf, -math.inf, True
+    for loss in losses:
+        low, high = min(low, loss), max(high, loss)
+        if falling and loss > low + ripple:
+            count, falling, high = count + 1, False, loss
+        elif not falling and loss < high - ripple:
+            falling, low = True, loss
+    return count + falling
+
+
+def shared_rows(one_RF: torch.Tensor, other_RF: torch.Tensor) -> int:
+    """Return how many of the other rows are among the first ones, features alone."""
+    known = set(row_digests(one_RF.numpy()))
+    return sum(row in known for row in row_digests(other_RF.numpy()))
 
 
 def file_name(path: str) -> str:

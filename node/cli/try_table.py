@@ -51,7 +51,16 @@ def outcome(document: dict[str, Any]) -> str:
         f"Best: {' and '.join(found['sellers'])} into A by {found['method']}{share}: loss "
         f"{three_digits(found['loss_before'])} → {three_digits(found['loss_after'])}, "
         f"{percent(found['gain'], 1)} less (at least {percent(found['bound'], 1)}){accuracy}."
+        f"{_control(document)}"
     )
+
+
+def _control(document: dict[str, Any]) -> str:
+    """Return what A gains by the labels alone, for the end of the outcome."""
+    tuned = document["controls"]["tuned"]
+    if tuned is None:
+        return ""
+    return f" Control: fine-tuned on those labels, A gains {percent(tuned['gain'], 1)} by itself."
 
 
 def _table(title: str, headings: Sequence[str], left: int) -> Table:
@@ -110,6 +119,14 @@ def _methods(document: dict[str, Any], out: Console) -> None:
             _hundredths(method["bound"]),
             style="bold" if best else "",
         )
+    tuned = document["controls"]["tuned"]
+    if tuned is not None and shown:
+        table.add_row(
+            "A", Text("fine-tuned"), Text("control"), NONE,
+            *_figures(tuned, own=bool(own_metric)),
+            _hundredths(tuned["gain"]), _hundredths(tuned["bound"]),
+            style="dim",
+        )  # fmt: skip
     if shown:
         out.print(table)
     if len(shown) > MAX_SHOWN:

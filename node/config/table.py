@@ -167,6 +167,10 @@ class Config:
         low=0,
     )
     reserve: Wei = _setting("wei", Wei(0), "lowest price to sell at, in wei", low=0)
+    attest: str = _setting(
+        "text", "none", "what an agent swears to its broker of each model that it offers: that it "
+        "was trained on none of the broker's rows (clean-split)", choices=("none", "clean-split"),
+    )  # fmt: skip
     min_gain: Millionths = _setting(
         "fraction", Millionths(0), "relative gain below which nothing is bought", low=0,
         high=1_000_000,
@@ -186,7 +190,16 @@ class Config:
     )  # fmt: skip
     control: str = _setting(
         "text", "none", "what a broker logs beside a gain: what the buyer's own model gains by "
-        "one factor on its outputs (scale)", choices=("none", "scale"),
+        "one factor on its outputs (scale), and by fine-tuning on the broker's labels too (tune)",
+        choices=("none", "scale", "tune"),
+    )  # fmt: skip
+    replicas: str = _setting(
+        "text", "report", "what a broker does with a model for sale that is like another account's "
+        "and no receipt explains", choices=("refuse", "report", "ignore"),
+    )  # fmt: skip
+    scan: str = _setting(
+        "text", "none", "what a broker looks at for what a merge should not bring: the merge of "
+        "each trial (merges)", choices=("none", "merges"),
     )  # fmt: skip
     fee_bps: int = _setting("integer", 200, "broker's fee in 1/100 of a percent", low=0, high=1_000)
 

@@ -14,6 +14,7 @@ after a check of everything that its format says.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gzip
 import hashlib
 import importlib.util
@@ -29,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.data.cifar import load_cifar10, locate_cifar10
+from node.data.clean import without
 from node.data.files import DataError
 from node.data.images import normalised
 from node.data.linear import load_linear
@@ -110,6 +112,8 @@ class Source:
     """Given the data folder; None where no file is needed."""
     generated: bool = False
     """Whether the rows are drawn by the seed."""
+    of_user: bool = False
+    """Whether nobody has measured that no row to train on is a row to test with."""
 
 
 def _nowhere(_folder: Path) -> None:
@@ -120,9 +124,11 @@ DATASETS: Final[dict[str, Source]] = {
     "mnist": Source(load=lambda folder, _: load_mnist(folder), locate=MNIST.locate),
     "fashion": Source(load=lambda folder, _: FASHION.load(folder), locate=FASHION.locate),
     "digits": Source(load=lambda folder, _: load_digits(folder), locate=_nowhere),
-    "cifar10": Source(load=lambda folder, _: load_cifar10(folder), locate=locate_cifar10),
+    "cifar10": Source(
+        load=lambda folder, _: load_cifar10(folder), locate=locate_cifar10, of_user=True
+    ),
     "tiny-imagenet": Source(
-        load=lambda folder, _: load_tiny_imagenet(folder), locate=locate_tiny_imagenet
+        load=lambda folder, _: load_tiny_imagenet(folder), locate=locate_tiny_imagenet, of_user=True
     ),
     "linear": Source(load=lambda _, seed: load_linear(seed), locate=_nowhere, generated=True),
 }
@@ -153,7 +159,11 @@ def load(name: str, folder: Path, *, seed: int = 0) -> Dataset:
     with _LOADING:
         found = _HELD.get(key)
         if found is None:
-            found = _HELD[key] = source.load(folder, seed)
+            found = source.load(folder, seed)
+            if source.of_user:
+                train, dropped = without(found.train, found.test)
+                found = dataclasses.replace(found, train=train, dropped=dropped)
+            _HELD[key] = found
         return found
 
 

@@ -78,6 +78,8 @@ class Dataset:
     holdings: tuple[int, ...] = ()
     """How many of the rows to train on are whose, in order, where they were drawn for
     particular agents; empty where an endowment deals them out."""
+    dropped: int = 0
+    """Rows to train on that were left out because they are rows to test with (`clean`)."""
 
     def __post_init__(self) -> None:
         features = {part.inputs_RF.shape[1] for part in (self.train, self.test)}

@@ -26,6 +26,8 @@ from node.devnet.report.document import (
     Report,
 )
 from node.devnet.report.findings import mean_of
+from node.devnet.report.honesty import Split
+from node.devnet.report.honesty_rows import honesty_tables
 from node.devnet.report.strategies import together
 from node.devnet.spec import RunSpec
 
@@ -94,6 +96,9 @@ def assemble(
         ]
     if played:
         report["strategies"] = together(played)
+    found = [record["honesty"] for record in records if "honesty" in record]
+    if honesty_tables(found):
+        report["honesty"] = found
     return report
 
 
@@ -277,9 +282,17 @@ def _notes(spec: RunSpec, records: Sequence[MarketRecord]) -> list[str]:
         name = agent_name(agent)
         if any(record["rounds_played"].get(name, 0) >= last for record in records):
             notes.append(f"{name} went away after round {last}.")
+    notes += dict.fromkeys(_split_note(r["split"]) for r in records if "split" in r)
     if spec.dataset == "digits" and OUT_OF_MARKET in spec.arms:
         notes.append("Digits are small: figures of one seed are coarse.")
     return notes
+
+
+def _split_note(split: Split) -> str:
+    parts = ", ".join(f"{rows:,} {name}" for name, rows in split["rows"].items())
+    dropped = split["dropped"]
+    left = f" {dropped:,} to train on were also to test with, and left out." if dropped else ""
+    return f"Clean split, by the hash of every row: {parts}; no row is in two parts.{left}"
 
 
 def code_version() -> str:

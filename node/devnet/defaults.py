@@ -41,6 +41,8 @@ USUAL_CONCENTRATION: Final = 500_000
 """Millionths."""
 USUAL_SHADING: Final = 200_000
 """Millionths."""
+USUAL_REPLICAS: Final = "report"
+"""What the broker does with a model that is like another account's."""
 USUAL_STRATEGY: Final = "usual"
 STRATEGIES: Final = (
     USUAL_STRATEGY,

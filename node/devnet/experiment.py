@@ -29,10 +29,12 @@ import torch
 import trio
 
 from node.chain.tester import DevelopmentChain
+from node.data.clean import require_clean
 from node.data.rows import Dataset
 from node.devnet.arms import ARMS, Arm
 from node.devnet.assemble import assemble
 from node.devnet.folder import run_folder
+from node.devnet.honesty import measure_honesty
 from node.devnet.logs import read_events
 from node.devnet.play import BROKER, Listener, Play, agent_name, silence_limit
 from node.devnet.processes import ProcessPlay
@@ -40,9 +42,11 @@ from node.devnet.record import MarketRecord, load_record, record_market, save_re
 from node.devnet.report.clearing import clearing_fault, nobody_paid
 from node.devnet.report.document import Report
 from node.devnet.report.files import write_report
+from node.devnet.report.honesty import Split
 from node.devnet.silo import play_silo
 from node.devnet.spec import RunSpec
 from node.devnet.strategic import measure_strategies
+from node.roles.shells import protocol_of
 
 INTERRUPTED: Final = 130
 SETTLING: Final = "pm-node: settling what is open; Ctrl-C again abandons it"
@@ -146,6 +150,9 @@ class Experiment:
                         arm.name, seed, agent, epoch, figure
                     ),
                 )
+            if self._rows is not None:
+                parts = require_clean(self._rows, protocol_of(self.spec.config(seed)))
+                record["split"] = Split(rows=dict(parts.rows), dropped=self._rows.dropped)
         finally:
             self.watcher.end(arm.name, seed)
         gc.collect()  # a market that is over is a ring of objects, which holds all its rows
@@ -183,6 +190,7 @@ class Experiment:
         if ended.clearing is not None:
             record["clearing"] = ended.clearing
             record["legs"] = None  # nobody could buy: rounds clear all at once
+        record["honesty"] = measure_honesty(record, folder)
         if self.spec.strategies:
             record["strategies"] = measure_strategies(self.spec, record, folder)
         return record

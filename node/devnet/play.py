@@ -95,7 +95,9 @@ def broker_config(spec: RunSpec, arm: Arm, seed: int) -> Config:
         alpha_search=spec.search_of(arm),
         fee_bps=spec.fee_basis_points,
         trial_seed="0x" + run_seed(seed).hex(),
-        control="scale" if spec.strategies else "none",
+        control=spec.control or ("scale" if spec.strategies else "none"),
+        replicas=spec.replicas,
+        scan="merges" if spec.scan else "none",
         **WINDOWS,
         **({**ROUNDS, "pay_seconds": PAY_SECONDS + spec.agents} if spec.clears else {}),
     )

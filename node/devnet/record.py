@@ -21,6 +21,7 @@ from node.devnet.calls import calls_of, fused_of
 from node.devnet.ledger import Ledger
 from node.devnet.logs import Told, read_events
 from node.devnet.report.document import CAUSES, AgentRow, CallRow, Fused, Gas, Legs, Trade
+from node.devnet.report.honesty import Honesty, Split
 from node.devnet.report.strategies import Strategies
 from node.journal import JournalError
 from node.protocol.types import ONE, Digest
@@ -41,6 +42,9 @@ class _Besides(TypedDict, total=False):
     calls: list[CallRow]
     """Of one whose prices are made in calls."""
     fused: list[Fused]
+    honesty: Honesty
+    """What its broker found out about models."""
+    split: Split
     clearing: dict[str, Any]
     """Of one that clears by rounds."""
 

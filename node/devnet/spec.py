@@ -11,6 +11,7 @@ from typing import Final
 from broker_node.evaluate.evaluation import QUADRATIC_SEARCH as EXACT_SEARCH
 from node.agent.strategies.registry import WASH_TRADER
 from node.config.table import ETHER, Config
+from node.data.clean import require_clean
 from node.data.datasets import load
 from node.data.files import is_folder
 from node.data.folder import default_data_folder
@@ -55,6 +56,12 @@ class RunSpec:
     strategies: tuple[str, ...] = ()
     """How each agent bids, asks and offers, by its number; empty means as is usual."""
     shading: Millionths = Millionths(defaults.USUAL_SHADING)
+    replicas: str = defaults.USUAL_REPLICAS
+    """What the broker does with a model for sale that is like another agent's."""
+    control: str = ""
+    """What the broker measures beside each gain: ``none``, ``scale`` or ``tune``; as is usual."""
+    scan: bool = False
+    """Whether the broker looks at the merge of each trial."""
     leaves: Mapping[int, int] = field(default_factory=dict)
     """By agent: after which round it goes away."""
     data_folder: Path | None = None
@@ -128,6 +135,10 @@ class RunSpec:
             return
         sold = "sells all beginnings of a model's layers" if self.calls else "fuses whole models"
         for wrong, why in (
+            (
+                self.clears and self.replicas == "refuse",
+                "has all go on from one fused model: leave out --replicas refuse",
+            ),
             (not self.priced, "is about money: leave out --free"),
             (bool(self.layers), f"{sold}: leave out --layers"),
             (
@@ -205,7 +216,7 @@ class RunSpec:
         return dataclasses.replace(config, strategy=name, shading=self.shading, owner=owner)
 
     def _check_data(self) -> None:
-        """Raise `DataError` unless every agent has rows enough under every seed."""
+        """Raise `DataError` unless every agent has rows enough under every seed, of clean parts."""
         if self.data_folder is not None and not is_folder(self.data_folder):
             raise DevnetError(
                 f"there is no folder {self.data_folder}: name another with --data-folder, or none"
@@ -218,6 +229,7 @@ class RunSpec:
         dataset = self.rows(self.seeds[0])
         if dataset is None:
             return
+        require_clean(dataset, protocol_of(self.config(self.seeds[0])))
         for seed in self.seeds:  # another seed deals other rows, or draws as many for the same
             DIVISIONS[self.trainer](self.task(seed), dataset).sizes()
 
@@ -244,6 +256,11 @@ class RunSpec:
             del plain[name]
         if self.mechanism == defaults.USUAL_MECHANISM:
             del plain["mechanism"]  # as before there was another
+        if self.replicas == defaults.USUAL_REPLICAS:
+            del plain["replicas"]
+        for name in ("scan", "control"):
+            if not plain[name]:
+                del plain[name]
         if not self.clears:
             for name in ("entry_fee", "performance_value", "producers"):
                 del plain[name]

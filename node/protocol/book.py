@@ -150,6 +150,11 @@ class OfferBook:
         entry = self._entries.get(digest)
         return None if entry is None else entry.data
 
+    def heard_at(self, digest: Digest) -> UnixTime | None:
+        """When a live statement was first heard here."""
+        entry = self._entries.get(digest)
+        return None if entry is None else entry.heard_at
+
     def addresses_of(self, peer: PeerId) -> tuple[str, ...]:
         """Where the peer said, last, that it listens."""
         said: tuple[int, tuple[str, ...]] = (-1, ())

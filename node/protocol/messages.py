@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from node.protocol import cbor
+from node.protocol.attestation import Attest, Attested
 from node.protocol.bids import BidAndAsk
 from node.protocol.call import Allocation, BudgetBid
 from node.protocol.errors import RemoteProtocolError
@@ -300,7 +301,7 @@ StreamMessage = (
     | Introduce | Introduced | Replay | Sealed | OpenFigure | Opened | Cosign | Cosigned
     | PlaceBid | AskAllocations | StayOut | Noted | Allocated
     | AskHouse | House | JoinRound | NotInvited | Invited | AskCleared | Cleared
-    | Objection | Heard
+    | Objection | Heard | Attest | Attested
 )  # fmt: skip
 _KINDS: Final[dict[str, type[StreamMessage]]] = {
     "list-book": ListBook,
@@ -340,6 +341,8 @@ _KINDS: Final[dict[str, type[StreamMessage]]] = {
     "cleared": Cleared,
     "objection": Objection,
     "heard": Heard,
+    "attest": Attest,
+    "attested": Attested,
 }
 _KIND_OF: Final = {cls: kind for kind, cls in _KINDS.items()}
 

@@ -130,6 +130,11 @@ async def broker_of(opened: Opened, station: Station) -> Broker:
     seed = config.trial_seed
     make: Callable[..., Broker] = Broker
     if clears(config):
+        if config.replicas == "refuse":
+            raise LocalProtocolError(
+                f"replicas = refuse: in rounds ({config.mechanism}) all go on from one fused model "
+                "and nothing is for sale; say report"
+            )
         from broker_node.clearing.broker import ClearingBroker
 
         house = await trio.to_thread.run_sync(house_of_broker, opened)
@@ -157,6 +162,8 @@ async def broker_of(opened: Opened, station: Station) -> Broker:
             disclosure=Disclosure(config.disclosure),
             mechanism=config.mechanism,
             call_seconds=config.call_seconds,
+            replicas=config.replicas,
+            scan=config.scan == "merges",
         ),
         confirmations=opened.confirmations,
     )
@@ -176,20 +183,23 @@ def protocol_of(config: Config) -> SplitProtocol:
 
 def _appraiser(config: Config) -> Appraiser:
     from broker_node.appraisal import DrillAppraiser, MarketAppraiser
-    from broker_node.evaluate.validation import ValidationSet
+    from broker_node.evaluate.validation import ValidationSet, require_classes
 
     if config.dataset == "random":
         return DrillAppraiser()
     protocol = protocol_of(config)
     folder = config.data_folder or default_data_folder()
     dataset = load(config.dataset, folder, seed=config.seed)
+    validation = ValidationSet.of(split_test(dataset, protocol=protocol).validation)
+    require_classes(validation)
     return MarketAppraiser(
-        ValidationSet.of(split_test(dataset, protocol=protocol).validation),
+        validation,
         classes=dataset.outputs,
         method=config.alignment,
         search=config.alpha_search,
         shared_rows=protocol == "paper",
-        control=config.control == "scale",
+        control=config.control != "none",
+        tune=config.control == "tune",
         base=adapter_base(config),
     )
 
@@ -291,6 +301,7 @@ def agent_of(
             ask=market_ask if priced and not called else _nothing,
             mechanism=config.mechanism,
             call_budget=config.call_budget,
+            attests=config.attest == "clean-split",
             strategy=_strategy(config, play_money=opened.play_money),
             prepared_seconds=config.fund_seconds,
         ),

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NotRequired, TypedDict, cast
 
 from node.devnet.arms import ARMS, OUT_OF_MARKET
+from node.devnet.report.honesty import Honesty
 from node.devnet.report.strategies import Strategies
 
 DOCUMENT: Final = "report.json"
@@ -251,6 +252,8 @@ class Report(TypedDict):
     clearing: NotRequired[Sequence[Mapping[str, Any]]]
     """Of each market that clears by rounds, what they came to (`node.devnet.clearings`)."""
     strategies: NotRequired[Strategies]
+    honesty: NotRequired[Sequence[Honesty]]
+    """By market; left out where there was nothing to tell."""
     """What each strategy came to, where the agents were given any."""
     notes: NotRequired[Sequence[str]]
     """Sentences about this run that a reader must see first (an agent that went away)."""

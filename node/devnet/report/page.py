@@ -53,6 +53,7 @@ def page(report: Report, pictures: Mapping[str, Picture]) -> str:
             pictured("lost", "trades", "price", "gain", "alpha"),
             tables.trades(report),
             tables.strategies(report),
+            tables.honesty(report),
         )
     }
     sections = {

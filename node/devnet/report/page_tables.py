@@ -7,6 +7,7 @@ from typing import Final
 
 from node.devnet.report import rows
 from node.devnet.report.document import STEPS, AgentRow, Report, Trade, in_order
+from node.devnet.report.honesty_rows import honesty_tables
 from node.devnet.report.markup import (
     EMPTY,
     Html,
@@ -22,7 +23,7 @@ from node.devnet.report.markup import (
     under,
     word,
 )
-from node.devnet.report.strategy_rows import FORMULAS, strategy_tables
+from node.devnet.report.strategy_rows import FORMULAS, Shown, strategy_tables
 from node.devnet.report.words import (
     NONE,
     alpha_text,
@@ -143,19 +144,26 @@ def strategies(report: Report) -> Html:
     found = strategy_tables(report)
     if not found:
         return EMPTY
-    shown = [
-        table(
-            one.title,
-            one.headings,
-            [
-                [escaped(c) for c in row[: one.left]] + list(map(number, row[one.left :]))
-                for row in one.rows
-            ],
-            numeric="-" * one.left + "n" * (len(one.headings) - one.left),
-        )
-        for one in found
-    ]
+    shown = list(map(_shown, found))
     return joined([text("h3", "Strategies"), text("p", FORMULAS, class_="soft"), *shown])
+
+
+def honesty(report: Report) -> Html:
+    """Return what the broker found out about models; nothing where it had nothing to tell."""
+    found = honesty_tables(report.get("honesty", ()))
+    return joined([text("h3", "Honesty"), *map(_shown, found)]) if found else EMPTY
+
+
+def _shown(one: Shown) -> Html:
+    return table(
+        one.title,
+        one.headings,
+        [
+            [escaped(c) for c in row[: one.left]] + list(map(number, row[one.left :]))
+            for row in one.rows
+        ],
+        numeric="-" * one.left + "n" * (len(one.headings) - one.left),
+    )
 
 
 def _money(wei: str) -> Html:

@@ -14,6 +14,7 @@ from node.devnet.report import calls, rows
 from node.devnet.report.clearing import clearing_lines
 from node.devnet.report.document import DOCUMENT, PAGE, PLOTS_FOLDER, Report, as_written
 from node.devnet.report.findings import headline, ledger_verdict, warnings
+from node.devnet.report.honesty_rows import honesty_tables
 from node.devnet.report.strategy_rows import FORMULAS, strategy_tables
 from node.devnet.report.words import alpha_text, duration, legible, percent, play_ether, size
 
@@ -44,6 +45,7 @@ def print_report(report: Report, folder: Path, console: Console | None = None) -
     for line in clearing_lines(written):
         out.print(Text(line), soft_wrap=True)
     _strategies(written, out)
+    _honesty(written, out)
     _closing(written, folder, out)
 
 
@@ -131,6 +133,15 @@ def _strategies(report: Report, out: Console) -> None:
         out.print(table)
     if found:
         out.print(Text(FORMULAS))
+
+
+def _honesty(report: Report, out: Console) -> None:
+    for shown in honesty_tables(report.get("honesty", ())):
+        table = _table(shown.title, *shown.headings, left=shown.left)
+        table.padding, table.pad_edge = (0, 1, 0, 0), False
+        for row in shown.rows:
+            table.add_row(*map(Text, row))
+        out.print(table)
 
 
 def _closing(report: Report, folder: Path, out: Console) -> None:
