@@ -48,7 +48,7 @@ def solved(
         wanted_RO = (answers[0] + answers[1]) / 2
         missing_RO = wanted_RO - functional.linear(values[2], weight_OI, bias_O)
         if layer != chain[0]:  # there all three read the rows, and the mean is exact
-            step_OI = _step(values[2], missing_RO)
+            step_OI = correction(values[2], missing_RO)
             weight_OI, bias_O = weight_OI + step_OI[:, :-1], bias_O + step_OI[:, -1]
         merged[layer.weight], merged[layer.bias] = weight_OI, bias_O
         values = [
@@ -58,7 +58,7 @@ def solved(
     return merged
 
 
-def _step(inputs_RI: torch.Tensor, missing_RO: torch.Tensor) -> torch.Tensor:
+def correction(inputs_RI: torch.Tensor, missing_RO: torch.Tensor) -> torch.Tensor:
     """Return the change of weights, and of biases behind them, that makes up for `missing_RO`."""
     inputs_RI = torch.cat((inputs_RI, torch.ones_like(inputs_RI[:, :1])), dim=1)
     gram_II = inputs_RI.T @ inputs_RI

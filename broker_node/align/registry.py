@@ -5,8 +5,9 @@
 `activation-matching`  by what the units answer on unlabelled rows
 `universe`             by activations and then weights, each model once for all pairs
 `least-squares`        activation matching, then every layer solved anew; has no recipe
+`partial-matching`     activation matching of models whose hidden widths differ; has no recipe
 
-The last three need rows: unlabelled ones, of those that α is chosen on.
+The last four need rows: unlabelled ones, of those that α is chosen on.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from broker_node.align import (
     activation_matching,
     identity,
     least_squares,
+    partial,
     universe,
     weight_matching,
 )
@@ -30,6 +32,7 @@ ALIGNERS: Final[dict[str, Aligner]] = {
     activation_matching.NAME: activation_matching.activation_matching,
     universe.NAME: universe.universe,
     least_squares.NAME: least_squares.least_squares,
+    partial.NAME: partial.partial_matching,
 }
 
 

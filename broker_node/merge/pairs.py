@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from broker_node.align import partial
 from broker_node.align.stages import Aligned
 from broker_node.evaluate.curve import LossCurve, row_losses
 from broker_node.merge.stages import Json, Merged, MergeError, Rows
@@ -30,9 +31,9 @@ def require_pairs(aligned: Sequence[Aligned], rows: Rows) -> Verified:
     for pair in aligned:
         if pair.buyer.weights_root != buyer.weights_root:
             raise MergeError("mismatch", "the pairs have different buyers")
-        if buyer.layers or any(
-            side.architecture != buyer.architecture for side in (pair.buyer, pair.seller)
-        ):
+        # a sold model may have had other widths: what counts is what was made of it
+        sides = (pair.buyer,) if pair.method in partial.ALL else (pair.buyer, pair.seller)
+        if buyer.layers or any(side.architecture != buyer.architecture for side in sides):
             raise MergeError("mismatch", f"not all are whole {buyer.architecture.text[:100]}")
         _require_tensors(buyer.tensors, pair.transformed)
     roots = [pair.seller.weights_root for pair in aligned]

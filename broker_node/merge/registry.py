@@ -12,6 +12,7 @@ from broker_node.merge import (
     lerp,
     outright,
     regmean,
+    repair,
     task_arithmetic,
     ties,
 )
@@ -21,6 +22,7 @@ MERGERS: Final[dict[str, Merger]] = {
     lerp.NAME: lerp.lerp,
     layer_alpha.NAME: layer_alpha.layer_alpha,
     regmean.NAME: regmean.regmean,
+    repair.NAME: repair.repair,
     fisher.NAME: fisher.fisher,
     fusion.NAME: fusion.fusion,
     task_arithmetic.NAME: task_arithmetic.task_arithmetic,
@@ -29,7 +31,7 @@ MERGERS: Final[dict[str, Merger]] = {
     outright.NAME: outright.outright,
 }
 
-ONE_SELLER: Final = frozenset({lerp.NAME, layer_alpha.NAME, outright.NAME})
+ONE_SELLER: Final = frozenset({lerp.NAME, layer_alpha.NAME, outright.NAME, repair.NAME})
 """Methods that take a single pair; all others take any number."""
 
 NEEDS_BASE: Final = frozenset({task_arithmetic.NAME, ties.NAME})

@@ -26,7 +26,7 @@ class MergeError(MarketError):
 
     `reason` is stable: ``no-sellers``, ``several-sellers``, ``duplicate-seller``, ``no-base``,
     ``mismatch``, ``not-finite``, ``no-rows``, ``one-class-rows``, ``wrong-rows``,
-    ``computes-nothing``.
+    ``computes-nothing``, ``no-chain``.
     """
 
     def __init__(self, reason: str, detail: str) -> None:

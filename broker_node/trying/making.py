@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from broker_node.align.partial import NAME as PARTIAL
 from broker_node.align.stages import Aligned
 from broker_node.evaluate.gain import Gain
 from broker_node.trying.methods import (
@@ -114,7 +115,7 @@ class Maker:
                 self.replicas[place] = residual
                 continue
             self.independent.append(place)
-            for name in self.aligners:
+            for name in self._aligners(seller):
                 self._line(place, seller, name)
             self._others((place,))
         together = tuple(place for place in self.independent if place in self.pairs)
@@ -145,12 +146,19 @@ class Maker:
             if len(kept) == len(places) and (merge == OUTRIGHT or kept != best):
                 self._merged(places, kept, merge)
 
+    def _aligners(self, seller: Verified) -> Sequence[str]:
+        """Return the alignments for a seller: one of other widths has its own, and no other."""
+        if seller.architecture != self.buyer.architecture:
+            return [PARTIAL] if PARTIAL in self.aligners else self.aligners
+        return [name for name in self.aligners if name != PARTIAL] or self.aligners
+
     def _residual(self, seller: Verified) -> float:
         """Return how far a seller's model is from the buyer's once it is lined up with it."""
         if seller.weights_root == self.buyer.weights_root:
             return 0.0
         least = float("inf")
-        for name in ("identity", "weight-matching"):
+        alike = seller.architecture == self.buyer.architecture
+        for name in ("identity", "weight-matching") if alike else (PARTIAL,):
             try:
                 found = align(name, self.buyer, seller, self.choice.inputs_RF, seed=self.seed)
             except MarketError:

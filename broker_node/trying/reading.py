@@ -14,6 +14,8 @@ from typing import Final
 
 import torch
 
+from broker_node.align.partial import require_widths_alone
+from broker_node.align.stages import ArchitectureMismatchError
 from broker_node.trying.errors import TryError
 from broker_node.trying.stack import Shapes, layers_of, ordered, widths_of
 from broker_node.verify.checks import verify
@@ -28,7 +30,7 @@ from node.params.merges import is_adapter
 from node.params.peft import read_adapter
 from node.params.profile import Limits, check_header
 from node.protocol import bounded_json
-from node.protocol.errors import RemoteProtocolError
+from node.protocol.errors import MarketError, RemoteProtocolError
 
 LIMITS: Final = Limits(tensors=MAX_TENSORS, total_bytes=8 * MAX_PARAMETERS)
 """Of one file: as many parameters as the largest model has, in float64."""
@@ -286,11 +288,31 @@ def _difference(expected: Shapes, found: Shapes) -> str:
     return f"{next(name for name in found if name not in expected)} is too much"
 
 
+def read_beside(path: Path, architecture: Architecture, *, order: Sequence[str] = ()) -> Checkpoint:
+    """Return a model that is to go with one of `architecture`, whose hidden widths may be others.
+
+    Raises `TryError` as `read_checkpoint`: of the two ways to read it, that of `architecture`.
+    """
+    try:
+        return read_checkpoint(path, architecture=architecture, order=order)
+    except TryError as error:
+        try:
+            found = read_checkpoint(path, order=order)
+            require_widths_alone(architecture, found.model.architecture)
+        except MarketError:
+            raise error from None
+        return found
+
+
 def require_alike(buyer: Checkpoint, seller: Checkpoint) -> None:
-    """Raise `TryError` unless both are of one architecture."""
+    """Raise `TryError` unless both are of one architecture, but for their hidden widths."""
     ours, theirs = buyer.model.architecture, seller.model.architecture
-    if ours != theirs:
+    if ours == theirs:
+        return
+    try:
+        require_widths_alone(ours, theirs)
+    except ArchitectureMismatchError as error:
         raise TryError(
             f"{seller.path} is {shown(theirs)} and {buyer.path} is {shown(ours)}: only models of "
-            "one architecture can be merged"
-        )
+            f"one architecture can be merged, or of other hidden widths alone ({error})"
+        ) from error

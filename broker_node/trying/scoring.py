@@ -70,12 +70,21 @@ def score_ensemble(
     members: Sequence[Tensors],
     rows: Rows,
     metric: Metric | None = None,
+    *,
+    architectures: Sequence[Architecture] = (),
 ) -> Score:
-    """Return what the mean of several models' probabilities, or values, scores."""
+    """Return what the mean of several models' probabilities, or values, scores.
+
+    `architectures`: those of the members, where not all are of `architecture`.
+    """
     values = rows.targets_R.is_floating_point()
+    of_each = architectures or [architecture] * len(members)
 
     def model(inputs_RF: torch.Tensor) -> torch.Tensor:
-        answers = [apply(architecture, tensors, inputs_RF).double() for tensors in members]
+        answers = [
+            apply(own, tensors, inputs_RF).double()
+            for own, tensors in zip(of_each, members, strict=True)
+        ]
         if values:
             return torch.stack(answers).mean(0)
         logs_NRC = torch.stack([functional.log_softmax(each, dim=1) for each in answers])

@@ -25,6 +25,7 @@ from broker_node.trying.errors import TryError
 from broker_node.trying.making import Candidate, Maker, refused
 from broker_node.trying.methods import Merger, Rows
 from broker_node.trying.scoring import Metric, Score, score, score_ensemble
+from broker_node.trying.widths import width_controls
 from broker_node.verify.stages import Verified
 from node.params.recipe import interpolate
 from node.protocol.errors import LocalProtocolError, MarketError
@@ -73,6 +74,8 @@ class Trial:
     repeated: dict[int, int]
     """Sellers whose weights an earlier one has, and which that is."""
     candidates: tuple[Candidate, ...]
+    widths: tuple[Candidate, ...]
+    """Controls of sellers of other widths (`broker_node.trying.widths`); never the best."""
     curves: tuple[Curve, ...]
     tuned: Score | None
     """The buyer's model fine-tuned on the choice half; None where that cannot be done."""
@@ -137,16 +140,27 @@ def run_trial(
     usable = [place for place, each in enumerate(found) if each.gain is not None]
     best = min(usable, key=lambda place: found[place].choice_loss, default=None)
     tuned_score, tuned_gain = _tuned(buyer, choice, scored, own, drawn, metric)
-    independent = [sellers[place].tensors for place in made.independent]
+    members = [buyer, *(sellers[place] for place in made.independent)]
     return Trial(
         seed=drawn,
         choice=choice,
         scored=scored,
         buyer=own,
-        sellers=tuple(score(buyer.architecture, each.tensors, scored, metric) for each in sellers),
-        ensemble=score_ensemble(buyer.architecture, [buyer.tensors, *independent], scored, metric)
-        if independent
+        sellers=tuple(score(each.architecture, each.tensors, scored, metric) for each in sellers),
+        ensemble=score_ensemble(
+            buyer.architecture,
+            [each.tensors for each in members],
+            scored,
+            metric,
+            architectures=[each.architecture for each in members],
+        )
+        if made.independent
         else None,
+        widths=tuple(
+            _scored(control, buyer, scored, own, metric)
+            for place in made.independent
+            for control in width_controls(buyer, sellers[place], place, choice, seed=seed)
+        ),
         replicas=made.replicas,
         repeated=made.repeated,
         candidates=tuple(found),

@@ -111,11 +111,12 @@ def rows_options(command: Any) -> Any:
 def try_(node: Invocation | None, /, **options: Any) -> int:
     """Try which checkpoints merge well, offline: no network, no chain, no account.
 
-    A is yours; B, C and so on are what might improve it: safetensors files of one architecture.
-    Each is lined up with A by every alignment, merged by every method, and measured on ROWS. One
-    half of the rows, drawn by --seed, chooses alpha, alignment and method; the other half, which
-    chose nothing, scores. The gain is the drop of the loss; "≥" and "at least" are its one-sided
-    95% bound, paired over rows.
+    A is yours; B, C and so on are what might improve it: safetensors files of one architecture,
+    whose hidden widths may differ (partial-matching then, with its controls). Each is lined up
+    with A by every alignment, merged by every method, and measured on ROWS. One half of the rows,
+    drawn by --seed, chooses alpha, alignment and method; the other half, which chose nothing,
+    scores. The gain is the drop of the loss; "≥" and "at least" are its one-sided 95% bound,
+    paired over rows.
 
     \b
     pm-node try a.safetensors b.safetensors --data val.csv --out merged
@@ -216,15 +217,17 @@ def _nothing() -> Any:
 def read_models(
     paths: Sequence[Path], architecture: str | None, order: str | None, *, base: Path | None = None
 ) -> list[Checkpoint]:
-    """Return the models of the files, all of one architecture. Raises `TryError`.
+    """Return the models of the files, of one architecture but for hidden widths.
 
-    `base`: of what folders of adapters are.
+    A named architecture is the first file's. `base`: of what folders of adapters are. Raises
+    `TryError`.
     """
     from broker_node.trying.errors import TryError
     from broker_node.trying.reading import (
         parse_flag,
         read_adapters,
         read_base,
+        read_beside,
         read_checkpoint,
         require_alike,
     )
@@ -238,7 +241,10 @@ def read_models(
     layers = () if order is None else tuple(order.split(","))
     models: list[Checkpoint] = []
     for path in paths:
-        model = read_checkpoint(path, architecture=named, order=layers)
+        if models and named is not None:
+            model = read_beside(path, named, order=layers)
+        else:
+            model = read_checkpoint(path, architecture=named, order=layers)
         if models:
             require_alike(models[0], model)
         models.append(model)

@@ -69,6 +69,13 @@ def card(document: dict[str, Any]) -> str:
             f"| beside it: an ensemble, which runs all models | loss {_loss(ensemble['loss'])}, "
             f"accuracy {percent(ensemble['accuracy'])} |"
         )
+    lines += [
+        f"| beside it: control of other widths, {'+'.join(each['sellers'])} by "
+        f"{_text(each['align'])}, {_text(each['merge'])} at α {alpha_text(each['alpha'])} | "
+        f"loss {_loss(each['loss'])}, accuracy {percent(each['accuracy'])} |"
+        for each in document["controls"]["widths"]
+        if not each["refused"]
+    ]
     lines += ["", "## Warnings", ""]
     lines += [f"- {each['name']}: {_text(each['text'])}" for each in document["warnings"]]
     lines += [

@@ -59,6 +59,7 @@ def document_of(
                 "name": label,
                 "file": str(model.path),
                 "root": model.traded.weights_root.hex(),
+                "architecture": shown(model.model.architecture),
                 **_scores(trial.buyer if place == 0 else trial.sellers[place - 1]),
                 "replica_of": "A" if place - 1 in trial.replicas else None,
             }
@@ -82,6 +83,7 @@ def document_of(
                 "gain": trial.tuned_gain.gain / ONE,
                 "bound": trial.tuned_gain.bound / ONE,
             },
+            "widths": [_method(each, labels) for each in trial.widths],
         },
         "curves": [
             {

@@ -127,6 +127,18 @@ def _methods(document: dict[str, Any], out: Console) -> None:
             _hundredths(tuned["gain"]), _hundredths(tuned["bound"]),
             style="dim",
         )  # fmt: skip
+    for method in document["controls"]["widths"]:
+        if not method["refused"]:
+            table.add_row(
+                "+".join(method["sellers"]),
+                Text(method["align"]),
+                Text("control"),
+                alpha_text(method["alpha"]),
+                *_figures(method, own=bool(own_metric)),
+                _hundredths(method["gain"]),
+                _hundredths(method["bound"]),
+                style="dim",
+            )
     if shown:
         out.print(table)
     if len(shown) > MAX_SHOWN:

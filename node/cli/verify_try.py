@@ -25,7 +25,7 @@ def verify_trial(
     options: dict[str, Any],
 ) -> None:
     """Check a receipt against files. Raises `MarketError` naming the field that does not hold."""
-    from broker_node.trying.reading import read_adapters, read_checkpoint
+    from broker_node.trying.reading import read_adapters, read_beside, read_checkpoint
     from broker_node.trying.receipt import check_receipt
     from node.cli.try_ import read_validation
     from node.cli.try_receipt_file import read
@@ -35,15 +35,19 @@ def verify_trial(
 
     file = read(receipt)
     architecture = parse_architecture(file.evaluation.architecture)
-    paths = (base, *sold, *(() if merged is None else (merged,)))
     below = adapter_base(node.load().config)
     if is_adapter(architecture):
         if below is None:
             raise click.UsageError("the receipt is of adapters: name their base, --adapter-base")
+        paths = (base, *sold, *(() if merged is None else (merged,)))
         buyer, *others = read_adapters(paths, below)
+        made = None if merged is None else others.pop().traded.tensors
     else:
-        buyer, *others = (read_checkpoint(path, architecture=architecture) for path in paths)
-    made = None if merged is None else others.pop().traded.tensors
+        buyer = read_checkpoint(base, architecture=architecture)
+        others = [read_beside(path, architecture) for path in sold]
+        made = None
+        if merged is not None:
+            made = read_checkpoint(merged, architecture=architecture).model.tensors
     said = {**options, "label": options["label"] or file.rows.label}
     said["data_folder"] = node.load().config.data_folder
     said["normalise"] = options["normalise"] or file.rows.normalise

@@ -68,6 +68,17 @@ class Gate(nn.Module):
         return x * (gate[:, :, None, None] if x.ndim == 4 else gate)
 
 
+class Twice(nn.Module):
+    """The same layers one after the other: their tensors serve twice."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(self.inner(x))  # type: ignore[no-any-return]
+
+
 class Shuffle(nn.Module):
     """Channels of several groups interleaved."""
 
@@ -100,7 +111,8 @@ def _conv(draw: Draw, into: int, out: int) -> nn.Module:
     groups = draw(st.sampled_from([g for g in (1, 1, 2, 3, into) if into % g == out % g == 0]))
     kernel = draw(st.sampled_from([1, 3]))
     bias = draw(st.booleans())
-    return nn.Conv2d(into, out, kernel, padding=kernel // 2, groups=groups, bias=bias)
+    kind = nn.ConvTranspose2d if draw(st.integers(0, 7)) == 7 else nn.Conv2d
+    return kind(into, out, kernel, padding=kernel // 2, groups=groups, bias=bias)
 
 
 def _stage(draw: Draw, into: int) -> tuple[nn.Module, int]:
@@ -126,7 +138,8 @@ def _stage(draw: Draw, into: int) -> tuple[nn.Module, int]:
 def image_modules(draw: Draw) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     stages: list[nn.Module] = []
     channels = 4
-    stages.append(nn.Conv2d(3, channels, 3, padding=1))
+    stride = draw(st.sampled_from([1, 1, 2]))
+    stages.append(nn.Conv2d(3, channels, 3, stride, padding=1))
     for _ in range(draw(st.integers(1, 3))):
         stage, channels = _stage(draw, channels)
         stages.append(stage)
@@ -134,7 +147,8 @@ def image_modules(draw: Draw) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
         stages += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 3)]
     else:
         stages += [nn.AvgPool2d(2), nn.Flatten(), nn.Linear(4 * channels, 3)]
-    return nn.Sequential(*stages), (torch.randn(2, 3, 4, 4, generator=_generator()),)
+    side = 4 * stride
+    return nn.Sequential(*stages), (torch.randn(2, 3, side, side, generator=_generator()),)
 
 
 @st.composite
@@ -143,12 +157,21 @@ def vector_modules(draw: Draw) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     width = 5
     for _ in range(draw(st.integers(1, 4))):
         out = draw(st.sampled_from([4, 6]))
+        norm = draw(st.sampled_from([nn.Identity, nn.LayerNorm, nn.BatchNorm1d]))
+        act = draw(st.sampled_from(["act", "act", "act", "prelu", "glu"]))
         body = nn.Sequential(
-            nn.Linear(width, out, bias=draw(st.booleans())),
-            nn.LayerNorm(out) if draw(st.booleans()) else nn.Identity(),
-            Act(draw(activations)),
+            nn.Linear(width, 2 * out if act == "glu" else out, bias=draw(st.booleans())),
+            norm(2 * out) if act == "glu" else norm(out),
+            nn.GLU()
+            if act == "glu"
+            else nn.PReLU(out)
+            if act == "prelu"
+            else Act(draw(activations)),
         )
-        match draw(st.sampled_from(["plain", "residual", "dense", "gate"])):
+        match draw(st.sampled_from(["plain", "residual", "dense", "gate", "twice"])):
+            case "twice":
+                again = nn.Sequential(body, nn.Linear(out, width))
+                stages.append(Twice(Residual(again) if draw(st.booleans()) else again))
             case "residual":
                 project = None if draw(st.booleans()) else nn.Linear(width, width)
                 stages.append(Residual(nn.Sequential(body, nn.Linear(out, width)), project))
@@ -219,6 +242,29 @@ class Attention(nn.Module):
         return self.out(mixed.transpose(1, 2).reshape(rows, tokens, -1))  # type: ignore[no-any-return]
 
 
+class Separate(nn.Module):
+    """Attention of separate matrices, every token seeing all; queries and keys may be normed."""
+
+    def __init__(self, width: int, heads: int, shared: int, *, normed: bool) -> None:
+        super().__init__()
+        self.shared, self.size = shared, 4
+        self.q = nn.Linear(width, heads * self.size)
+        self.k = nn.Linear(width, heads // shared * self.size, bias=False)
+        self.v = nn.Linear(width, heads // shared * self.size)
+        self.out = nn.Linear(heads * self.size, width)
+        self.q_norm, self.k_norm = (
+            RmsNorm(self.size) if normed else nn.Identity() for _ in range(2)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows, tokens, _ = x.shape
+        q, k, v = (side(x).view(rows, tokens, -1, self.size) for side in (self.q, self.k, self.v))
+        q, k, v = (side.transpose(1, 2) for side in (self.q_norm(q), self.k_norm(k), v))
+        k, v = (side.repeat_interleave(self.shared, dim=1) for side in (k, v))
+        mixed = functional.scaled_dot_product_attention(q, k, v)
+        return self.out(mixed.transpose(1, 2).reshape(rows, tokens, -1))  # type: ignore[no-any-return]
+
+
 class SwiGlu(nn.Module):
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -245,15 +291,39 @@ class Tokens(nn.Module):
         return self.head(self.norm(self.layers(x)))  # type: ignore[no-any-return]
 
 
-@st.composite
-def sequence_modules(draw: Draw) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
-    width = draw(st.sampled_from([6, 8]))
+class Patches(nn.Module):
+    """An image cut into tokens, layers, and a head on one token of its own or on the mean."""
+
+    def __init__(self, width: int, layers: nn.Module, *, own: bool) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 2, 2)
+        self.own = nn.Parameter(torch.zeros(1, 1, width)) if own else None
+        self.places = nn.Parameter(torch.zeros(1, 5 if own else 4, width))
+        self.layers, self.norm, self.head = layers, nn.LayerNorm(width), nn.Linear(width, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.patches(images).flatten(2).transpose(1, 2)
+        if self.own is not None:
+            x = torch.cat([self.own.expand(len(x), -1, -1), x], dim=1)
+        x = self.norm(self.layers(x + self.places))
+        return self.head(x.mean(1) if self.own is None else x[:, 0])  # type: ignore[no-any-return]
+
+
+HEADS = [(1, 1), (2, 1), (3, 1), (4, 2), (2, 2)]
+"""Heads of queries, and how many of them share one of keys and values."""
+
+
+def _layers(draw: Draw, width: int, *, causal: bool) -> nn.Module:
     layers: list[nn.Module] = []
     norm = draw(st.sampled_from([nn.LayerNorm, RmsNorm]))
     for _ in range(draw(st.integers(1, 2))):
-        heads, shared = draw(st.sampled_from([(1, 1), (2, 1), (3, 1), (4, 2), (2, 2)]))
-        form = draw(st.sampled_from(["split", "stacked", "written"]))
-        attention = Attention(width, heads, shared, form, rotary=draw(st.booleans()))
+        heads, shared = draw(st.sampled_from(HEADS))
+        attention: nn.Module
+        if causal and draw(st.booleans()):
+            form = draw(st.sampled_from(["split", "stacked", "written"]))
+            attention = Attention(width, heads, shared, form, rotary=draw(st.booleans()))
+        else:
+            attention = Separate(width, heads, shared, normed=draw(st.booleans()))
         inner = draw(st.sampled_from([5, 7]))
         mlp: nn.Module = SwiGlu(width, inner)
         if draw(st.booleans()):
@@ -264,8 +334,61 @@ def sequence_modules(draw: Draw) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
                 layers.append(Residual(nn.Sequential(norm(width), part)))
             else:
                 layers += [Residual(part), norm(width)]
-    module = Tokens(width, nn.Sequential(*layers), tied=draw(st.booleans()))
+    whole = nn.Sequential(*layers)
+    return Twice(whole) if draw(st.integers(0, 4)) == 4 else whole
+
+
+@st.composite
+def sequence_modules(draw: Draw) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    width = draw(st.sampled_from([6, 8]))
+    module = Tokens(width, _layers(draw, width, causal=True), tied=draw(st.booleans()))
     return module, (torch.arange(10).reshape(2, 5) % 11,)
 
 
-modules = st.one_of(vector_modules(), image_modules(), sequence_modules())
+@st.composite
+def patch_modules(draw: Draw) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    width = draw(st.sampled_from([6, 8]))
+    module = Patches(width, _layers(draw, width, causal=False), own=draw(st.booleans()))
+    return module, (torch.randn(2, 3, 4, 4, generator=_generator()),)
+
+
+class Foreign(nn.Module):
+    """An operation that sees units in an order of its own, which no rule knows."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        match self.name:
+            case "sort":
+                return x.sort(dim=1).values
+            case "topk":
+                return x * (x >= x.topk(2, 1).values[:, -1:])
+            case "fft":
+                return torch.fft.fft(x, dim=1).abs()  # type: ignore[no-any-return]
+            case "maxout":
+                return functional.adaptive_max_pool1d(x[:, None], x.shape[1])[:, 0]
+        return x if x.sum() > 0 else -x
+
+
+FOREIGN = ("sort", "topk", "fft", "maxout", "branch")
+
+
+@st.composite
+def foreign_modules(draw: Draw) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """One such operation among layers that are understood."""
+    module, args = draw(vector_modules())
+    assert isinstance(module, nn.Sequential)
+    parts = list(module)
+    parts.insert(draw(st.integers(1, len(parts) - 1)), Foreign(draw(st.sampled_from(FOREIGN))))
+    return nn.Sequential(*parts), args
+
+
+KINDS: dict[str, Any] = {
+    "vectors": vector_modules(),
+    "images": image_modules(),
+    "sequences": sequence_modules(),
+    "patches": patch_modules(),
+}
+modules = st.one_of(*KINDS.values())

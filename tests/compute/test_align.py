@@ -114,8 +114,8 @@ def test_alignment_is_the_same_for_the_same_seed(pair: tuple[Verified, Verified]
 
 def test_models_of_two_architectures_are_not_aligned() -> None:
     small = Architecture("mlp", {"widths": [3, 4, 2]})
-    wide = Architecture("mlp", {"widths": [3, 5, 2]})
-    ours, theirs = (verified(a, random_init(a, 0)) for a in (small, wide))
+    deep = Architecture("mlp", {"widths": [3, 4, 4, 2]})
+    ours, theirs = (verified(a, random_init(a, 0)) for a in (small, deep))
     for align in ALIGNERS.values():
         with pytest.raises(ArchitectureMismatchError):
             align(ours, theirs, seed=0)

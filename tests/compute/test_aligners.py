@@ -31,6 +31,7 @@ from node.protocol.types import ONE, Digest, Millionths
 Tensors = Mapping[str, torch.Tensor]
 SMALL = Architecture("mlp", {"widths": [6, 7, 5, 8, 3]})
 WITH_ROWS = ("activation-matching", "universe", "least-squares")
+"""Of models of one architecture; `partial-matching` has tests of its own."""
 WITH_RECIPE = ("activation-matching", "universe")
 
 
@@ -253,10 +254,12 @@ def test_rows_that_say_nothing_are_refused_by_name(
 
 @pytest.mark.parametrize("method", ALIGNERS)
 def test_another_architecture_is_the_first_thing_that_is_said(method: str) -> None:
-    other = Architecture("mlp", {"widths": [6, 7, 5, 9, 3]})
-    ours, theirs = (verified(a, random_init(a, 0)) for a in (SMALL, other))
-    with pytest.raises(ArchitectureMismatchError):
-        ALIGNERS[method](ours, theirs, seed=0)
+    deeper = Architecture("mlp", {"widths": [6, 7, 5, 8, 4, 3]})
+    wider = Architecture("mlp", {"widths": [6, 7, 5, 9, 3]})
+    for other in (deeper, wider) if method != "partial-matching" else (deeper,):
+        ours, theirs = (verified(a, random_init(a, 0)) for a in (SMALL, other))
+        with pytest.raises(ArchitectureMismatchError):
+            ALIGNERS[method](ours, theirs, seed=0)
 
 
 @pytest.mark.parametrize("method", WITH_ROWS)

@@ -33,7 +33,7 @@ from node.params.symmetry import (
 )
 from node.protocol.errors import LocalProtocolError
 from tests.compute import known_modules as known
-from tests.compute.random_modules import modules
+from tests.compute.random_modules import KINDS, Foreign, foreign_modules, modules
 
 IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 Example = tuple[nn.Module, tuple[torch.Tensor, ...]]
@@ -200,13 +200,38 @@ def test_outputs_bear_out_the_symmetries_of_random_architectures(
     check_symmetries(example, seed)
 
 
+EACH = 250
+"""Architectures of each kind, of four: a thousand."""
+
+
 @pytest.mark.slow
-@given(example=modules, seed=st.integers(0, 2**31))
-@settings(QUICK, max_examples=1000)
-def test_outputs_bear_out_the_symmetries_of_a_thousand_architectures(
-    example: Example, seed: int
-) -> None:
-    check_symmetries(example, seed)
+@pytest.mark.parametrize("kind", KINDS)
+def test_outputs_bear_out_the_symmetries_of_a_thousand_architectures(kind: str) -> None:
+    borne_out = set()
+
+    @given(example=KINDS[kind], seed=st.integers(0, 2**31))
+    @settings(QUICK, max_examples=EACH)
+    def every(example: Example, seed: int) -> None:
+        check_symmetries(example, seed)
+        borne_out.add((str(example[0]), seed))
+
+    every()
+    assert len(borne_out) == EACH
+
+
+@given(example=foreign_modules())
+@settings(QUICK, max_examples=20)
+def test_an_operation_that_no_rule_knows_is_refused_by_name(example: Example) -> None:
+    module, args = example
+    (name,) = (part.name for part in module.modules() if isinstance(part, Foreign))
+    with pytest.raises(UnderivableError) as error:
+        derive(module.eval(), args)
+    if name == "branch":
+        assert error.value.reason == "untraceable"
+    else:
+        assert error.value.reason == "unknown-operation"
+        assert error.value.operation
+        assert error.value.node in str(error.value)
 
 
 def test_a_specification_that_outputs_do_not_bear_out_is_an_error() -> None:
