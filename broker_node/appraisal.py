@@ -8,7 +8,6 @@ tensors that compute nothing, for drills of the settlement.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ from broker_node.align.matching import MAX_WORK, work_of
 from broker_node.align.registry import ALIGNERS, aligner_of
 from broker_node.evaluate.adapters import as_traded, whole_pair
 from broker_node.evaluate.control import own_gain
+from broker_node.evaluate.curve import Runner
+from broker_node.evaluate.device import runner_on
 from broker_node.evaluate.evaluation import DEFAULT_SEARCH, evaluate, require_search
 from broker_node.evaluate.gain import Gain
 from broker_node.evaluate.tuning import tuned_gain
@@ -36,7 +37,7 @@ from node.params.architecture import (
     parse_architecture,
     permutation_spec,
 )
-from node.params.encoding import decode_file, weights_root
+from node.params.encoding import decode_file, decode_tensors, weights_root
 from node.params.families.lora import Lora
 from node.params.families.shapes import Shapes
 from node.params.permutation import PermutationSpec, restrict
@@ -63,6 +64,8 @@ class Trial:
     """What the buyer's model gains by itself (`own_gain`), where that is measured."""
     tuned: Millionths | None = None
     """What it gains by fine-tuning on the broker's labels (`tuned_gain`), where that is."""
+    fallbacks: tuple[str, ...] = ()
+    """What could not be computed as it was meant to be, and how it was computed instead."""
 
 
 class Appraiser(Protocol):
@@ -81,13 +84,17 @@ class Appraiser(Protocol):
         """How many of them choose α in a trial, and how many score it (`rows_due`)."""
 
     @property
+    def adapter_base(self) -> Base | None:
+        """What adapters must be of, if any are taken."""
+
+    @property
     def probes_RF(self) -> torch.Tensor | None:
         """Rows without their labels, to run models on; None where nothing is computed."""
 
     def screen(self, offer: Offer) -> None:
         """Raise `RemoteProtocolError` for an offer that could never be admitted, unfetched."""
 
-    def admit(self, path: Path, offer: Offer) -> Verified:
+    def admit(self, blob: Path | memoryview, offer: Offer) -> Verified:
         """Return the model in a blob. Raises `MarketError` unless it is what the offer says."""
 
     def measure(
@@ -128,9 +135,13 @@ def _require_matchable(spec: PermutationSpec) -> None:
         )
 
 
-def _admit(path: Path, offer: Offer, base: Base | None = None) -> Verified:
+def _admit(blob: Path | memoryview, offer: Offer, base: Base | None = None) -> Verified:
     architecture = parse_architecture(offer.architecture)
-    tensors = decode_file(path, layout(architecture, offer.layers))
+    expected = layout(architecture, offer.layers)
+    if isinstance(blob, Path):
+        tensors = decode_file(blob, expected)
+    else:
+        tensors = decode_tensors(blob, expected)
     return verify(
         Received(
             weights_root=offer.weights_root,
@@ -156,12 +167,14 @@ class MarketAppraiser:
         control: bool = False,
         base: Base | None = None,
         tune: bool = False,
+        device: str = "cpu",
     ) -> None:
         """`shared_rows`: choose α and score the gain on all rows alike, as the papers do.
 
         `control`: measure too what each buyer's model gains by itself. `tune`: what it gains by
         fine-tuning on the rows that choose.
         `base`: the model that adapters must be of, and are run on; without one none is taken.
+        `device`: what evaluates (`broker_node.evaluate.device`); merged bytes are the CPU's.
         """
         if method not in ALIGNERS:
             raise LocalProtocolError(f"no alignment {method!r}; there are {sorted(ALIGNERS)}")
@@ -172,6 +185,7 @@ class MarketAppraiser:
         self._control = control
         self._base = base
         self._tune = tune
+        self._device = device
         self.validation_root: Digest = validation.root
         self.validation_rows: int = len(validation)
         self.rows: tuple[int, int] = rows_due(len(validation), shared=shared_rows)
@@ -188,6 +202,11 @@ class MarketAppraiser:
         return self._validation.inputs_RF
 
     @property
+    def adapter_base(self) -> Base | None:
+        """What adapters are run on."""
+        return self._base
+
+    @property
     def method(self) -> str:
         """How units are matched."""
         return self._method
@@ -201,14 +220,15 @@ class MarketAppraiser:
         if _ends(architecture) != self._ends:
             raise RemoteProtocolError("wrong-architecture", architecture.text[:200])
 
-    def admit(self, path: Path, offer: Offer) -> Verified:
+    def admit(self, blob: Path | memoryview, offer: Offer) -> Verified:
         self.screen(offer)
-        return _admit(path, offer, self._base)
+        return _admit(blob, offer, self._base)
 
     def measure(
         self, base: Verified, sold: Verified, *, task: str, notice: tuple[Digest, BrokerNotice]
     ) -> Trial:
         seed = trial_seed(notice[1].seed, base.weights_root, sold.weights_root)
+        runner = runner_on(self._device)
         align = aligner_of(base.architecture, self._method)
         aligned = align(base, sold, seed=int.from_bytes(seed[:8], "big"))
         found = evaluate(
@@ -218,6 +238,7 @@ class MarketAppraiser:
             choice_rows=self.rows[0],
             score_rows=self.rows[1],
             search=self._search,
+            runner=runner,
         )
         found = as_traded(aligned, found)
         return Trial(
@@ -242,11 +263,14 @@ class MarketAppraiser:
                 code_version=CODE_VERSION,
             ),
             recipe=found.recipe.encode(),
-            control=self._alone(own_gain, base, seed) if self._control else None,
-            tuned=self._alone(tuned_gain, base, seed) if self._tune else None,
+            control=self._alone(own_gain, base, seed, runner) if self._control else None,
+            tuned=self._alone(tuned_gain, base, seed, runner) if self._tune else None,
+            fallbacks=runner.fallbacks(),
         )
 
-    def _alone(self, measure: Callable[..., Gain], base: Verified, seed: Digest) -> Millionths:
+    def _alone(
+        self, measure: Callable[..., Gain], base: Verified, seed: Digest, runner: Runner
+    ) -> Millionths:
         """Return what a base gains without anybody's weights, on the rows of its trial."""
         choice_rows, score_rows = self.rows
         return measure(
@@ -255,12 +279,14 @@ class MarketAppraiser:
             seed=seed,
             choice_rows=choice_rows,
             score_rows=score_rows,
+            runner=runner,
         ).gain
 
     def replay(self, subject: Evaluation, recipe: bytes, base: Verified, sold: Verified) -> Figure:
         if subject.code_version != CODE_VERSION:
             differs("code_version", subject.code_version, CODE_VERSION)
-        return replayed(subject, recipe, base, sold, self._validation)
+        runner = runner_on(self._device)
+        return replayed(subject, recipe, base, sold, self._validation, runner=runner)
 
 
 def _ends(architecture: Architecture) -> tuple[object, object] | None:
@@ -286,15 +312,16 @@ class DrillAppraiser:
     validation_rows: int = 0
     rows: tuple[int, int] = (0, 0)
     probes_RF: torch.Tensor | None = None
+    adapter_base: Base | None = None
 
     def screen(self, offer: Offer) -> None:
         architecture = _screen(offer, matches=False)
         if not isinstance(architecture.model, Shapes):
             raise RemoteProtocolError("drill-only", architecture.text[:200])
 
-    def admit(self, path: Path, offer: Offer) -> Verified:
+    def admit(self, blob: Path | memoryview, offer: Offer) -> Verified:
         self.screen(offer)
-        return _admit(path, offer)
+        return _admit(blob, offer)
 
     def measure(
         self, base: Verified, sold: Verified, *, task: str, notice: tuple[Digest, BrokerNotice]
@@ -332,45 +359,3 @@ class DrillAppraiser:
         return Figure(
             loss_before=1_000_000_000, loss_after=900_000_000, gain=self.GAIN, bound=self.GAIN
         )
-
-
-class ModelShelf:
-    """Verified models by weights root, the latest used ones."""
-
-    def __init__(self, capacity: int, max_bytes: int = 2 * 1024**3) -> None:
-        """Hold at most `capacity` models of `max_bytes` together; a larger one alone."""
-        self._capacity = capacity
-        self._max_bytes = max_bytes
-        self._models: OrderedDict[Digest, Verified] = OrderedDict()
-        self._bytes = 0
-
-    def get(self, root: Digest) -> Verified | None:
-        """Return a model that was admitted, if it is still held."""
-        if root in self._models:
-            self._models.move_to_end(root)
-        return self._models.get(root)
-
-    def models(self) -> tuple[Verified, ...]:
-        """Return all that is held, the latest used first."""
-        return tuple(reversed(self._models.values()))
-
-    def put(self, model: Verified) -> tuple[Digest, ...]:
-        """Hold a model; returns the roots of those that had to go, least recently used first."""
-        replaced = self._models.pop(model.weights_root, None)
-        if replaced is not None:
-            self._bytes -= _tensor_bytes(replaced)
-        self._models[model.weights_root] = model
-        self._bytes += _tensor_bytes(model)
-        gone: list[Digest] = []
-        while len(self._models) > 1 and self._is_full():
-            root, forgotten = self._models.popitem(last=False)
-            self._bytes -= _tensor_bytes(forgotten)
-            gone.append(root)
-        return tuple(gone)
-
-    def _is_full(self) -> bool:
-        return len(self._models) > self._capacity or self._bytes > self._max_bytes
-
-
-def _tensor_bytes(model: Verified) -> int:
-    return sum(tensor.nbytes for tensor in model.tensors.values())

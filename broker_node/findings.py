@@ -71,3 +71,12 @@ class NotCompared(Event):
     root: Digest
     reason: str
     """As of `broker_node.verify.replicas.ReplicaError`: ``constant``, ``no-hidden-units`` …"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputedOtherwise(Event):
+    """A result is right, and was not come by as it was meant to be: `reason` says how."""
+
+    level: ClassVar[Level] = Level.WARNING
+    during: str
+    reason: str

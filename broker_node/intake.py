@@ -10,12 +10,13 @@ from typing import Final
 
 import trio
 
-from broker_node.appraisal import Appraiser, ModelShelf
+from broker_node.appraisal import Appraiser
 from broker_node.bases import Bases
 from broker_node.blame import of_seller
 from broker_node.findings import SplitAttested
 from broker_node.provenance import Provenance
 from broker_node.settings import BrokerSettings
+from broker_node.shelf import ModelShelf
 from broker_node.verify.stages import Verified
 from node.net.transfer import Source, fetch_blob
 from node.protocol import cbor

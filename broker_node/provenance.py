@@ -33,9 +33,9 @@ from typing import Final, TypeAlias, TypeVar
 import torch
 import trio
 
-from broker_node.appraisal import ModelShelf
 from broker_node.findings import LikenessExplained, NotCompared, ReplicaFound
 from broker_node.kin import Bought, Kin
+from broker_node.shelf import ModelShelf
 from broker_node.verify.comparing import Comparer
 from broker_node.verify.replicas import threshold_of
 from broker_node.verify.stages import Verified

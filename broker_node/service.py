@@ -21,6 +21,8 @@ import trio
 
 from broker_node.appraisal import Appraiser
 from broker_node.calls.desk import CallDesk
+from broker_node.engine.engine import Engine
+from broker_node.engine.local import LocalEngine
 from broker_node.intake import Intake
 from broker_node.negotiation import Negotiator, Tried
 from broker_node.quorum.bench import Bench
@@ -70,15 +72,21 @@ class Broker:
         appraiser: Appraiser,
         settings: BrokerSettings,
         confirmations: int,
+        engine: Engine | None = None,
     ) -> None:
+        """`engine`: what computes as `appraiser` says; by default this process, one task at a time.
+
+        It is closed with the broker.
+        """
         self.station = station
         self._appraiser = appraiser
+        self._engine = engine = engine or LocalEngine(appraiser)
         self._settings = settings
         self._turns = Turns()
-        self._compute = trio.CapacityLimiter(1)
-        self.intake = Intake(station, appraiser, settings, self._turns, self._compute)
+        self._compute = trio.CapacityLimiter(engine.at_once)
+        self.intake = Intake(station, engine, settings, self._turns, self._compute)
         self._trials = Trials(
-            appraiser,
+            engine,
             self._compute,
             station.observer,
             settings.max_trials_remembered,
@@ -97,7 +105,7 @@ class Broker:
         models = Models(
             take_in=self.intake.take_in, held=self.intake.held, model=self.intake.verified
         )
-        self._bench = Bench(station, escrow, appraiser, models, settings, self._compute)
+        self._bench = Bench(station, escrow, engine, models, settings, self._compute)
         self._negotiator = Negotiator(
             station, self.desk, settings, self._bench.lead, self.intake.provenance.kin.quoted
         )
@@ -105,6 +113,7 @@ class Broker:
 
     async def run(self) -> None:
         """Serve until cancelled."""
+        self._engine.settle()
         station = self.station
         for root in station.blobs.roots() - self.kept_blobs():
             station.blobs.delete(root)
@@ -127,6 +136,7 @@ class Broker:
                     )
                 )
         finally:
+            self._engine.close()
             station.observer.emit(NodeStopped(role="broker"))
 
     def answers(self) -> Mapping[Question, Answer]:

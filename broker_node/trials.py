@@ -8,7 +8,7 @@ from typing import Final
 import trio
 
 from broker_node.appraisal import Appraiser, Trial
-from broker_node.findings import MergeScanned
+from broker_node.findings import ComputedOtherwise, MergeScanned
 from broker_node.negotiation import Tried
 from broker_node.scanning import scan_of
 from broker_node.verify.stages import Verified
@@ -89,6 +89,8 @@ class Trials:
         self._measured[pair] = trial
         while len(self._measured) > self._most:
             self._measured.popitem(last=False)
+        for said in trial.fallbacks:
+            self._observer.emit(ComputedOtherwise(during="trial", reason=said))
         found = trial.evaluation
         self._observer.emit(
             TrialDone(

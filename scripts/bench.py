@@ -26,6 +26,7 @@ BENCHMARKS: Final[Mapping[str, str]] = {
     "delivery": "making the goods of one trade, next to plain SHA-256",
     "eeg": "clearing the weight market, on one core",
     "gas": "gas of the escrow's operations against their floor",
+    "gpu": "what a device does of a broker's work, and how near it comes to its measured rates",
     "memory": "rooting and merging parameter sets that are larger than memory should hold",
     "imports": "importing the mechanisms, in a fresh process",
     "nash": "a hundred thousand Nash bargains",

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 import torch
 
-from broker_node.align.similarity import Similarity, assigned, best
+from broker_node.align.similarity import Similarity, assigned, best, wide
 from node.params import blocks
 from node.params.blocks import Dim
 from node.params.symmetry import SymmetrySpec
@@ -122,7 +122,7 @@ def matched(
 
 def _value(spec: SymmetrySpec, pair: Pair, permutations: dict[str, torch.Tensor]) -> float:
     moved = blocks.permute_block(spec, pair.dims, pair.theirs, permutations)
-    return float((pair.ours * moved).sum(dtype=torch.float64))
+    return float((wide(pair.ours) * wide(moved)).sum(dtype=torch.float64))
 
 
 def _better(after: float, before: float, like: torch.Tensor) -> bool:
@@ -209,7 +209,7 @@ def _nested(
         whole = _agreeing(family.root, settled, count, movable=spec.groups[family.root].movable)
         if whole is not None:
             return None if _same(whole, permutations) else whole
-    value_UV = held[0].ours.new_zeros(count, count)
+    value_UV = wide(held[0].ours.new_zeros(count, count))
     if direct:
         complete = _similarity(direct)
         complete.certified(checks=False)
@@ -265,7 +265,8 @@ def _nested_value(
     total = float(value_UV[units, joint[root]].sum(dtype=torch.float64))
     for group, similarity in table.items():
         chosen_UIJ = similarity[units, joint[root]]
-        total += float(chosen_UIJ.gather(2, joint[group][..., None]).sum(dtype=torch.float64))
+        inside = joint[group][..., None].to(chosen_UIJ.device)
+        total += float(chosen_UIJ.gather(2, inside).sum(dtype=torch.float64))
     return total
 
 
@@ -291,7 +292,7 @@ def _choose(
             solved[u, v] = {group: best(similarity[u, v]) for group, similarity in table.items()}
             bound_UV[u, v] = value_UV[u, v]
             for group, similarity in table.items():
-                inside = solved[u, v][group]
+                inside = solved[u, v][group].to(similarity.device)
                 bound_UV[u, v] += similarity[u, v].gather(1, inside[:, None]).sum()
         if not new or not movable:
             break
@@ -339,4 +340,4 @@ def _by_pairs(
 
 def _held_value(spec: SymmetrySpec, block: _Held, joint: dict[str, torch.Tensor]) -> float:
     moved = blocks.permute_block(spec, block.dims, block.theirs, joint)
-    return float((block.ours * moved).sum(dtype=torch.float64))
+    return float((wide(block.ours) * wide(moved)).sum(dtype=torch.float64))

@@ -3,6 +3,8 @@
 Similarities grow by slices of the summed-over axis. As soon as what is still missing, bounded by
 Cauchy and Schwarz, could not make any other unit the best of its row, the assignment is known to
 be optimal and the rest is not computed.
+
+Weights may be in bfloat16, as they are on a device: products are then summed in float32.
 """
 
 from __future__ import annotations
@@ -20,6 +22,21 @@ MARGIN: Final = 1e-4
 """Of the bound: what rounding may have done to a similarity."""
 
 
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """Return `tensor` in a type that sums are taken in."""
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+
+
+def add_products_(total_UV: torch.Tensor, ours_UF: torch.Tensor, theirs_VF: torch.Tensor) -> None:
+    """Add ours · theirsᵀ to `total_UV`; of bfloat16, summed in float32."""
+    if ours_UF.dtype != torch.bfloat16:
+        total_UV.addmm_(ours_UF, theirs_VF.T)
+    elif ours_UF.is_cuda:
+        total_UV += torch.mm(ours_UF, theirs_VF.T, out_dtype=torch.float32)
+    else:
+        total_UV.addmm_(ours_UF.float(), theirs_VF.T.float())
+
+
 class Similarity:
     """Σ over blocks of ours_UF · theirs_VF, computed slice by slice as far as it is needed."""
 
@@ -27,7 +44,7 @@ class Similarity:
         self.parts = list(parts)
         self.size = self.parts[0][0].shape[0]
         self._slices = self._sliced()
-        self.total_UV = self.parts[0][0].new_zeros(self.size, self.size)
+        self.total_UV = wide(self.parts[0][0].new_zeros(self.size, self.size))
         self._missing: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def _sliced(self) -> list[tuple[int, int, int]]:
@@ -58,7 +75,7 @@ class Similarity:
         """
         for done, (part, begin, end) in enumerate(self._slices, start=1):
             ours, theirs = self.parts[part]
-            self.total_UV.addmm_(ours[:, begin:end], theirs[:, begin:end].T)
+            add_products_(self.total_UV, ours[:, begin:end], theirs[:, begin:end])
             last = done == len(self._slices)
             # a look costs about as much as 30 places of the slice
             if last or (checks and end - begin >= 32):
@@ -66,7 +83,7 @@ class Similarity:
                 if not _is_permutation(best_U):
                     continue
                 if last or self._is_settled(chosen_U, best_U, done):
-                    return best_U
+                    return best_U.cpu()
         return None
 
     def _norms(self, done: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,7 +92,10 @@ class Similarity:
             both = (self.total_UV.new_zeros(self.size), self.total_UV.new_zeros(self.size))
             self._missing = [both]
             for ours, theirs in reversed(self._rest(0)):
-                both = (both[0] + ours.square().sum(1), both[1] + theirs.square().sum(1))
+                both = (
+                    both[0] + wide(ours).square().sum(1),
+                    both[1] + wide(theirs).square().sum(1),
+                )
                 self._missing.append(both)
             self._missing.reverse()
         ours_2, theirs_2 = self._missing[done]
@@ -96,12 +116,12 @@ class Similarity:
         if not bool(chosen_U.sum() + guess > worst_U.sum()):
             return False
         for ours, theirs in self._rest(done):
-            chosen_U = chosen_U + (ours * theirs[best_U]).sum(1)
+            chosen_U = chosen_U + (wide(ours) * wide(theirs[best_U])).sum(1)
         return bool((chosen_U > worst_U + MARGIN * reach_U).all())
 
 
 def _is_permutation(units: torch.Tensor) -> bool:
-    seen = torch.zeros(len(units), dtype=torch.bool)
+    seen = torch.zeros(len(units), dtype=torch.bool, device=units.device)
     seen[units] = True
     return bool(seen.all())
 
@@ -116,4 +136,4 @@ def assigned(similarity_UV: torch.Tensor) -> torch.Tensor:
 
 def best(similarity_UV: torch.Tensor) -> torch.Tensor:
     best_U = similarity_UV.argmax(1)
-    return best_U if _is_permutation(best_U) else assigned(similarity_UV)
+    return best_U.cpu() if _is_permutation(best_U) else assigned(similarity_UV)

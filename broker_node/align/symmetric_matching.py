@@ -15,7 +15,7 @@ colours in later sweeps is drawn by the seed, and there is no other chance in th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -23,6 +23,7 @@ import torch
 
 from broker_node.align.assignments import each
 from broker_node.align.families import Family, Pair, families_of, matched
+from broker_node.align.similarity import wide
 from node.params import blocks
 from node.params.permutation import Tensors
 from node.params.symmetry import SymmetrySpec
@@ -43,19 +44,27 @@ class SymmetricMatching:
     """The objective after the first pass and after every sweep: it never falls."""
 
 
-def _pairs(spec: SymmetrySpec, ours: Tensors, theirs: Tensors, dtype: torch.dtype) -> list[Pair]:
+def pairs_of(
+    spec: SymmetrySpec,
+    ours: Tensors,
+    theirs: Tensors,
+    dtype: torch.dtype,
+    device: torch.device | None,
+) -> list[Pair]:
+    """Return the blocks of both models, of numbers that are finite, on the device."""
     found = []
     for name in spec.axes:
         if name not in ours or name not in theirs:
             raise LocalProtocolError(f"{name!r} is missing from a model")
         if not ours[name].is_floating_point():
             continue
-        for side in (ours[name], theirs[name]):
+        both = (ours[name].to(device), theirs[name].to(device))
+        for side in both:
             if side.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(side))).all()):
                 raise LocalProtocolError(f"{name!r} is not finite")
         sides = zip(
-            blocks.blocks(spec, name, ours[name]),
-            blocks.blocks(spec, name, theirs[name]),
+            blocks.blocks(spec, name, both[0]),
+            blocks.blocks(spec, name, both[1]),
             strict=True,
         )
         found += [Pair(dims, a.to(dtype), b.to(dtype)) for (dims, a), (_, b) in sides]
@@ -77,16 +86,29 @@ def _colours(families: Sequence[Family]) -> list[list[Family]]:
 
 @torch.inference_mode()
 def match_symmetries(
-    spec: SymmetrySpec, ours: Tensors, theirs: Tensors, *, seed: int
+    spec: SymmetrySpec,
+    ours: Tensors,
+    theirs: Tensors,
+    *,
+    seed: int,
+    device: torch.device | None = None,
 ) -> SymmetricMatching:
     """Return the joint permutation of `theirs` that best lines up with `ours`.
+
+    `device`: where similarities are computed, of weights in bfloat16; assignments are the CPU's,
+    and the objective is in the end that of the weights as they are. `history` is that of the
+    weights in bfloat16.
 
     Raises `LocalProtocolError` for tensors that are not of `spec`, or not finite.
     """
     size = sum(ours[name].numel() for name in spec.axes if name in ours)
     dtype = torch.float64 if size <= SINGLE else torch.float32
-    pairs = _pairs(spec, ours, theirs, dtype)
-    return _ascend(spec, pairs, seed=seed)
+    if device is None:
+        return _ascend(spec, pairs_of(spec, ours, theirs, dtype, None), seed=seed)
+    rounded = pairs_of(spec, ours, theirs, torch.bfloat16, device)
+    found = _ascend(spec, rounded, seed=seed)
+    exact = pairs_of(spec, ours, theirs, torch.float32, device)
+    return replace(found, objective=objective(spec, exact, found.permutations))
 
 
 def _ascend(spec: SymmetrySpec, pairs: list[Pair], *, seed: int) -> SymmetricMatching:
@@ -164,9 +186,10 @@ def objective(
     """Return Σ ⟨ours, permuted theirs⟩."""
     return sum(
         float(
-            (pair.ours * blocks.permute_block(spec, pair.dims, pair.theirs, permutations)).sum(
-                dtype=torch.float64
-            )
+            (
+                wide(pair.ours)
+                * wide(blocks.permute_block(spec, pair.dims, pair.theirs, permutations))
+            ).sum(dtype=torch.float64)
         )
         for pair in pairs
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 from broker_node.align.stages import Aligned
+from broker_node.evaluate.curve import ON_CPU, Runner
 from broker_node.evaluate.evaluation import Evaluated, replay
 from broker_node.evaluate.gain import Gain
 from broker_node.evaluate.validation import ValidationSet
@@ -74,6 +75,7 @@ def replay_pair(
     seed: Digest,
     choice_rows: int,
     score_rows: int,
+    runner: Runner = ON_CPU,
 ) -> tuple[Digest, Gain]:
     """Return the merged root and the gain of a recipe, computed again; as `replay`."""
     architecture, ours = computing(base)
@@ -87,6 +89,7 @@ def replay_pair(
         seed=seed,
         choice_rows=choice_rows,
         score_rows=score_rows,
+        runner=runner,
     )
     if is_adapter(base.architecture):
         own, bought = ((side.architecture, side.tensors) for side in (base, sold))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Final, Protocol
 
 import torch
 from torch.nn import functional
@@ -43,6 +45,71 @@ def row_losses(
     return losses_of(outputs_of(architecture, tensors, inputs_RF), targets_R)
 
 
+class Runner(Protocol):
+    """What runs models: the CPU, or a device (`broker_node.evaluate.device`) for one trial."""
+
+    def outputs(
+        self, architecture: Architecture, tensors: Tensors, inputs_RF: torch.Tensor
+    ) -> torch.Tensor:
+        """Return what a model answers to every row, outputs_RO in float64 on the CPU."""
+
+    def losses(
+        self,
+        architecture: Architecture,
+        tensors: Tensors,
+        inputs_RF: torch.Tensor,
+        targets_R: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the loss of every row (`losses_of`), losses_R in float64 on the CPU."""
+
+    def along(
+        self,
+        architecture: Architecture,
+        ends: tuple[Tensors, Tensors],
+        alphas: Sequence[Millionths],
+        inputs_RF: torch.Tensor,
+        targets_R: torch.Tensor,
+    ) -> torch.Tensor | None:
+        """Return losses_AR at several places between two models, or None: one at a time, then."""
+
+    def fallbacks(self) -> tuple[str, ...]:
+        """Return what could not be computed as it was meant to be, and what was done instead."""
+
+
+class OnCpu:
+    """Runs models where they lie: all rows at once, one model after the other."""
+
+    def outputs(
+        self, architecture: Architecture, tensors: Tensors, inputs_RF: torch.Tensor
+    ) -> torch.Tensor:
+        return outputs_of(architecture, tensors, inputs_RF)
+
+    def losses(
+        self,
+        architecture: Architecture,
+        tensors: Tensors,
+        inputs_RF: torch.Tensor,
+        targets_R: torch.Tensor,
+    ) -> torch.Tensor:
+        return row_losses(architecture, tensors, inputs_RF, targets_R)
+
+    def along(
+        self,
+        architecture: Architecture,
+        ends: tuple[Tensors, Tensors],
+        alphas: Sequence[Millionths],
+        inputs_RF: torch.Tensor,
+        targets_R: torch.Tensor,
+    ) -> torch.Tensor | None:
+        return None
+
+    def fallbacks(self) -> tuple[str, ...]:
+        return ()
+
+
+ON_CPU: Final = OnCpu()
+
+
 class LossCurve:
     """α → mean loss over the first n of R rows.
 
@@ -57,7 +124,10 @@ class LossCurve:
         transformed: Tensors,
         inputs_RF: torch.Tensor,
         targets_R: torch.Tensor,
+        *,
+        runner: Runner = ON_CPU,
     ) -> None:
+        self._runner = runner
         self._architecture = architecture
         self._base = base
         self._transformed = transformed
@@ -74,13 +144,40 @@ class LossCurve:
         """Whether every row's loss is a parabola in α: a linear model, squared errors."""
         return isinstance(self._architecture.model, Linear) and self._targets_R.is_floating_point()
 
+    def measure(self, alphas: Sequence[Millionths], rows: int) -> None:
+        """Measure several α on the first `rows` rows at once, where the runner can.
+
+        Nothing is lost where it cannot: what is lacking is measured when it is asked for.
+        """
+        lacking: dict[int, list[Millionths]] = {}
+        for alpha in alphas:
+            known = len(self._known.get(alpha, ()))
+            if known < rows:
+                lacking.setdefault(known, []).append(alpha)
+        for known, group in lacking.items():
+            rest = slice(known, rows)
+            fresh_AR = self._runner.along(
+                self._architecture,
+                (self._base, self._transformed),
+                group,
+                self._inputs_RF[rest],
+                self._targets_R[rest],
+            )
+            if fresh_AR is None:
+                return
+            self.row_evaluations += fresh_AR.numel()
+            for alpha, fresh_R in zip(group, fresh_AR, strict=True):
+                known_R = self._known.get(alpha, fresh_R[:0])
+                self._known[alpha] = torch.cat((known_R, fresh_R))
+
     def losses(self, alpha: Millionths, rows: int) -> torch.Tensor:
         """Return the losses of the first `rows` rows, losses_R in float64."""
+        self.measure((alpha,), rows)
         known_R = self._known.get(alpha, torch.empty(0, dtype=torch.float64))
         if len(known_R) < rows:
             merged = interpolate(self._base, self._transformed, alpha)
             rest = slice(len(known_R), rows)
-            fresh_R = row_losses(
+            fresh_R = self._runner.losses(
                 self._architecture, merged, self._inputs_RF[rest], self._targets_R[rest]
             )
             self.row_evaluations += len(fresh_R)

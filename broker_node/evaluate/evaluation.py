@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from broker_node.align.stages import Aligned
-from broker_node.evaluate.curve import LossCurve, row_losses
+from broker_node.evaluate.curve import ON_CPU, LossCurve, Runner
 from broker_node.evaluate.gain import Gain, paired_gain
 from broker_node.evaluate.search import SEARCHES
 from broker_node.evaluate.validation import ValidationSet, draw_rows
@@ -79,9 +79,10 @@ def _score(
     merged: Tensors,
     inputs_RF: torch.Tensor,
     targets_R: torch.Tensor,
+    runner: Runner,
 ) -> Gain:
     before_R, after_R = (
-        row_losses(architecture, tensors, inputs_RF, targets_R) for tensors in (base, merged)
+        runner.losses(architecture, tensors, inputs_RF, targets_R) for tensors in (base, merged)
     )
     return paired_gain(before_R, after_R)
 
@@ -102,8 +103,11 @@ def evaluate(
     choice_rows: int | None = None,
     score_rows: int | None = None,
     search: str = DEFAULT_SEARCH,
+    runner: Runner = ON_CPU,
 ) -> Evaluated:
     """Choose α and measure the gain; half of all rows each, unless told otherwise.
+
+    Losses are what `runner` finds; the merged bytes are made here, and are the same with any.
 
     Raises `LocalProtocolError` if the rows do not suffice, the search is not registered or
     not for such rows, or the architecture computes nothing, and `RemoteProtocolError`
@@ -121,14 +125,14 @@ def evaluate(
     drawn = draw_rows(seed, len(validation), choice=choice_rows, score=score_rows)
     base = aligned.buyer.tensors
     chosen = _gather(validation, drawn.choice)
-    curve = LossCurve(architecture, base, aligned.transformed, *chosen)
+    curve = LossCurve(architecture, base, aligned.transformed, *chosen, runner=runner)
     alpha = SEARCHES[search](curve)
     recipe = unsearched.with_alpha(alpha)
     merged = interpolate(base, aligned.transformed, alpha)
     # rows that serve for both are not copied twice
     shared = np.array_equal(drawn.choice, drawn.score)
     scored = chosen if shared else _gather(validation, drawn.score)
-    score = _score(architecture, base, merged, *scored)
+    score = _score(architecture, base, merged, *scored, runner)
     return Evaluated(
         architecture=architecture.text,
         method=aligned.method,
@@ -160,6 +164,7 @@ def replay(
     seed: Digest,
     choice_rows: int,
     score_rows: int,
+    runner: Runner = ON_CPU,
 ) -> tuple[Digest, Gain]:
     """Return the merged root and the gain of a recipe, computed again by somebody else.
 
@@ -169,4 +174,4 @@ def replay(
     drawn = draw_rows(seed, len(validation), choice=choice_rows, score=score_rows)
     merged = apply_recipe(architecture, base, sold, recipe)
     scored = _gather(validation, drawn.score)
-    return weights_root(merged), _score(architecture, base, merged, *scored)
+    return weights_root(merged), _score(architecture, base, merged, *scored, runner)

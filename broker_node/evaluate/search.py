@@ -43,6 +43,7 @@ Search = Callable[[LossCurve], Millionths]
 
 
 def _best(curve: LossCurve, alphas: Sequence[Millionths], rows: int) -> Millionths:
+    curve.measure(alphas, rows)
     return min(alphas, key=lambda alpha: (curve.loss(alpha, rows), alpha))
 
 

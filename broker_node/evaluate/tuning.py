@@ -16,7 +16,7 @@ from typing import Final
 import torch
 from torch.nn import functional
 
-from broker_node.evaluate.curve import row_losses
+from broker_node.evaluate.curve import ON_CPU, Runner, row_losses
 from broker_node.evaluate.gain import Gain, paired_gain
 from broker_node.evaluate.validation import ValidationSet, draw_rows
 from node.params.architecture import Architecture, apply
@@ -97,6 +97,7 @@ def tuned_gain(
     seed: Digest,
     choice_rows: int,
     score_rows: int,
+    runner: Runner = ON_CPU,
 ) -> Gain:
     """Return what `base` gains by fine-tuning, on the rows of a trial.
 
@@ -112,7 +113,7 @@ def tuned_gain(
         seed=int.from_bytes(seed[:8], "big"),
     )
     before_R, after_R = (
-        row_losses(
+        runner.losses(
             architecture, side, validation.inputs_RF[scored_R], validation.targets_R[scored_R]
         )
         for side in (base, found.tensors)

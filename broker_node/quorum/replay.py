@@ -10,6 +10,7 @@ import hashlib
 from typing import NoReturn
 
 from broker_node.evaluate.adapters import replay_pair
+from broker_node.evaluate.curve import ON_CPU, Runner
 from broker_node.evaluate.validation import ValidationSet
 from broker_node.verify.stages import Verified
 from node.params.encoding import weights_root
@@ -58,6 +59,8 @@ def replayed(
     base: Verified,
     sold: Verified,
     validation: ValidationSet,
+    *,
+    runner: Runner = ON_CPU,
 ) -> Figure:
     """Return the figure of a trial, on our own rows.
 
@@ -80,6 +83,7 @@ def replayed(
         seed=subject.seed,
         choice_rows=subject.choice_rows,
         score_rows=subject.score_rows,
+        runner=runner,
     )
     check_merged(subject, merged_root)
     return Figure(

@@ -1,7 +1,8 @@
 """The first two stages of a model at the broker: Received, then Verified.
 
 Only `broker_node.verify.checks.verify` makes a `Verified`, and everything that computes
-takes `Verified`, so that unchecked tensors cannot reach it without a type error.
+takes `Verified`, so that unchecked tensors cannot reach it without a type error. (An engine whose
+workers are other processes makes one again, of bytes whose root says that they were verified.)
 """
 
 from __future__ import annotations

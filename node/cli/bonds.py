@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from node.chain.check import MarketTerms
     from node.chain.client import ChainClient
     from node.chain.registry import RegistryCall, RegistryView, Standing
-    from node.config.table import Loaded
+    from node.config.loading import Loaded
     from node.home import Home
     from node.protocol.eip712 import Domain
     from node.protocol.types import Address, UnixTime

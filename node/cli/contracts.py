@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from node.chain.client import ChainClient
     from node.chain.deploy import MarketPlan, Part
     from node.chain.transactions import Wallet
-    from node.config.table import Loaded
+    from node.config.loading import Loaded
     from node.home import Home
     from node.identity import AccountKey
     from node.protocol.types import Address, Digest, Wei

@@ -25,7 +25,7 @@ from node.cli.invocation import Invocation, on_node
 from node.protocol.errors import MarketError
 
 if TYPE_CHECKING:
-    from node.config.table import Loaded
+    from node.config.loading import Loaded
     from node.home import Home
 
 OLDEST_PYTHON: Final = (3, 11)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from node.config.table import SETTINGS, Config, Loaded, load
+from node.config.loading import Loaded, load
+from node.config.table import SETTINGS, Config
 
 if TYPE_CHECKING:
     from node.home import Home

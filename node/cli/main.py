@@ -28,7 +28,8 @@ from node.cli.status import status
 from node.cli.trades import trade
 from node.cli.try_ import try_
 from node.cli.verify import trade_receipt, verify
-from node.config.table import SETTINGS, template
+from node.config.loading import template
+from node.config.table import SETTINGS
 from node.protocol.errors import MarketError
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from node.config.table import ConfigError, Loaded
+from node.config.loading import Loaded
+from node.config.table import ConfigError
 
 GENERATED: Final = "random"
 """The data set of nodes that only settle: it needs no rows."""

@@ -22,7 +22,7 @@ from node.protocol.errors import MarketError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from node.config.table import Loaded
+    from node.config.loading import Loaded
     from node.home import Home
 
 TAIL_BYTES: Final = 256 * 1024

@@ -1,15 +1,7 @@
 """Every setting of a node, in one table: flag over environment over file over default."""
 
-from node.config.table import (
-    SETTINGS,
-    Config,
-    ConfigError,
-    Loaded,
-    Origin,
-    Setting,
-    load,
-    template,
-)
+from node.config.loading import Loaded, load, template
+from node.config.table import SETTINGS, Config, ConfigError, Origin, Setting
 
 __all__ = [
     "SETTINGS",

@@ -21,7 +21,8 @@ from torch import nn
 
 from node.agent.agent import Agent
 from node.agent.progress import Step
-from node.config.table import Config, load
+from node.config.loading import load
+from node.config.table import Config
 from node.home import Home, default_data_dir
 from node.market.joining import Wait, chain_called, open_within
 from node.market.modules import Reading, checked_tensors, read

@@ -7,11 +7,26 @@ never stops anybody else's trade.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from node.protocol.types import PeerId
 
 
 class MarketError(Exception):
-    """Base of every error that this project names."""
+    """Base of every error that this project names; whole, too, after it went to another process."""
+
+    def __reduce__(self) -> tuple[Callable[..., MarketError], tuple[object, ...]]:
+        # what an exception does by itself is call its class with `args`, of which ours have others
+        return _again, (type(self), self.args, dict(self.__dict__))
+
+
+def _again(
+    kind: type[MarketError], args: tuple[object, ...], attributes: dict[str, object]
+) -> MarketError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 class LocalProtocolError(MarketError):

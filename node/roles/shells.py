@@ -51,6 +51,7 @@ from node.training.trainer import Task, Trainer
 
 if TYPE_CHECKING:
     from broker_node.appraisal import Appraiser
+    from broker_node.engine.engine import Engine
     from broker_node.service import Broker
     from node.params.adapters import Base
 
@@ -144,10 +145,12 @@ async def broker_of(opened: Opened, station: Station) -> Broker:
             rounds=round_settings(config),
             cache=opened.home.root / "measured",
         )
+    appraiser = await trio.to_thread.run_sync(_appraiser, config)
     return make(
         station=station,
         escrow=opened.escrow,
-        appraiser=await trio.to_thread.run_sync(_appraiser, config),
+        appraiser=appraiser,
+        engine=await trio.to_thread.run_sync(_engine, opened, appraiser),
         settings=BrokerSettings(
             fee_basis_points=config.fee_bps,
             fund_seconds=config.fund_seconds,
@@ -201,6 +204,7 @@ def _appraiser(config: Config) -> Appraiser:
         control=config.control != "none",
         tune=config.control == "tune",
         base=adapter_base(config),
+        device=config.device,
     )
 
 
@@ -212,6 +216,23 @@ def adapter_base(config: Config) -> Base | None:
     from broker_node.trying.reading import read_base
 
     return None if config.adapter_base is None else read_base(config.adapter_base)
+
+
+def _engine(opened: Opened, appraiser: Appraiser) -> Engine:
+    """Return what computes, started. Raises `LocalProtocolError` where it cannot be had."""
+    from broker_node.engine.engine import EngineSettings
+    from broker_node.engine.registry import ENGINES
+    from broker_node.findings import ComputedOtherwise
+
+    def tell(said: str) -> None:  # from a thread that computes
+        event = ComputedOtherwise(during="engine", reason=said)
+        trio.from_thread.run_sync(opened.observer.emit, event)
+
+    config = opened.config
+    settings = EngineSettings(
+        workers=config.engine_workers, device=config.device, ray_address=config.ray_address
+    )
+    return ENGINES[config.engine](appraiser, settings, tell)
 
 
 def dispute_window(config: Config, *, confirmations: int, play_money: bool) -> int:

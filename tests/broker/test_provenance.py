@@ -13,14 +13,14 @@ import torch
 import trio
 
 from broker_node.align.weight_matching import weight_matching
-from broker_node.appraisal import ModelShelf
 from broker_node.findings import LikenessExplained, NotCompared, ReplicaFound
 from broker_node.provenance import LAG_SECONDS, MAX_COMPARED, Provenance, replicas_in
+from broker_node.shelf import ModelShelf
 from broker_node.verify.comparing import Comparer
 from broker_node.verify.stages import Verified
 from node.agent.strategies.replicator import replica
 from node.cli.status import status_of
-from node.config.table import load
+from node.config.loading import load
 from node.home import Home
 from node.journal import Journal, TradeRow
 from node.observe import Event, Observer

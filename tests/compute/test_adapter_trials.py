@@ -24,7 +24,7 @@ from broker_node.trying.errors import TryError
 from broker_node.verify.computing import computes, computing, whole
 from broker_node.verify.stages import Verified
 from node.cli.verify import weights_of
-from node.config.table import load
+from node.config.loading import load
 from node.data.datasets import load_digits
 from node.data.split import split_test
 from node.observe import Observer

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from broker_node.align.matching import MAX_WORK, sweeps_of, work_of
-from broker_node.appraisal import MarketAppraiser, ModelShelf
+from broker_node.appraisal import MarketAppraiser
 from broker_node.evaluate.validation import ValidationSet
+from broker_node.shelf import ModelShelf
 from broker_node.verify.checks import verify
 from broker_node.verify.stages import Received, Verified
 from node.params.architecture import Architecture, layout, permutation_spec, random_init

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -144,6 +145,9 @@ class Parabola(LossCurve):
 
     def __len__(self) -> int:
         return self.rows
+
+    def measure(self, alphas: Sequence[Millionths], rows: int) -> None:
+        pass
 
     def losses(self, alpha: Millionths, rows: int) -> torch.Tensor:
         assert 0 < rows <= self.rows

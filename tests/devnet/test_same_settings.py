@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import trio
 
-from node.config.table import SETTINGS, Config, ConfigError, load
+from node.config.loading import load
+from node.config.table import SETTINGS, Config, ConfigError
 from node.data.rows import Dataset, Rows
 from node.devnet.arms import ARMS
 from node.devnet.errors import DevnetError

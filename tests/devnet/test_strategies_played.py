@@ -16,7 +16,8 @@ from rich.console import Console
 from node.cli.devnet import _strategies
 from node.cli.exits import BAD_INPUT
 from node.cli.main import run
-from node.config.table import SETTINGS, load
+from node.config.loading import load
+from node.config.table import SETTINGS
 from node.devnet.arms import ARMS
 from node.devnet.errors import DevnetError
 from node.devnet.folder import name_of

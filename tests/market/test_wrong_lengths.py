@@ -28,7 +28,7 @@ class Careless(DrillAppraiser):
     def screen(self, offer: Offer) -> None:
         pass
 
-    def admit(self, path: Path, offer: Offer) -> Verified:
+    def admit(self, blob: Path | memoryview, offer: Offer) -> Verified:
         architecture = parse_architecture(offer.architecture)
         tensors = random_init(architecture, offer.nonce)
         held = verify(

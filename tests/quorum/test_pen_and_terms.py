@@ -13,7 +13,8 @@ import pytest
 from broker_node.mechanisms.price import bargain
 from broker_node.quorum.pen import LONGEST_TRADE, PRUNE_SECONDS, Pen
 from broker_node.quorum.terms import Terms, check_terms
-from node.config.table import ConfigError, load
+from node.config.loading import load
+from node.config.table import ConfigError
 from node.journal import Journal, TradeRow
 from node.protocol import envelope
 from node.protocol.bids import AskingPrice, Bid, BidAndAsk

@@ -1,0 +1,1 @@
+"""Where a broker's computing is done: in its own process, or on a Ray cluster."""
