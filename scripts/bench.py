@@ -36,6 +36,7 @@ BENCHMARKS: Final[Mapping[str, str]] = {
     "resnet": "residual networks on Fashion-MNIST, merged by every alignment",
     "specs": "symmetries derived from a transformer's graph, and matching by them",
     "transfer": "verified transfer of a parameter set over loopback",
+    "transformers": "loss barriers between two language models, by alignment method",
     "widths": "merging models of other hidden widths, beside the controls of that",
 }
 COLUMNS: Final = ("case", "value", "unit", "against", "ratio")

@@ -6,8 +6,10 @@
 `universe`             by activations and then weights, each model once for all pairs
 `least-squares`        activation matching, then every layer solved anew; has no recipe
 `partial-matching`     activation matching of models whose hidden widths differ; has no recipe
+`orthogonal`           language models: the stream rotated, heads and units matched; has no recipe
+`learned-gauge`        from there by gradients of the merge's loss on the rows; has no recipe
 
-The last four need rows: unlabelled ones, of those that α is chosen on.
+The last six need rows: unlabelled ones, of those that α is chosen on.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from typing import Final
 from broker_node.align import (
     activation_matching,
     identity,
+    learned_gauge,
     least_squares,
+    orthogonal,
     partial,
     universe,
     weight_matching,
@@ -33,6 +37,8 @@ ALIGNERS: Final[dict[str, Aligner]] = {
     universe.NAME: universe.universe,
     least_squares.NAME: least_squares.least_squares,
     partial.NAME: partial.partial_matching,
+    orthogonal.NAME: orthogonal.orthogonal,
+    learned_gauge.NAME: learned_gauge.learned_gauge,
 }
 
 

@@ -16,7 +16,7 @@ from typing import Final
 import torch
 from scipy.optimize import minimize_scalar
 
-from broker_node.evaluate.curve import ON_CPU, Runner, losses_of
+from broker_node.evaluate.curve import ON_CPU, Runner, losses_of, wanted_of
 from broker_node.evaluate.gain import Gain, paired_gain
 from broker_node.evaluate.validation import ValidationSet, draw_rows
 from node.params.architecture import Architecture
@@ -48,10 +48,14 @@ def own_gain(
     drawn = draw_rows(seed, len(validation), choice=choice_rows, score=score_rows)
     chosen_R, scored_R = (torch.from_numpy(rows) for rows in (drawn.choice, drawn.score))
     chosen_R = chosen_R[:MOST_ROWS]
-    outputs_RO = runner.outputs(architecture, base, validation.inputs_RF[chosen_R])
-    factor = best_factor(outputs_RO, validation.targets_R[chosen_R])
-    outputs_RO = runner.outputs(architecture, base, validation.inputs_RF[scored_R])
-    targets_R = validation.targets_R[scored_R]
+
+    def answered(rows_R: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs_RF, targets_R = validation.inputs_RF[rows_R], validation.targets_R[rows_R]
+        wanted = wanted_of(architecture, inputs_RF, targets_R)
+        return runner.outputs(architecture, base, inputs_RF), wanted
+
+    factor = best_factor(*answered(chosen_R))
+    outputs_RO, targets_R = answered(scored_R)
     return paired_gain(losses_of(outputs_RO, targets_R), losses_of(factor * outputs_RO, targets_R))
 
 

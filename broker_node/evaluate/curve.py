@@ -10,27 +10,51 @@ import torch
 from torch.nn import functional
 
 from node.params.architecture import Architecture, apply
+from node.params.families.base import TokenModel
 from node.params.families.linear import Linear
 from node.params.permutation import Tensors
 from node.params.recipe import interpolate
 from node.protocol.errors import LocalProtocolError
 from node.protocol.types import Millionths
 
+MAX_PLACES: Final = 4096
+"""Places of token sequences that are answered at once: a bound on memory."""
+
 
 @torch.inference_mode()
 def outputs_of(
     architecture: Architecture, tensors: Tensors, inputs_RF: torch.Tensor
 ) -> torch.Tensor:
-    """Return what a model answers to every row, outputs_RO in float64."""
+    """Return what a model answers to every row, outputs_RO in float64; of tokens, outputs_RTO."""
     return apply(architecture, tensors, inputs_RF).double()
+
+
+def wanted_of(
+    architecture: Architecture, inputs_RF: torch.Tensor, targets_R: torch.Tensor
+) -> torch.Tensor:
+    """Return what a model should answer to every row: `targets_R`, or of tokens targets_RT.
+
+    Raises `LocalProtocolError` for rows or targets that are no tokens of such a model.
+    """
+    model = architecture.model
+    return model.next_tokens(inputs_RF, targets_R) if isinstance(model, TokenModel) else targets_R
 
 
 def losses_of(outputs_RO: torch.Tensor, targets_R: torch.Tensor) -> torch.Tensor:
     """Return the loss of every row's answer, losses_R in float64.
 
     Of classes (int64) that is the cross-entropy in nats, of values (float32) the squared
-    error. Raises `LocalProtocolError` for answers to values that are more than one each.
+    error. Where a row has an answer and a class for each of T places (outputs_RTO, targets_RT) it
+    is the mean over places. Raises `LocalProtocolError` for answers that the targets do not fit,
+    more than one to a value among them.
     """
+    if outputs_RO.shape[:-1] != targets_R.shape:
+        raise LocalProtocolError(
+            f"{tuple(outputs_RO.shape)} answers for {tuple(targets_R.shape)} targets"
+        )
+    if targets_R.ndim == 2 and not targets_R.is_floating_point():
+        places_RT = functional.cross_entropy(outputs_RO.mT, targets_R, reduction="none")
+        return places_RT.mean(1).cpu()
     if not targets_R.is_floating_point():
         return functional.cross_entropy(outputs_RO, targets_R, reduction="none").cpu()
     if outputs_RO.shape[1] != 1:
@@ -42,7 +66,18 @@ def row_losses(
     architecture: Architecture, tensors: Tensors, inputs_RF: torch.Tensor, targets_R: torch.Tensor
 ) -> torch.Tensor:
     """Return the loss of every row (`losses_of`), losses_R in float64."""
-    return losses_of(outputs_of(architecture, tensors, inputs_RF), targets_R)
+    wanted = wanted_of(architecture, inputs_RF, targets_R)
+    if wanted.ndim == 1:
+        return losses_of(outputs_of(architecture, tensors, inputs_RF), wanted)
+    rows = max(1, MAX_PLACES // wanted.shape[1])
+    return torch.cat(
+        [
+            losses_of(outputs_of(architecture, tensors, batch_RF), batch_RT)
+            for batch_RF, batch_RT in zip(
+                torch.split(inputs_RF, rows), torch.split(wanted, rows), strict=True
+            )
+        ]
+    )
 
 
 class Runner(Protocol):

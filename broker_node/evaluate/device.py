@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 
 import torch
 
-from broker_node.evaluate.curve import ON_CPU, Runner, losses_of
+from broker_node.evaluate.curve import ON_CPU, Runner, losses_of, wanted_of
 from node.params.architecture import Architecture, apply
 from node.params.permutation import Tensors
 from node.params.recipe import interpolate
@@ -101,12 +101,14 @@ class OnDevice:
         inputs_RF: torch.Tensor,
         targets_R: torch.Tensor,
     ) -> torch.Tensor:
+        wanted = wanted_of(architecture, inputs_RF, targets_R)
+
         def compute(device: torch.device) -> torch.Tensor:
             weights = self._on(device, tensors)
             return torch.cat(
                 [
                     _losses(apply(architecture, weights, part_RF), part_R)
-                    for part_RF, part_R in self._parts(device, inputs_RF, targets_R)
+                    for part_RF, part_R in self._parts(device, inputs_RF, wanted)
                 ]
             )
 
@@ -122,12 +124,14 @@ class OnDevice:
         inputs_RF: torch.Tensor,
         targets_R: torch.Tensor,
     ) -> torch.Tensor | None:
+        wanted = wanted_of(architecture, inputs_RF, targets_R)
+
         def compute(device: torch.device) -> torch.Tensor:
             base, other = (self._on(device, end) for end in ends)
             found = []
             for at in range(0, len(alphas), self._models):
                 stacked = _stacked(base, other, alphas[at : at + self._models])
-                parts = self._parts(device, inputs_RF, targets_R)
+                parts = self._parts(device, inputs_RF, wanted)
                 found.append(
                     torch.cat([self._together(architecture, stacked, *part) for part in parts], 1)
                 )

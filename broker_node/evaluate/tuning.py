@@ -16,7 +16,7 @@ from typing import Final
 import torch
 from torch.nn import functional
 
-from broker_node.evaluate.curve import ON_CPU, Runner, row_losses
+from broker_node.evaluate.curve import ON_CPU, Runner, row_losses, wanted_of
 from broker_node.evaluate.gain import Gain, paired_gain
 from broker_node.evaluate.validation import ValidationSet, draw_rows
 from node.params.architecture import Architecture, apply
@@ -65,7 +65,8 @@ def tuned(
     held = rows // STOPPING
     fitted = rows - held
     parameters = sum(tensor.numel() for tensor in base.values())
-    epochs = min(EPOCHS, int(MAX_WORK / (fitted * parameters)))
+    wanted = wanted_of(architecture, inputs_RF[:rows], targets_R[:rows])
+    epochs = min(EPOCHS, int(MAX_WORK * rows / (fitted * parameters * wanted.numel())))
     if epochs < 1:
         raise LocalProtocolError(f"{parameters:,} parameters are too many to fine-tune on {rows}")
     stop_RF, stop_R = inputs_RF[fitted:rows], targets_R[fitted:rows]
@@ -80,7 +81,7 @@ def tuned(
             side = dict(zip(names, current, strict=True))
             outputs_RO = apply(architecture, side, inputs_RF[batch_R])
             optimizer.zero_grad()
-            _loss(outputs_RO, targets_R[batch_R]).backward()  # type: ignore[no-untyped-call]
+            _loss(outputs_RO, wanted[batch_R]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         side = {name: t.detach().clone() for name, t in zip(names, current, strict=True)}
         loss = _mean_loss(architecture, side, stop_RF, stop_R)
@@ -124,7 +125,7 @@ def tuned_gain(
 def _loss(outputs_RO: torch.Tensor, targets_R: torch.Tensor) -> torch.Tensor:
     if targets_R.is_floating_point():
         return functional.mse_loss(outputs_RO.squeeze(1), targets_R)
-    return functional.cross_entropy(outputs_RO, targets_R)
+    return functional.cross_entropy(outputs_RO.flatten(0, -2), targets_R.flatten())
 
 
 def _mean_loss(

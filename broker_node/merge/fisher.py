@@ -18,9 +18,10 @@ from torch.nn import functional
 
 from broker_node.align.stages import Aligned
 from broker_node.merge.pairs import completed, merged_model, require_pairs, sellers_of
-from broker_node.merge.stages import Merged, Rows
+from broker_node.merge.stages import Merged, MergeError, Rows
 from broker_node.verify.stages import Verified
 from node.params.architecture import Architecture, apply
+from node.params.families.base import TokenModel
 
 NAME: Final = "fisher"
 MAX_ROWS: Final = 512
@@ -83,6 +84,8 @@ def fisher(
     `MAX_ROWS` rows and each model.
     """
     buyer = require_pairs(aligned, rows)
+    if isinstance(buyer.architecture.model, TokenModel):
+        raise MergeError("wrong-rows", f"`{NAME}` is for rows of one answer, and tokens have many")
     wanted = [name for name in buyer.tensors if any(name in p.transformed for p in aligned)]
     inputs_RF = rows.inputs_RF[:MAX_ROWS]
     models = [dict(buyer.tensors), *(completed(pair) for pair in aligned)]

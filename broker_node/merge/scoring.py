@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from broker_node.align.stages import Aligned
-from broker_node.evaluate.curve import row_losses
+from broker_node.evaluate.curve import losses_of, row_losses, wanted_of
 from broker_node.evaluate.gain import Gain, paired_gain
 from broker_node.merge.pairs import completed, require_pairs
 from broker_node.merge.stages import Merged, Rows
@@ -56,7 +56,10 @@ def score(merged: Merged, aligned: Sequence[Aligned], rows: Rows) -> Scored:
     buyer = require_pairs(aligned, rows)
     before_R = row_losses(buyer.architecture, buyer.tensors, rows.inputs_RF, rows.targets_R)
     answers_RO = answers(merged, aligned, rows.inputs_RF, classes=rows.classes)
-    if rows.classes:
+    wanted = wanted_of(buyer.architecture, rows.inputs_RF, rows.targets_R)
+    if wanted.ndim > 1:
+        after_R = losses_of(answers_RO, wanted)
+    elif rows.classes:
         after_R = functional.nll_loss(answers_RO, rows.targets_R, reduction="none")
     else:
         after_R = (answers_RO.squeeze(1) - rows.targets_R.double()).square()

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch.nn import functional
 
-from broker_node.evaluate.curve import row_losses
+from broker_node.evaluate.curve import losses_of, row_losses, wanted_of
+from broker_node.evaluate.metrics import (
+    Metric,
+    MetricError,
+    Model,
+    accuracy_of,
+    number_of,
+    perplexity_of,
+)
 from broker_node.trying.errors import TryError
 from broker_node.trying.methods import Rows
 from node.params.architecture import Architecture, apply
 from node.params.permutation import Tensors
-
-Model = Callable[[torch.Tensor], torch.Tensor]
-Batch = tuple[torch.Tensor, torch.Tensor]
-Metric = Callable[[Model, Batch], object]
-"""``metric(model, batch)``: `model` answers inputs_RF with outputs_RO, `batch` is inputs_RF and
-targets_R. Returns one number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +31,7 @@ class Score:
     losses_R: torch.Tensor = field(repr=False)
     """float64: cross-entropy in nats, or squared error."""
     accuracy: float | None
-    """Share of rows whose likeliest class is right; None where the targets are values."""
+    """Share of rows, or places of token rows, whose likeliest class is right; None of values."""
     metric: float | None
     """What the user's own metric says, if there is one."""
 
@@ -44,7 +46,7 @@ class Score:
         """Exp of the mean loss, where that is a cross-entropy."""
         if self.accuracy is None:
             return None
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return perplexity_of(self.loss)
 
 
 @torch.inference_mode()
@@ -55,12 +57,14 @@ def score(
     losses_R = row_losses(architecture, tensors, rows.inputs_RF, rows.targets_R)
     accuracy = None
     if not rows.targets_R.is_floating_point():
-        outputs_RO = apply(architecture, tensors, rows.inputs_RF)
-        accuracy = _accuracy(outputs_RO, rows.targets_R)
+        wanted = wanted_of(architecture, rows.inputs_RF, rows.targets_R)
+        accuracy = accuracy_of(apply(architecture, tensors, rows.inputs_RF), wanted)
     return Score(
         losses_R=losses_R,
         accuracy=accuracy,
-        metric=_asked(metric, lambda inputs_RF: apply(architecture, tensors, inputs_RF), rows),
+        metric=_asked(
+            metric, architecture, lambda inputs_RF: apply(architecture, tensors, inputs_RF), rows
+        ),
     )
 
 
@@ -87,31 +91,25 @@ def score_ensemble(
         ]
         if values:
             return torch.stack(answers).mean(0)
-        logs_NRC = torch.stack([functional.log_softmax(each, dim=1) for each in answers])
+        logs_NRC = torch.stack([functional.log_softmax(each, dim=-1) for each in answers])
         return torch.logsumexp(logs_NRC, dim=0) - math.log(len(answers))
 
     outputs_RO = model(rows.inputs_RF)
-    if values:
-        losses_R = (outputs_RO.squeeze(1) - rows.targets_R.double()).square()
-    else:
-        losses_R = functional.nll_loss(outputs_RO, rows.targets_R, reduction="none")
+    wanted = wanted_of(architecture, rows.inputs_RF, rows.targets_R)
     return Score(
-        losses_R=losses_R,
-        accuracy=None if values else _accuracy(outputs_RO, rows.targets_R),
-        metric=_asked(metric, model, rows),
+        losses_R=losses_of(outputs_RO, wanted),
+        accuracy=None if values else accuracy_of(outputs_RO, wanted),
+        metric=_asked(metric, architecture, model, rows),
     )
 
 
-def _accuracy(outputs_RO: torch.Tensor, targets_R: torch.Tensor) -> float:
-    return float((outputs_RO.argmax(1) == targets_R).double().mean())
-
-
-def _asked(metric: Metric | None, model: Model, rows: Rows) -> float | None:
+def _asked(
+    metric: Metric | None, architecture: Architecture, model: Model, rows: Rows
+) -> float | None:
     if metric is None:
         return None
-    found = metric(model, (rows.inputs_RF, rows.targets_R))
-    if isinstance(found, torch.Tensor) and found.numel() == 1:
-        found = found.item()
-    if isinstance(found, bool) or not isinstance(found, int | float):
-        raise TryError(f"--metric must return one number, and returned {found!r:.60}")
-    return float(found)
+    wanted = wanted_of(architecture, rows.inputs_RF, rows.targets_R)
+    try:
+        return number_of(metric(model, (rows.inputs_RF, wanted)))
+    except MetricError as error:
+        raise TryError(f"--metric {error}") from error

@@ -18,13 +18,14 @@ import torch
 
 from broker_node.align.stages import Aligned
 from broker_node.evaluate.gain import Gain, paired_gain
+from broker_node.evaluate.metrics import Metric
 from broker_node.evaluate.search import SCREEN
 from broker_node.evaluate.tuning import tuned
 from broker_node.evaluate.validation import ValidationSet, draw_rows
 from broker_node.trying.errors import TryError
 from broker_node.trying.making import Candidate, Maker, refused
 from broker_node.trying.methods import Merger, Rows
-from broker_node.trying.scoring import Metric, Score, score, score_ensemble
+from broker_node.trying.scoring import Score, score, score_ensemble
 from broker_node.trying.widths import width_controls
 from broker_node.verify.stages import Verified
 from node.params.recipe import interpolate

@@ -169,11 +169,11 @@ def _drifted(
 ) -> list[Anomaly]:
     shares = []
     for side in (merged, *parents):
-        outputs_RC = apply(architecture, side, inputs_RF)
+        outputs_RC = apply(architecture, side, inputs_RF).flatten(0, -2)
         if outputs_RC.shape[1] < 2:
             return []
         counts_C = torch.bincount(outputs_RC.argmax(1), minlength=outputs_RC.shape[1])
-        shares.append(counts_C.double() / len(inputs_RF))
+        shares.append(counts_C.double() / len(outputs_RC))
     allowed = MAX_DRIFT + 3 * math.sqrt(0.25 / len(inputs_RF))
     parents_PC = torch.stack(shares[1:])
     above_C = shares[0] - parents_PC.amax(0)

@@ -17,6 +17,7 @@ from broker_node.verify.computing import computes, computing
 from broker_node.verify.stages import Received, Verified
 from node.params.architecture import Architecture, apply, layout
 from node.params.encoding import weights_root
+from node.params.families.base import TokenModel
 from node.protocol.errors import RemoteProtocolError
 
 MAX_MAGNITUDE: Final = 1e6
@@ -26,8 +27,10 @@ _PROBE_SEED: Final = 7
 
 
 def probes(architecture: Architecture) -> torch.Tensor:
-    """Return `PROBES` fixed rows of standard normal inputs, probes_RF, in float64."""
+    """Return `PROBES` fixed rows, probes_RF in float64: standard normal inputs, or any tokens."""
     generator = torch.Generator().manual_seed(_PROBE_SEED)
+    if isinstance(architecture.model, TokenModel):
+        return architecture.model.random_rows(PROBES, generator)
     shape = (PROBES, architecture.model.input_width())
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 

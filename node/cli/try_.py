@@ -14,10 +14,10 @@ from node.cli.exits import DONE
 from node.cli.invocation import Invocation
 
 if TYPE_CHECKING:
+    from broker_node.evaluate.metrics import Metric
     from broker_node.evaluate.validation import ValidationSet
     from broker_node.trying.reading import Checkpoint
     from broker_node.trying.receipt import Described
-    from broker_node.trying.scoring import Metric
     from node.data.own_rows import OwnRows
 
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
@@ -95,9 +95,10 @@ def rows_options(command: Any) -> Any:
     help="the model that A, B, C were all tuned from, for methods that need it",
 )  # fmt: skip
 @click.option(
-    "--metric", default=None, metavar="MODULE:FUNCTION",
-    help="also report metric(model, batch): model answers features with outputs, batch is "
-    "(features, targets), the answer one number. This runs that code of yours, unconfined",
+    "--metric", default=None, metavar="NAME",
+    help="also report loss, accuracy or perplexity, or by MODULE:FUNCTION metric(model, batch): "
+    "model answers features with outputs, batch is (features, targets), the answer one number. "
+    "This runs that code of yours, unconfined",
 )  # fmt: skip
 @click.option(
     "--seed", default=None, type=click.IntRange(0, 2**63 - 1), metavar="N",
@@ -282,41 +283,26 @@ def outputs_of(checkpoint: Checkpoint) -> int:
 
     model = checkpoint.model
     width = model.architecture.model.input_width()
-    return int(apply(model.architecture, model.tensors, torch.zeros(1, width)).shape[1])
+    return int(apply(model.architecture, model.tensors, torch.zeros(1, width)).shape[-1])
 
 
 def load_metric(name: str) -> Metric:
-    """Return the user's own metric, by ``module:function``; the working directory counts.
+    """Return a metric by its name, or by ``module:function``; the working directory counts.
 
     Whatever it raises ends the command in one line. Raises `TryError`.
     """
-    import importlib
     import sys
 
+    from broker_node.evaluate.metrics import MetricError, metric_named
     from broker_node.trying.errors import TryError
 
-    module, colon, function = name.partition(":")
-    if not (module and colon and function):
-        raise TryError(f"--metric {name!r:.80}: write MODULE:FUNCTION, such as mine:f1")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        metric: Metric = getattr(importlib.import_module(module), function)
-    except Exception as error:  # the user's own code may raise anything
-        raise TryError(f"--metric {name!r:.80} cannot be loaded: {_told(error)}") from error
-
-    def asked(model: Any, batch: Any) -> object:
-        try:
-            return metric(model, batch)
-        except Exception as error:  # the user's own code may raise anything
-            raise TryError(f"--metric {name!r:.80} failed: {_told(error)}") from error
-
-    return asked
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:200]
+        return metric_named(name)
+    except MetricError as error:
+        raise TryError(f"--metric {error}") from error
 
 
 def _account_key(node: Invocation, options: dict[str, Any]) -> bytes:

@@ -17,6 +17,7 @@ from typing import Final
 import torch
 
 from node.params.families.base import ArchitectureError, Model
+from node.params.families.gpt import Gpt
 from node.params.families.linear import Linear
 from node.params.families.lora import Lora
 from node.params.families.mlp import Mlp
@@ -34,6 +35,7 @@ FAMILIES: Final[dict[str, Callable[[Mapping[str, object]], Model]]] = {
     "mlp": Mlp.read,
     "linear": Linear.read,
     "resnet": ResNet.read,
+    "gpt": Gpt.read,
     "random": Shapes.read,
     ADAPTERS: lambda config: Lora.read(config, Architecture),
 }

@@ -14,7 +14,7 @@ applied, composed and hashed in `node.params.blocks`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias
@@ -267,6 +267,37 @@ def to_permutation_spec(spec: SymmetrySpec) -> PermutationSpec:
         for name, group in spec.groups.items()
     }
     return PermutationSpec(groups=groups, axes=axes)
+
+
+def plain_part(
+    spec: SymmetrySpec, groups: Collection[str], *, reads: Collection[Place]
+) -> PermutationSpec:
+    """Return the plain form of some groups, while units of all others keep their order.
+
+    `reads` are the places that read a unit, all others write it. Raises `LocalProtocolError`
+    for a group that stands within others, and where an axis is laid out in blocks.
+    """
+    axes: dict[str, tuple[Axis | None, ...]] = {}
+    for name, layouts in spec.axes.items():
+        found: list[Axis | None] = []
+        for dimension, layout in enumerate(layouts):
+            place = Place(name, dimension, 0)
+            match layout:
+                case Units(group) if group in groups and not spec.groups[group].within:
+                    found.append(Axis(group, Role.READS if place in reads else Role.WRITES))
+                case Product() | Concat() | Units(_) if any(
+                    leaf.group in groups for leaf in leaves(layout)
+                ):
+                    raise LocalProtocolError(f"axis {dimension} of {name!r} is laid out in blocks")
+                case _:
+                    found.append(None)
+        axes[name] = tuple(found)
+    found_groups = {
+        name: Group(size=group.size, rescalable=_rescalable(spec, name))
+        for name, group in spec.groups.items()
+        if name in groups
+    }
+    return PermutationSpec(groups=found_groups, axes=axes)
 
 
 def _rescalable(spec: SymmetrySpec, group: str) -> bool:

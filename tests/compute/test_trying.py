@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_node.align.stages import AlignmentError
+from broker_node.evaluate.metrics import Batch, Model
 from broker_node.evaluate.validation import ValidationSet
 from broker_node.trying.errors import TryError
 from broker_node.trying.making import share_of
 from broker_node.trying.methods import CHAIN, ENSEMBLE, LERP, OUTRIGHT, Rows, aligners, mergers
 from broker_node.trying.reading import METADATA_KEY, admitted, parse_flag, read_checkpoint, shown
-from broker_node.trying.scoring import Batch, Model, score, score_ensemble
+from broker_node.trying.scoring import score, score_ensemble
 from broker_node.trying.stack import layers_of, ordered
 from broker_node.trying.trial import Trial, run_trial, split, split_seed
 from broker_node.verify.stages import Verified

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import torch
 
@@ -71,6 +71,20 @@ class Model(Protocol):
 
     def random_init(self, seed: int) -> dict[str, torch.Tensor]:
         """Return fresh float32 tensors, the same for the same seed."""
+
+
+@runtime_checkable
+class TokenModel(Protocol):
+    """What a model of token sequences answers besides; a row is then the ids of its tokens."""
+
+    def input_width(self) -> int:
+        """Return T, the number of tokens in a row."""
+
+    def next_tokens(self, inputs_RF: torch.Tensor, targets_R: torch.Tensor) -> torch.Tensor:
+        """Return what follows each token of each row, targets_RT; `targets_R` after the last."""
+
+    def random_rows(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Return rows of tokens drawn evenly, as float64 numbers."""
 
 
 def read_fields(config: Mapping[str, object], *names: str) -> tuple[object, ...]:
