@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""The door to the benchmarks: `scripts/bench.py NAME [--json]`.
+"""The door to the benchmarks: `scripts/bench.py NAME [--json] [--quick]`.
 
 Each is a module `scripts/bench_NAME.py` with a function `rows()` that measures now and
 returns rows of case, value and unit, with a ratio where the value is set against another.
+One that takes `quick` has a small case for `--quick`; the others are refused with it.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import json
 import os
 import platform
@@ -28,6 +30,7 @@ BENCHMARKS: Final[Mapping[str, str]] = {
     "gas": "gas of the escrow's operations against their floor",
     "gpu": "what a device does of a broker's work, and how near it comes to its measured rates",
     "memory": "rooting and merging parameter sets that are larger than memory should hold",
+    "market": "the best seller of each buyer, by shared probes and by trying every pair",
     "imports": "importing the mechanisms, in a fresh process",
     "nash": "a hundred thousand Nash bargains",
     "offers": "signed offers checked by a node's gossip validator",
@@ -46,10 +49,11 @@ class BenchmarkError(Exception):
     """There is no such benchmark, or its rows are not as they should be."""
 
 
-def measure(name: str) -> list[dict[str, Any]]:
+def measure(name: str, *, quick: bool = False) -> list[dict[str, Any]]:
     """Return the rows of the benchmark `name`, with exactly the `COLUMNS`.
 
-    Raises `BenchmarkError` if it is unknown, absent, or returns something else.
+    Raises `BenchmarkError` if it is unknown, absent, has no quick case where one is asked
+    for, or returns something else.
     """
     if name not in BENCHMARKS:
         raise BenchmarkError(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
@@ -58,7 +62,10 @@ def measure(name: str) -> list[dict[str, Any]]:
     for folder in (str(ROOT), str(HERE)):
         if folder not in sys.path:
             sys.path.insert(0, folder)
-    return [_checked(name, row) for row in importlib.import_module(f"bench_{name}").rows()]
+    rows = importlib.import_module(f"bench_{name}").rows
+    if quick and "quick" not in inspect.signature(rows).parameters:
+        raise BenchmarkError(f"{name} has no quick case")
+    return [_checked(name, row) for row in (rows(quick=True) if quick else rows())]
 
 
 def _checked(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,6 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("name", nargs="?", metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--json", action="store_true", help="one JSON object a benchmark")
+    parser.add_argument("--quick", action="store_true", help="a small case, where there is one")
     parser.add_argument("--all", action="store_true", help="every benchmark")
     options = parser.parse_args(arguments)
     if options.name is None and not options.all:
@@ -132,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = [name for name in BENCHMARKS if (HERE / f"bench_{name}.py").is_file()]
     for name in names:
         try:
-            rows = measure(name)
+            rows = measure(name, quick=options.quick)
         except BenchmarkError as error:
             print(error, file=sys.stderr)
             return 2

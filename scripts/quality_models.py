@@ -25,26 +25,35 @@ LEARNING_RATE: Final = 1e-3
 SETTINGS: Final = f"{ARCHITECTURE.text} adam {LEARNING_RATE:g} batch {BATCH} epochs {EPOCHS}"
 
 
-def verified(tensors: dict[str, torch.Tensor]) -> Verified:
+def verified(
+    tensors: dict[str, torch.Tensor], architecture: Architecture = ARCHITECTURE
+) -> Verified:
     """Return the tensors as a model that may be computed with; raises as `verify`."""
     return verify(
-        Received(weights_root=weights_root(tensors), architecture=ARCHITECTURE, tensors=tensors)
+        Received(weights_root=weights_root(tensors), architecture=architecture, tensors=tensors)
     )
 
 
-def fitted(tensors: dict[str, torch.Tensor], rows: Rows, *, seed: int) -> dict[str, torch.Tensor]:
-    """Return the model after `EPOCHS` of Adam on the rows; the same for the same seed."""
+def fitted(
+    tensors: dict[str, torch.Tensor],
+    rows: Rows,
+    *,
+    seed: int,
+    architecture: Architecture = ARCHITECTURE,
+    epochs: int = EPOCHS,
+) -> dict[str, torch.Tensor]:
+    """Return the model after so many epochs of Adam on the rows; the same for the same seed."""
     names = list(tensors)
     current = [tensors[name].clone().requires_grad_() for name in names]
     optimizer = torch.optim.Adam(current, lr=LEARNING_RATE)
     inputs_RF = torch.from_numpy(rows.inputs_RF.copy())
     labels_R = torch.from_numpy(rows.labels_R.copy())
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         order_R = torch.randperm(len(labels_R), generator=generator)
         for batch_R in torch.split(order_R, BATCH):
             logits_RC = apply(
-                ARCHITECTURE, dict(zip(names, current, strict=True)), inputs_RF[batch_R]
+                architecture, dict(zip(names, current, strict=True)), inputs_RF[batch_R]
             )
             loss = functional.cross_entropy(logits_RC, labels_R[batch_R])
             gradients = torch.autograd.grad(loss, current)

@@ -152,6 +152,27 @@ class Universe:
             if not moved:
                 break
 
+    @property
+    def row_evaluations(self) -> int:
+        """Forward passes of one row that all models took to come in."""
+        return len(self) * len(self._rows_RF)
+
+    @torch.inference_mode()
+    def standing(self, model: Verified) -> dict[str, torch.Tensor]:
+        """Return a whole model in the universe's numbering and its balanced gauge, in float32.
+
+        The same function as the model's own. What two of these come to at α is, to rounding,
+        what their pair's recipe comes to, so that M buyers and N sellers need no M·N recipes.
+        Raises `AlignmentError` for a model that was not added, or a universe of some layers.
+        """
+        place = self._place(model)
+        if set(place.tensors) != {tensor.name for tensor in layout(self._architecture)}:
+            raise AlignmentError("models stand whole in a universe of all layers alone")
+        own = rescale(self._spec, _double(place.tensors), place.scales)
+        return {
+            name: tensor.float() for name, tensor in self._placed(own, place.permutations).items()
+        }
+
     def pair(self, buyer: Verified, seller: Verified, *, method: str = NAME) -> Aligned:
         """Return the pair by composition of the two places; nothing is matched.
 

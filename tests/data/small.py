@@ -82,7 +82,7 @@ def write_tiny_imagenet(
         for image in range(images_each):
             mode = "L" if image == 0 else "RGB"
             (images / f"{wnid}_{image}.JPEG").write_bytes(jpeg(100 * (number + 1), mode=mode))
-        (folder / "val" / "images" / f"val_{number}.JPEG").write_bytes(jpeg(100 * (number + 1)))
+        (folder / "val" / "images" / f"val_{number}.JPEG").write_bytes(jpeg(100 * (number + 1) + 8))
         lines.append(f"val_{number}.JPEG\t{wnid}\t0\t0\t63\t63\n")
     (folder / "val" / "val_annotations.txt").write_text("".join(lines))
     return folder

@@ -49,7 +49,7 @@ def test_people_get_a_table(bench: ModuleType, capsys: pytest.CaptureFixture[str
     assert "a lamp" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["sun"], ["fog"], []])
+@pytest.mark.parametrize("arguments", [["sun"], ["fog"], ["lamp", "--quick"], []])
 def test_an_unknown_benchmark_is_one_line_and_status_two(
     bench: ModuleType, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
