@@ -17,13 +17,18 @@ import torch
 
 from broker_node.align import identity
 from broker_node.align.matching import MAX_WORK, work_of
-from broker_node.align.registry import ALIGNERS, aligner_of
 from broker_node.evaluate.adapters import as_traded, whole_pair
 from broker_node.evaluate.control import own_gain
 from broker_node.evaluate.curve import Runner
 from broker_node.evaluate.device import runner_on
-from broker_node.evaluate.evaluation import DEFAULT_SEARCH, evaluate, require_search
+from broker_node.evaluate.evaluation import (
+    DEFAULT_SEARCH,
+    choice_inputs,
+    evaluate,
+    require_search,
+)
 from broker_node.evaluate.gain import Gain
+from broker_node.evaluate.methods import PAPER, ROWS, Method, align
 from broker_node.evaluate.tuning import tuned_gain
 from broker_node.evaluate.validation import ValidationSet
 from broker_node.quorum.replay import differs, merged_again, replayed
@@ -43,7 +48,7 @@ from node.params.families.shapes import Shapes
 from node.params.permutation import PermutationSpec, restrict
 from node.params.recipe import Recipe, apply_recipe
 from node.protocol import merkle
-from node.protocol.errors import LocalProtocolError, RemoteProtocolError
+from node.protocol.errors import RemoteProtocolError
 from node.protocol.evaluation import Evaluation, rows_due, trial_seed
 from node.protocol.offer import BrokerNotice, Offer
 from node.protocol.parameters import encoded_length
@@ -161,7 +166,8 @@ class MarketAppraiser:
         validation: ValidationSet,
         *,
         classes: int,
-        method: str = "weight-matching",
+        method: str = PAPER.alignment,
+        merging: str = PAPER.merging,
         search: str = DEFAULT_SEARCH,
         shared_rows: bool = False,
         control: bool = False,
@@ -176,11 +182,9 @@ class MarketAppraiser:
         `base`: the model that adapters must be of, and are run on; without one none is taken.
         `device`: what evaluates (`broker_node.evaluate.device`); merged bytes are the CPU's.
         """
-        if method not in ALIGNERS:
-            raise LocalProtocolError(f"no alignment {method!r}; there are {sorted(ALIGNERS)}")
+        self._made = Method(alignment=method, merging=merging)
         require_search(search, validation)
         self._validation = validation
-        self._method = method
         self._search = search
         self._control = control
         self._base = base
@@ -209,10 +213,10 @@ class MarketAppraiser:
     @property
     def method(self) -> str:
         """How units are matched."""
-        return self._method
+        return self._made.alignment
 
     def screen(self, offer: Offer) -> None:
-        architecture = _screen(offer, matches=self._method != identity.NAME)
+        architecture = _screen(offer, matches=self._made.alignment != identity.NAME)
         if isinstance(architecture.model, Lora):
             if self._base is None:
                 raise RemoteProtocolError("wrong-base", "adapters of any base are refused here")
@@ -228,24 +232,30 @@ class MarketAppraiser:
         self, base: Verified, sold: Verified, *, task: str, notice: tuple[Digest, BrokerNotice]
     ) -> Trial:
         seed = trial_seed(notice[1].seed, base.weights_root, sold.weights_root)
+        choice, score = self.rows
+        made, rows = self._made, self._validation
         runner = runner_on(self._device)
-        align = aligner_of(base.architecture, self._method)
-        aligned = align(base, sold, seed=int.from_bytes(seed[:8], "big"))
+        probe_RF = None
+        if made.alignment in ROWS:
+            probe_RF = choice_inputs(rows, seed=seed, choice_rows=choice, score_rows=score)
+        number = int.from_bytes(seed[:8], "big")
+        aligned = align(made.alignment, base, sold, seed=number, probe_RF=probe_RF)
         found = evaluate(
             whole_pair(aligned),
-            self._validation,
+            rows,
             seed=seed,
-            choice_rows=self.rows[0],
-            score_rows=self.rows[1],
+            choice_rows=choice,
+            score_rows=score,
             search=self._search,
             runner=runner,
+            merging=made.merging,
         )
         found = as_traded(aligned, found)
         return Trial(
             evaluation=Evaluation(
                 task=task,
                 architecture=found.architecture,
-                method=f"{found.method}+{found.search}",
+                method=found.named,
                 base_root=found.base_root,
                 sold_root=found.sold_root,
                 merged_root=found.merged_root,

@@ -4,7 +4,8 @@ Two agents train a perceptron of four hidden layers of 256, each on all rows of 
 on 10% or 1% of the rows of the others. The buyer merges once. Of the broker's rows (half of the
 test rows) one half chooses α and shows the methods how units answer, without its labels; the
 other half scores the gain, and gates the trade. Accuracies are of the other half of the test
-rows, which nobody saw. Each method merges at its own α*, found by the same search.
+rows, which nobody saw. Each method merges at its own α*, found by the same search; the
+market's default goes on from there, and gives each unit a share of its own.
 
 Beside the methods stand what the buyer has without a market: its own model fine-tuned on the
 labels of the rows that chose α (the control), and what costs twice to run: the mean of both
@@ -26,12 +27,15 @@ import torch
 from scipy.special import stdtrit
 
 from broker_node.align import activation_matching, identity, least_squares, universe
-from broker_node.align import weight_matching as weights
 from broker_node.align.registry import ALIGNERS
 from broker_node.evaluate.curve import LossCurve, row_losses
 from broker_node.evaluate.gain import paired_gain
+from broker_node.evaluate.methods import MARKET, PAPER
 from broker_node.evaluate.search import SEARCHES
 from broker_node.evaluate.validation import draw_rows
+from broker_node.merge import lerp
+from broker_node.merge.registry import TRADED
+from broker_node.merge.stages import Rows as ChoiceRows
 from broker_node.verify.stages import Verified
 from node.data.datasets import load
 from node.data.files import DataError
@@ -50,17 +54,20 @@ COLUMNS: Final = (("mnist", 10), ("mnist", 1), ("fashion", 10))
 """Data set, and the percentage of the scarce classes' rows that an agent holds."""
 SEEDS: Final = (0, 1, 2, 3, 4)
 SEARCH: Final = "halving-brent"
-PAPER: Final = weights.NAME
-DEFAULT: Final = universe.NAME
-METHODS: Final = (
-    identity.NAME,
-    weights.NAME,
-    activation_matching.NAME,
-    universe.NAME,
-    least_squares.NAME,
-)
-COMPARED: Final = (activation_matching.NAME, universe.NAME, least_squares.NAME)
+REFERENCE: Final = f"{PAPER.alignment}, α*"
+DEFAULT: Final = f"{MARKET.alignment}, {MARKET.merging}"
+METHODS: Final = {
+    f"{identity.NAME}, α*": (identity.NAME, lerp.NAME),
+    REFERENCE: (PAPER.alignment, PAPER.merging),
+    f"{PAPER.alignment}, {MARKET.merging}": (PAPER.alignment, MARKET.merging),
+    f"{activation_matching.NAME}, α*": (activation_matching.NAME, lerp.NAME),
+    f"{universe.NAME}, α*": (universe.NAME, lerp.NAME),
+    DEFAULT: (MARKET.alignment, MARKET.merging),
+    f"{least_squares.NAME}, α*": (least_squares.NAME, lerp.NAME),
+}
+"""By name: alignment and merge."""
 CONTROL: Final = "control: silo A fine-tuned on the broker's labels"
+COMPARED: Final = (*(name for name in METHODS if name != REFERENCE), CONTROL)
 ENSEMBLE: Final = "probability ensemble, twice the cost"
 CASES: Final = ("silo A", "silo B", "FedAvg .5", *METHODS, CONTROL, ENSEMBLE)
 
@@ -88,13 +95,17 @@ def _ensemble(models: tuple[Verified, Verified], rows: Rows) -> float:
 
 
 def merged(
-    method: str, buyer: Verified, seller: Verified, choice: Rows, score: Rows, seed: int
+    method: tuple[str, str], buyer: Verified, seller: Verified, choice: Rows, score: Rows, seed: int
 ) -> Tensors:
-    """Return the merge at the method's α*; the buyer's own model where the score finds no gain."""
+    """Return the merge from the method's α* on; the buyer's own where the score finds no gain."""
+    alignment, merging = method
     inputs_RF, labels_R = _pair_of(choice)
-    aligned = ALIGNERS[method](buyer, seller, seed=seed, probe_RF=inputs_RF)
+    aligned = ALIGNERS[alignment](buyer, seller, seed=seed, probe_RF=inputs_RF)
     curve = LossCurve(ARCHITECTURE, buyer.tensors, aligned.transformed, inputs_RF, labels_R)
-    found = interpolate(buyer.tensors, aligned.transformed, SEARCHES[SEARCH](curve))
+    alpha = SEARCHES[SEARCH](curve)
+    rows = ChoiceRows(inputs_RF, labels_R)
+    fitted = TRADED[merging](buyer, aligned.transformed, rows, alpha)
+    found = interpolate(buyer.tensors, aligned.transformed, alpha, shares=fitted.shares)
     before_R, after_R = (
         row_losses(ARCHITECTURE, tensors, *_pair_of(score)) for tensors in (buyer.tensors, found)
     )
@@ -117,7 +128,7 @@ def accuracies(dataset: Dataset, percent: int, seed: int) -> dict[str, float]:
         "silo A": buyer.tensors,
         "silo B": seller.tensors,
         "FedAvg .5": interpolate(buyer.tensors, seller.tensors, Millionths(ONE // 2)),
-        **{name: merged(name, buyer, seller, choice, score, seed) for name in METHODS},
+        **{name: merged(how, buyer, seller, choice, score, seed) for name, how in METHODS.items()},
         CONTROL: fitted(dict(buyer.tensors), choice, seed=seed),
     }
     measured = {name: _accuracy(tensors, halves.report) for name, tensors in found.items()}
@@ -132,22 +143,24 @@ def _interval(differences: list[float]) -> tuple[float, float]:
 
 
 def _table(column: str, by_seed: list[Mapping[str, float]]) -> Iterator[dict[str, Any]]:
-    paper = statistics.mean(found[PAPER] for found in by_seed)
+    paper = statistics.mean(found[REFERENCE] for found in by_seed)
     for case in CASES:
         values = [found[case] for found in by_seed]
         mean = statistics.mean(values)
         yield {
-            "case": f"{column}: {case}" + (", α*" if case in METHODS else ""),
+            "case": f"{column}: {case}" + (" (the default)" if case == DEFAULT else ""),
             "value": round(mean, 2),
             "unit": f"% ± {statistics.stdev(values):.2f} sd of {len(values)} seeds",
-            "against": None if case == PAPER else f"{PAPER} (the paper)",
-            "ratio": None if case == PAPER else mean / paper,
+            "against": None if case == REFERENCE else f"{PAPER.alignment} (the paper)",
+            "ratio": None if case == REFERENCE else mean / paper,
         }
-    for case in COMPARED:
-        mean, half = _interval([found[case] - found[PAPER] for found in by_seed])
+    pairs = [*((case, REFERENCE) for case in COMPARED), (DEFAULT, CONTROL)]
+    for case, other in pairs:
+        mean, half = _interval([found[case] - found[other] for found in by_seed])
         role = " (the default)" if case == DEFAULT else ""
+        against = "control" if other == CONTROL else PAPER.alignment
         yield {
-            "case": f"{column}: {case}{role} less {PAPER}, paired",
+            "case": f"{column}: {case}{role} less {against}, paired",
             "value": round(mean, 2),
             "unit": f"points, {mean - half:+.2f} … {mean + half:+.2f}",
         }

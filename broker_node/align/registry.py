@@ -27,8 +27,6 @@ from broker_node.align import (
     weight_matching,
 )
 from broker_node.align.stages import Aligner
-from node.params.architecture import Architecture
-from node.params.merges import is_adapter
 
 ALIGNERS: Final[dict[str, Aligner]] = {
     identity.NAME: identity.identity,
@@ -40,12 +38,3 @@ ALIGNERS: Final[dict[str, Aligner]] = {
     orthogonal.NAME: orthogonal.orthogonal,
     learned_gauge.NAME: learned_gauge.learned_gauge,
 }
-
-
-def aligner_of(architecture: Architecture, method: str) -> Aligner:
-    """Return the method for models of an architecture.
-
-    Adapters need none, whatever the `method`: their units are those of one base, and the factors
-    between have no order that means anything.
-    """
-    return ALIGNERS[identity.NAME if is_adapter(architecture) else method]

@@ -23,9 +23,9 @@ from typing import Final
 
 import torch
 
-from broker_node.align.registry import aligner_of
 from broker_node.clearing.terms import key_of
 from broker_node.evaluate.adapters import merged_pair, whole_pair
+from broker_node.evaluate.methods import align
 from broker_node.evaluate.validation import ValidationSet, draw_rows
 from broker_node.mechanisms.gain_cache import GainCache, OnceGain
 from broker_node.verify.computing import computing
@@ -115,8 +115,7 @@ class Measuring:
             self._fused.move_to_end(order)
             return self._fused[order]
         base, sold = self._fuse(order[:-1]), self._models[order[-1]]
-        align = aligner_of(base.architecture, self._method)
-        aligned = align(base, sold, seed=self._seed)
+        aligned = align(self._method, base, sold, seed=self._seed, probe_RF=self._choice[0])
         pair, share, best = whole_pair(aligned), Millionths(0), -1
         for alpha in map(Millionths, ALPHAS):
             tried = interpolate(pair.buyer.tensors, pair.transformed, alpha)

@@ -1,8 +1,8 @@
 """The fourth stage: an aligned pair with its merge weight chosen and its gain measured.
 
-α is chosen on one half of the drawn rows and the gain scored on the other, so that the
-choice does not flatter the score. All of it is a function of the pair, the rows and the
-seed; `replay` computes the scored half again from a recipe.
+α, and the shares of rows where the merge has them, are chosen on one half of the drawn rows and
+the gain scored on the other, so that the choice does not flatter the score. All of it is a
+function of the pair, the rows and the seed; `replay` computes the scored half again from a recipe.
 """
 
 from __future__ import annotations
@@ -17,8 +17,12 @@ from numpy.typing import NDArray
 from broker_node.align.stages import Aligned
 from broker_node.evaluate.curve import ON_CPU, LossCurve, Runner
 from broker_node.evaluate.gain import Gain, paired_gain
+from broker_node.evaluate.methods import merging_for
 from broker_node.evaluate.search import SEARCHES
 from broker_node.evaluate.validation import ValidationSet, draw_rows
+from broker_node.merge import lerp
+from broker_node.merge.registry import TRADED
+from broker_node.merge.stages import Fitted, MergeError, Rows
 from node.params.architecture import Architecture
 from node.params.encoding import weights_root
 from node.params.families.shapes import Shapes
@@ -40,6 +44,8 @@ class Evaluated:
     """The alignment method."""
     search: str
     """The α search."""
+    merging: str = lerp.NAME
+    """What came after it, of `broker_node.merge.registry.TRADED`."""
     base_root: Digest
     sold_root: Digest
     merged_root: Digest
@@ -58,6 +64,12 @@ class Evaluated:
     z_score: Millionths
     row_evaluations: int
     """Forward passes of one row, choosing and scoring together."""
+
+    @property
+    def named(self) -> str:
+        """All that was done, as it is signed; a line is not named, which every merge begins as."""
+        done = [self.method, self.search]
+        return "+".join(done if self.merging == lerp.NAME else [*done, self.merging])
 
     @property
     def alpha(self) -> Millionths:
@@ -87,6 +99,17 @@ def _score(
     return paired_gain(before_R, after_R)
 
 
+def choice_inputs(
+    validation: ValidationSet, *, seed: Digest, choice_rows: int, score_rows: int
+) -> torch.Tensor:
+    """Return the rows that choose in a trial without their targets, inputs_RF.
+
+    Raises `LocalProtocolError` as `draw_rows`.
+    """
+    drawn = draw_rows(seed, len(validation), choice=choice_rows, score=score_rows)
+    return validation.inputs_RF[torch.from_numpy(drawn.choice)]
+
+
 def require_search(search: str, validation: ValidationSet) -> None:
     """Raise `LocalProtocolError` unless `search` is registered, and suits rows of this kind."""
     if search not in SEARCHES:
@@ -103,11 +126,14 @@ def evaluate(
     choice_rows: int | None = None,
     score_rows: int | None = None,
     search: str = DEFAULT_SEARCH,
+    merging: str = lerp.NAME,
     runner: Runner = ON_CPU,
 ) -> Evaluated:
     """Choose α and measure the gain; half of all rows each, unless told otherwise.
 
-    Losses are what `runner` finds; the merged bytes are made here, and are the same with any.
+    `merging` is what goes on from α, if the pair and the rows allow for it; what was done is
+    told in `merging` of the outcome. Losses are what `runner` finds; the merged bytes are made
+    here, and are the same with any.
 
     Raises `LocalProtocolError` if the rows do not suffice, the search is not registered or
     not for such rows, or the architecture computes nothing, and `RemoteProtocolError`
@@ -127,8 +153,9 @@ def evaluate(
     chosen = _gather(validation, drawn.choice)
     curve = LossCurve(architecture, base, aligned.transformed, *chosen, runner=runner)
     alpha = SEARCHES[search](curve)
-    recipe = unsearched.with_alpha(alpha)
-    merged = interpolate(base, aligned.transformed, alpha)
+    merging, fitted = _fitted(merging, aligned, chosen, alpha)
+    recipe = unsearched.with_alpha(alpha).with_shares(fitted.shares)
+    merged = interpolate(base, aligned.transformed, alpha, shares=fitted.shares)
     # rows that serve for both are not copied twice
     shared = np.array_equal(drawn.choice, drawn.score)
     scored = chosen if shared else _gather(validation, drawn.score)
@@ -137,6 +164,7 @@ def evaluate(
         architecture=architecture.text,
         method=aligned.method,
         search=search,
+        merging=merging,
         base_root=aligned.buyer.weights_root,
         sold_root=aligned.seller.weights_root,
         merged_root=weights_root(merged),
@@ -150,8 +178,27 @@ def evaluate(
         gain=score.gain,
         bound=score.bound,
         z_score=score.z_score,
-        row_evaluations=curve.row_evaluations + 2 * score_rows,
+        row_evaluations=curve.row_evaluations + fitted.row_evaluations + 2 * score_rows,
     )
+
+
+def _fitted(
+    merging: str, aligned: Aligned, chosen: tuple[torch.Tensor, torch.Tensor], alpha: Millionths
+) -> tuple[str, Fitted]:
+    """Return the merge that was made, by name, and its shares.
+
+    Rows that nothing can be fitted on, such as of one class alone, leave it at the line.
+    """
+    if merging not in TRADED:
+        raise LocalProtocolError(f"no merge {merging!r}; there are {list(TRADED)}")
+    merging = merging_for(merging, aligned)
+    if merging == lerp.NAME:
+        return merging, Fitted()
+    try:
+        rows = Rows(*chosen)
+    except MergeError:
+        return lerp.NAME, Fitted()
+    return merging, TRADED[merging](aligned.buyer, aligned.transformed, rows, alpha)
 
 
 def replay(

@@ -13,12 +13,13 @@ import torch
 
 from broker_node.align.stages import Aligned
 from broker_node.evaluate.search import halving_brent
-from broker_node.merge.coordinates import descend
+from broker_node.merge.coordinates import Chosen, descend
 from broker_node.merge.pairs import curve_between, merged_model, recipe_at, require_one
-from broker_node.merge.stages import Merged, Rows
+from broker_node.merge.stages import Fitted, Merged, Rows
 from broker_node.verify.stages import Verified
 from node.params.architecture import Architecture
-from node.params.recipe import interpolate
+from node.params.permutation import Tensors
+from node.params.recipe import MAX_SHARES, Recipe, interpolate
 from node.protocol.types import Millionths
 
 NAME: Final = "layer-alpha"
@@ -45,29 +46,19 @@ def layer_alpha(
 ) -> Merged:
     """Return the line's merge with each layer's share moved on its own; raises `MergeError`.
 
-    Starts at the α of `lerp`, and is at least as good as that over all rows. A recipe has one
-    α, so there is none unless all shares are equal.
+    Starts at the α of `lerp`, and is at least as good as that over all rows.
     """
     pair = require_one(aligned, rows)
     buyer = pair.buyer
     curve = curve_between(buyer, buyer.tensors, pair.transformed, rows)
     alpha = halving_brent(curve)
     layers = layers_of(buyer.architecture, pair.transformed)
-
-    def make(shares: Sequence[Millionths]) -> dict[str, torch.Tensor]:
-        merged = dict(buyer.tensors)
-        for names, share in zip(layers, shares, strict=True):
-            own = {name: buyer.tensors[name] for name in names}
-            merged |= interpolate(own, pair.transformed, share)
-        return merged
-
-    found = descend(buyer, rows, make, [alpha] * len(layers))
-    same = len(set(found.shares)) == 1
+    found = _descended(buyer, pair.transformed, layers, rows, alpha)
     return merged_model(
         NAME,
         buyer,
         found.tensors,
-        recipe=recipe_at(pair.recipe, found.shares[0]) if same else None,
+        recipe=_recipe(pair, layers, found.shares, alpha),
         detail={
             "alpha": alpha,
             "layers": [list(names) for names in layers],
@@ -75,3 +66,64 @@ def layer_alpha(
         },
         row_evaluations=curve.row_evaluations + found.row_evaluations,
     )
+
+
+def layer_shares(buyer: Verified, sold: Tensors, rows: Rows, alpha: Millionths) -> Fitted:
+    """Return each layer's share for all of its rows, started at α; none at 0, which is no trade."""
+    layers = layers_of(buyer.architecture, sold)
+    rows_of = [len(sold[name]) if sold[name].ndim else 0 for names in layers for name in names]
+    if alpha == 0 or len(layers) < 2 or not all(rows_of) or sum(rows_of) > MAX_SHARES:
+        return Fitted()
+    found = _descended(buyer, sold, layers, rows, alpha)
+    moved = {} if set(found.shares) == {alpha} else _by_row(sold, layers, found.shares)
+    return Fitted(moved, found.row_evaluations)
+
+
+def _descended(
+    buyer: Verified,
+    sold: Tensors,
+    layers: Sequence[Sequence[str]],
+    rows: Rows,
+    alpha: Millionths,
+) -> Chosen:
+    def make(shares: Sequence[Millionths]) -> dict[str, torch.Tensor]:
+        merged = dict(buyer.tensors)
+        for names, share in zip(layers, shares, strict=True):
+            own = {name: buyer.tensors[name] for name in names}
+            merged |= interpolate(own, sold, share)
+        return merged
+
+    return descend(buyer, rows, make, [alpha] * len(layers))
+
+
+def _by_row(
+    sold: Tensors, layers: Sequence[Sequence[str]], shares: Sequence[Millionths]
+) -> dict[str, tuple[Millionths, ...]]:
+    """Return the shares as a recipe has them: one a row, the same in all of a layer."""
+    return {
+        name: (share,) * len(sold[name])
+        for names, share in zip(layers, shares, strict=True)
+        for name in names
+    }
+
+
+def _recipe(
+    pair: Aligned,
+    layers: Sequence[Sequence[str]],
+    shares: Sequence[Millionths],
+    alpha: Millionths,
+) -> Recipe | None:
+    """Return the recipe, if there is one.
+
+    No row is left for its α where shares differ. It is the line's; where that is 0, which would
+    be no trade, the largest share.
+    """
+    if len(set(shares)) == 1:
+        return recipe_at(pair.recipe, shares[0])
+    recipe = recipe_at(pair.recipe, alpha or max(shares))
+    if recipe is None:
+        return None
+    if any(not pair.transformed[name].ndim for names in layers for name in names):
+        return None  # a scalar has no row to say its share of
+    by_row = _by_row(pair.transformed, layers, shares)
+    return recipe.with_shares(by_row) if sum(map(len, by_row.values())) <= MAX_SHARES else None

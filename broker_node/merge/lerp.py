@@ -8,11 +8,18 @@ from typing import Final
 from broker_node.align.stages import Aligned
 from broker_node.evaluate.search import halving_brent
 from broker_node.merge.pairs import curve_between, merged_model, recipe_at, require_one
-from broker_node.merge.stages import Merged, Rows
+from broker_node.merge.stages import Fitted, Merged, Rows
 from broker_node.verify.stages import Verified
+from node.params.permutation import Tensors
 from node.params.recipe import interpolate
+from node.protocol.types import Millionths
 
 NAME: Final = "lerp"
+
+
+def no_shares(buyer: Verified, sold: Tensors, rows: Rows, alpha: Millionths) -> Fitted:
+    """Return nothing: α is the share of every row."""
+    return Fitted()
 
 
 def lerp(

@@ -15,12 +15,14 @@ from broker_node.merge import (
     repair,
     task_arithmetic,
     ties,
+    unit_alpha,
 )
-from broker_node.merge.stages import Merger
+from broker_node.merge.stages import Fit, Merger
 
 MERGERS: Final[dict[str, Merger]] = {
     lerp.NAME: lerp.lerp,
     layer_alpha.NAME: layer_alpha.layer_alpha,
+    unit_alpha.NAME: unit_alpha.unit_alpha,
     regmean.NAME: regmean.regmean,
     repair.NAME: repair.repair,
     fisher.NAME: fisher.fisher,
@@ -31,8 +33,17 @@ MERGERS: Final[dict[str, Merger]] = {
     outright.NAME: outright.outright,
 }
 
-ONE_SELLER: Final = frozenset({lerp.NAME, layer_alpha.NAME, outright.NAME, repair.NAME})
+ONE_SELLER: Final = frozenset(
+    {lerp.NAME, layer_alpha.NAME, unit_alpha.NAME, outright.NAME, repair.NAME}
+)
 """Methods that take a single pair; all others take any number."""
+
+TRADED: Final[dict[str, Fit]] = {
+    lerp.NAME: lerp.no_shares,
+    layer_alpha.NAME: layer_alpha.layer_shares,
+    unit_alpha.NAME: unit_alpha.unit_shares,
+}
+"""Merges that a trade can be of: α by the trade's own search, and shares by this from there."""
 
 NEEDS_BASE: Final = frozenset({task_arithmetic.NAME, ties.NAME})
 """Methods that refuse to do without a common base."""

@@ -15,8 +15,10 @@ import torch
 
 from broker_node.align.stages import Aligned
 from broker_node.verify.stages import Verified
+from node.params.permutation import Tensors
 from node.params.recipe import Recipe
 from node.protocol.errors import MarketError
+from node.protocol.types import Millionths
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
@@ -90,6 +92,22 @@ class Merged:
     """What was chosen, for people and reports; shares in millionths."""
     row_evaluations: int
     """Forward passes of one row that it cost; the gradient of one row is counted as two more."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """What a trade's merge says beside α: a share for each row of some sold tensors."""
+
+    shares: Mapping[str, tuple[Millionths, ...]] = field(default_factory=dict)
+    """By tensor; none where α for all is as good."""
+    row_evaluations: int = 0
+
+
+class Fit(Protocol):
+    """How a trade's merge goes on from the α of the line; deterministic in its arguments."""
+
+    def __call__(self, buyer: Verified, sold: Tensors, rows: Rows, alpha: Millionths) -> Fitted:
+        """Return shares of the rows of T(sold), found on the choice half alone."""
 
 
 class Merger(Protocol):

@@ -122,9 +122,15 @@ class Config:
     seed: int = _setting("integer", 0, "of data splits, weights and batches", low=0, high=2**63 - 1)
 
     # Evaluation
-    alignment: str = _setting(
-        "text", "weight-matching", "how units are matched before a merge",
-        choices=("identity", "weight-matching"),
+    alignment: str | None = _setting(
+        "text", None, "how units are matched before a merge (default: universe; weight-matching "
+        "under the paper's protocol)",
+        choices=("identity", "weight-matching", "activation-matching", "universe"),
+    )  # fmt: skip
+    merging: str | None = _setting(
+        "text", None, "who has a share of its own in a merge: nothing, each layer, or each unit "
+        "(default: unit-alpha; lerp under the paper's protocol)",
+        choices=("lerp", "layer-alpha", "unit-alpha"),
     )  # fmt: skip
     alpha_search: str = _setting(
         "text", "halving-brent", "how the share of a merge is chosen",

@@ -6,6 +6,7 @@
 | fedavg        | as they are                 | one half             | its baseline      |
 | unaligned     | as they are                 | the protocol's       | its ablation      |
 | aligned       | weight matching             | the protocol's       | its Algorithm 1   |
+| universe      | by a universe               | one for each unit    | what brokers do   |
 
 | protocol | rows of the test set                     | α              | bought if           |
 |----------|------------------------------------------|----------------|---------------------|
@@ -26,6 +27,8 @@ class Arm:
     name: str
     alignment: str = ""
     """A method of `broker_node.align`; none for an arm that does not trade."""
+    merging: str = "lerp"
+    """A merge of `broker_node.merge.registry.TRADED`."""
     search: str = ""
     """A search of `broker_node.evaluate`; none for that of the protocol."""
 
@@ -41,13 +44,17 @@ class Arm:
 
 PROTOCOL_SEARCH: Final = {"clean": "halving-brent", "paper": "paper-grid"}
 OUT_OF_MARKET: Final = "out-of-market"
+UNIVERSE: Final = "universe"
 ARMS: Final[dict[str, Arm]] = {
     arm.name: arm
     for arm in (
         Arm(OUT_OF_MARKET),
-        Arm("fedavg", "identity", "half"),
+        Arm("fedavg", "identity", search="half"),
         Arm("unaligned", "identity"),
         Arm("aligned", "weight-matching"),
+        Arm(UNIVERSE, "universe", "unit-alpha"),
     )
 }
 """By name, in the order in which reports show them."""
+PAPER_ARMS: Final = tuple(name for name in ARMS if name != UNIVERSE)
+"""Those of Train 'n Trade's experiments."""

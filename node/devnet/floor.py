@@ -16,8 +16,8 @@ from typing import Final
 
 import torch
 
-from broker_node.align.registry import ALIGNERS
-from broker_node.evaluate.evaluation import Evaluated, evaluate
+from broker_node.evaluate.evaluation import Evaluated, choice_inputs, evaluate
+from broker_node.evaluate.methods import ROWS, align
 from broker_node.evaluate.validation import ValidationSet
 from broker_node.mechanisms.ask import market_ask
 from broker_node.mechanisms.price import bargain
@@ -31,7 +31,7 @@ from node.devnet.spec import RunSpec
 from node.params.architecture import part_of
 from node.params.encoding import weights_root
 from node.params.recipe import apply_recipe
-from node.protocol.evaluation import trial_seed
+from node.protocol.evaluation import rows_due, trial_seed
 from node.protocol.types import Digest, Millionths, Wei
 from node.roles.opening import PLAY_VALUE
 from node.roles.shells import endowment_of, protocol_of
@@ -132,15 +132,19 @@ class Floor:
 
     def _trial(self, base: Verified, sold: Verified, validation: ValidationSet) -> Evaluated:
         seed = trial_seed(run_seed(self.seed), base.weights_root, sold.weights_root)
-        aligned = ALIGNERS[self.arm.alignment](base, sold, seed=int.from_bytes(seed[:8], "big"))
-        rows = len(validation) if self.spec.protocol == "paper" else None
+        choice, score = rows_due(len(validation), shared=self.spec.protocol == "paper")
+        probe_RF = None
+        if self.arm.alignment in ROWS:
+            probe_RF = choice_inputs(validation, seed=seed, choice_rows=choice, score_rows=score)
+        number = int.from_bytes(seed[:8], "big")
         return evaluate(
-            aligned,
+            align(self.arm.alignment, base, sold, seed=number, probe_RF=probe_RF),
             validation,
             seed=seed,
-            choice_rows=rows,
-            score_rows=rows,
+            choice_rows=choice,
+            score_rows=score,
             search=self.spec.search_of(self.arm),
+            merging=self.arm.merging,
         )
 
     def _merit(self, found: Evaluated) -> tuple[bool, int, int]:

@@ -92,6 +92,7 @@ def broker_config(spec: RunSpec, arm: Arm, seed: int) -> Config:
         spec.config(seed),
         role="broker",
         alignment=arm.alignment,
+        merging=arm.merging,
         alpha_search=spec.search_of(arm),
         fee_bps=spec.fee_basis_points,
         trial_seed="0x" + run_seed(seed).hex(),

@@ -39,7 +39,7 @@ from node.params.profile import (
     open_regular,
     read_header,
 )
-from node.params.recipe import Recipe, check_recipe, interpolate, unpack_scales
+from node.params.recipe import Recipe, check_recipe, check_shares, interpolate, unpack_scales
 from node.protocol import bounded_json
 from node.protocol.errors import LocalProtocolError
 from node.protocol.merkle import StreamingRoot
@@ -179,6 +179,7 @@ def merge_shards(
             raise ProfileError("wrong-shape", f"{each.name}: {each.dtype} {list(each.shape)}")
     restricted = restrict(spec, {each.name for each in sold.layout})
     check_recipe(restricted, recipe)
+    check_shares(recipe.shares, {each.name: each.shape for each in sold.layout})
     with _Shards(folder, base, metadata or {}) as shards:
         root = StreamingRoot()
         root.update(preamble(base.layout))
@@ -247,11 +248,15 @@ def _merged(
     if name not in sold or recipe.alpha == 0:
         return ours
     theirs = _transformed(sold, name, range(begin, begin + len(ours)), spec, recipe)
+    by_row = name in recipe.shares
     if not ours.is_floating_point():
-        if recipe.alpha != ONE and not torch.equal(ours, theirs):
+        if (by_row or recipe.alpha != ONE) and not torch.equal(ours, theirs):
             raise ProfileError("wrong-dtype", f"{name}: integers that differ have no mean")
         return theirs
-    merged = interpolate({name: ours.float()}, {name: theirs.float()}, recipe.alpha)[name]
+    shares = {name: recipe.shares[name][begin : begin + len(ours)]} if by_row else None
+    merged = interpolate({name: ours.float()}, {name: theirs.float()}, recipe.alpha, shares=shares)[
+        name
+    ]
     rounded = merged.to(ours.dtype)
     check_values(name, rounded)
     return rounded

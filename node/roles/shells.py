@@ -186,6 +186,7 @@ def protocol_of(config: Config) -> SplitProtocol:
 
 def _appraiser(config: Config) -> Appraiser:
     from broker_node.appraisal import DrillAppraiser, MarketAppraiser
+    from broker_node.evaluate.methods import MARKET, PAPER
     from broker_node.evaluate.validation import ValidationSet, require_classes
 
     if config.dataset == "random":
@@ -195,10 +196,12 @@ def _appraiser(config: Config) -> Appraiser:
     dataset = load(config.dataset, folder, seed=config.seed)
     validation = ValidationSet.of(split_test(dataset, protocol=protocol).validation)
     require_classes(validation)
+    usual = PAPER if protocol == "paper" else MARKET
     return MarketAppraiser(
         validation,
         classes=dataset.outputs,
-        method=config.alignment,
+        method=config.alignment or usual.alignment,
+        merging=config.merging or usual.merging,
         search=config.alpha_search,
         shared_rows=protocol == "paper",
         control=config.control != "none",

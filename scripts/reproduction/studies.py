@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import torch
 
-from node.devnet.arms import ARMS, OUT_OF_MARKET
+from node.devnet.arms import ARMS, OUT_OF_MARKET, PAPER_ARMS
 from node.devnet.floor import Floor
 from node.devnet.report.document import Metric
 from node.devnet.spec import RunSpec
@@ -303,7 +303,7 @@ _FIGURE_NOTE: Final = (
 
 def _table1(setting: Setting, seeds: Sequence[int]) -> list[Case]:
     spec = setting.spec()
-    return [Case(arm, spec, arm, seed) for seed in seeds for arm in ARMS]
+    return [Case(arm, spec, arm, seed) for seed in seeds for arm in PAPER_ARMS]
 
 
 def _table2(setting: Setting, seeds: Sequence[int]) -> list[Case]:

@@ -10,13 +10,14 @@ import pytest
 import torch
 import trio
 
-from broker_node.align.registry import ALIGNERS, aligner_of
+from broker_node.align.registry import ALIGNERS
 from broker_node.align.stages import ArchitectureMismatchError
 from broker_node.appraisal import MarketAppraiser, Trial
 from broker_node.clearing.measuring import Measuring
 from broker_node.evaluate.adapters import as_traded, whole_pair
 from broker_node.evaluate.curve import row_losses
 from broker_node.evaluate.evaluation import evaluate
+from broker_node.evaluate.methods import align
 from broker_node.evaluate.validation import ValidationSet, draw_rows
 from broker_node.quorum.receipts import model_of
 from broker_node.trials import Trials
@@ -213,7 +214,7 @@ def test_adapters_without_their_base_compute_nothing(base: Base, rows: Validatio
 def test_whatever_a_broker_aligns_by_adapters_are_left_as_they_are(base: Base) -> None:
     ours, theirs = (verified(each(PERCEPTRON), base) for each in (buyers, sellers))
     for method in ALIGNERS:
-        aligned = aligner_of(ours.architecture, method)(ours, theirs, seed=0)
+        aligned = align(method, ours, theirs, seed=0)
         assert aligned.method == "identity"
         assert aligned.transformed is theirs.tensors
     elsewhere = base_of(PERCEPTRON, seed=9)
@@ -221,9 +222,9 @@ def test_whatever_a_broker_aligns_by_adapters_are_left_as_they_are(base: Base) -
     model = whole(ours)
     for other in (stranger, model):
         with pytest.raises(ArchitectureMismatchError):
-            aligner_of(ours.architecture, "weight-matching")(ours, other, seed=0)
+            align("weight-matching", ours, other, seed=0)
         with pytest.raises(ArchitectureMismatchError):
-            aligner_of(other.architecture, "weight-matching")(other, ours, seed=0)
+            align("weight-matching", other, ours, seed=0)
 
 
 # ---------------------------------------------------------------- rounds of a clearing house
@@ -311,7 +312,7 @@ def test_adapters_are_merged_by_a_share_and_by_nothing_that_a_whole_model_could_
     base: Base, rows: ValidationSet
 ) -> None:
     ours, theirs = (verified(each(PERCEPTRON), base) for each in (buyers, sellers))
-    aligned = aligner_of(ours.architecture, "universe")(ours, theirs, seed=0)
+    aligned = align("universe", ours, theirs, seed=0)
     found = evaluate(whole_pair(aligned), rows, seed=Digest(bytes(32)))
     assert as_traded(aligned, found).sold_root == theirs.weights_root
     units = Recipe(permutations={"hidden.0": tuple(range(32))}, scales={}, alpha=found.alpha)

@@ -47,6 +47,7 @@ def test_a_broker_offers_these_methods_by_name() -> None:
     assert set(MERGERS) == {
         "lerp",
         "layer-alpha",
+        "unit-alpha",
         "regmean",
         "fisher",
         "fusion",
@@ -92,7 +93,7 @@ def test_what_is_not_sold_stays_the_buyers_to_the_byte(method: str) -> None:
 
 # gradients, and REPAIR's look at each layer, are counted as runs and are none of the whole model
 @pytest.mark.parametrize(
-    "method", sorted(set(MERGERS) - {"fisher", "ensemble", "outright", "repair"})
+    "method", sorted(set(MERGERS) - {"fisher", "ensemble", "outright", "repair", "unit-alpha"})
 )
 def test_a_method_has_run_as_many_rows_as_it_says(
     method: str, monkeypatch: pytest.MonkeyPatch
@@ -192,7 +193,10 @@ def test_of_two_models_each_good_in_one_layer_the_good_layers_are_taken() -> Non
     one = run("lerp", [aligned], rows)
     losses = [mean_loss(aligned.buyer, tensors_of(found), rows) for found in (one, merged)]
     assert losses[1] < losses[0] / 20
-    assert merged.recipe is None
+    assert merged.recipe is not None
+    sold = aligned.seller.tensors
+    again = apply_recipe(aligned.buyer.architecture, aligned.buyer.tensors, sold, merged.recipe)
+    assert weights_root(again) == weights_root(dict(tensors_of(merged)))
 
 
 def test_a_layer_of_a_model_that_is_sold_whole_is_a_module() -> None:

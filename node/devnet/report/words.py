@@ -18,6 +18,7 @@ ARM_WORDS: Final = {
     "fedavg": "half of each weight is bought (α = ½), if it gains",
     "unaligned": "α chosen, units left in their order",
     "aligned": "α chosen, units matched to the buyer's first",
+    "universe": "units matched by a universe, a share chosen for each",
 }
 CAUSE_WORDS: Final = {
     "gain": "no gain",
