@@ -35,7 +35,7 @@ from broker_node.quorum.replay import differs, merged_again, replayed
 from broker_node.verify.checks import verify
 from broker_node.verify.computing import computing
 from broker_node.verify.stages import Received, Verified
-from node.params.adapters import Base, require_base
+from node.params.adapters import Base, require_base, require_sellable
 from node.params.architecture import (
     Architecture,
     layout,
@@ -55,7 +55,7 @@ from node.protocol.parameters import encoded_length
 from node.protocol.quorum import Figure
 from node.protocol.types import ONE, Digest, Millionths
 
-CODE_VERSION: Final = "pm-node/2"
+CODE_VERSION: Final = "pm-node/3"
 """Of what a replay must agree with; changes with any change of the figures."""
 
 
@@ -221,6 +221,8 @@ class MarketAppraiser:
             if self._base is None:
                 raise RemoteProtocolError("wrong-base", "adapters of any base are refused here")
             require_base(architecture.model, self._base.architecture, self._base.root)
+            if offer.for_sale:
+                require_sellable(architecture.model)
         if _ends(architecture) != self._ends:
             raise RemoteProtocolError("wrong-architecture", architecture.text[:200])
 

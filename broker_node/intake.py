@@ -25,7 +25,7 @@ from node.protocol.errors import MarketError, RemoteProtocolError
 from node.protocol.messages import PARAMS_PROTOCOL, SELLER_UNREACHABLE
 from node.protocol.offer import Offer
 from node.protocol.schema import to_map
-from node.protocol.types import Digest, PeerId
+from node.protocol.types import Address, Digest, PeerId
 from node.station.station import Station
 from node.station.turns import Turns
 
@@ -76,7 +76,8 @@ class Intake:
     def attested(self, said: Attest, peer: PeerId) -> Digest:
         """Keep what an agent swears of a model that we hold of it, and return its digest.
 
-        Raises `RemoteProtocolError`: as `check_attest`, or ``unknown-model``.
+        Raises `RemoteProtocolError`: as `check_attest`, ``unknown-model`` for one that we do not
+        hold, ``not-offered`` for one that its account has not offered, or submitted, here.
         """
         body = said.attestation
         name = check_attest(
@@ -84,17 +85,34 @@ class Intake:
         )
         if self._shelf.get(body.weights_root) is None:
             raise RemoteProtocolError("unknown-model", body.weights_root.hex(), peer=peer)
-        journal, key = self._station.journal, f"oath/{body.weights_root.hex()}/{body.seller}"
-        if journal.recall(key) is None:
-            oaths = sorted(journal.facts("oath/"))
-            journal.forget(oaths[: max(0, len(oaths) - MAX_OATHS + 1)])
-            journal.remember(key, [cbor.encode(to_map(body)), said.signature])
+        if not self._is_of(body.seller, body.weights_root):
+            raise RemoteProtocolError("not-offered", body.weights_root.hex(), peer=peer)
+        self._keep_oath(said)
         self._station.observer.emit(
             SplitAttested(
                 seller=body.seller, root=body.weights_root, validation_root=body.validation_root
             )
         )
         return name
+
+    def _is_of(self, seller: Address, root: Digest) -> bool:
+        """Whether an account has said to us, or to the market, that a model is its own."""
+        offers = self._station.book.offers(self._station.clock())
+        return self.provenance.committed(seller, root) or any(
+            (one.seller, one.weights_root) == (seller, root) for _, one in offers
+        )
+
+    def _keep_oath(self, said: Attest) -> None:
+        """Keep the first for each account, model and root of rows; the oldest go."""
+        journal, body = self._station.journal, said.attestation
+        key = f"oath/{body.validation_root.hex()}/{body.weights_root.hex()}/{body.seller}"
+        if journal.recall(key) is not None:
+            return
+        turns = {name: _turn_of(value) for name, value in journal.facts("oath/").items()}
+        oldest = sorted(turns, key=lambda name: turns[name])
+        journal.forget(oldest[: max(0, len(oldest) - MAX_OATHS + 1)])
+        turn = 1 + max(turns.values(), default=0)
+        journal.remember(key, [turn, cbor.encode(to_map(body)), said.signature])
 
     async def model(self, offer: Offer) -> Verified:
         """Return the verified model of an offer, fetched if need be, that may be sold as its own.
@@ -148,6 +166,7 @@ class Intake:
             raise
         for forgotten in self._shelf.put(model):
             self._station.blobs.delete(forgotten)
+        self.provenance.noted(offer)  # before anybody else can name what is held now
         return model
 
     async def _download(self, offer: Offer) -> None:
@@ -185,3 +204,11 @@ class Intake:
         while len(self._unfinished) > MAX_UNFINISHED:
             oldest, _ = self._unfinished.popitem(last=False)
             blobs.delete(oldest)
+
+
+def _turn_of(oath: cbor.Value) -> int:
+    """Return which oath it was; 0 of those from before they were counted."""
+    match oath:
+        case [int(turn), bytes(), bytes()]:
+            return turn
+    return 0

@@ -16,9 +16,12 @@ The last two tell a model that was merged and trained on from a copy of what was
 purchase that took all of the seller's (α = 1) the merge is the seller's model: a copy of that is
 nothing else than what was paid for.
 
-A commitment counts from when it was signed, if it was heard soon after; else from `LAG_SECONDS`
-before it was heard. Commitments and findings are in the journal. Models are held in memory alone,
-as ever: after a restart they are compared as they come again.
+A commitment counts from when this broker first heard of it, and of one second in the order in which
+it did: whatever its seller says of the time is not asked, for a root is public as soon as it is
+gossiped, and to say that one has it costs nothing. Of a root that comes to the door, all live
+offers in the book are committed to, the first heard first. Commitments and findings are in the
+journal. Models are held in memory alone, as ever: after a restart they are compared as they come
+again.
 
 The cost of an offer is bounded: of all models held at most `MAX_COMPARED` are matched with it,
 those whose prints are nearest, and for each that it is like at most twice `MAX_OWN` more.
@@ -26,6 +29,7 @@ those whose prints are nearest, and for each that it is like at most twice `MAX_
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar
@@ -63,14 +67,17 @@ come to be alike, and were measured up to twice as near to one another as to the
 copy with 1% of noise is 30 times nearer and more."""
 ROUNDING: Final = 1e-5
 """Of a score."""
-LAG_SECONDS: Final = 120
 MAX_COMMITMENTS: Final = 4_096
+MAX_OF_ROOT: Final = 8
+"""Commitments to one root, the earliest: who comes after so many others is later than they are."""
 MAX_FOUND: Final = 1_024
 _COMMITMENT: Final = "commitment/"
 _REPLICA: Final = "replica/"
 T = TypeVar("T")
 _Owned: TypeAlias = tuple[Address, Digest]
 """An account, and the root of what it offers."""
+_Heard: TypeAlias = tuple[int, int]
+"""The second, and a turn within it: no two commitments have one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,28 +119,62 @@ class Provenance:
         self._compute = compute
         self._turn = trio.Lock()
         self.kin = Kin(station.journal)
-        self._committed: dict[_Owned, int] = {}
-        """When each account committed to a root, in the order in which we heard of them."""
+        self._committed: dict[_Owned, _Heard] = {}
+        """When we first heard that an account has a root."""
+        self._next = 1
         self._found: dict[_Owned, Found | None] = {}
         """What was compared; None where nothing was found."""
         self._recall()
 
     def noted(self, offer: Offer) -> None:
-        """Remember when an offer, or a base, was committed to."""
+        """Remember when an offer, or a base, was heard of, and whoever else offers those bytes."""
         if self._mode == "ignore":
             return
-        station, key = self._station, (offer.seller, offer.weights_root)
-        heard = station.book.heard_at(digest(station.domain, offer)) or station.clock()
-        at = max(offer.issued_at, heard - LAG_SECONDS)
-        if key in self._committed and self._committed[key] <= at:
+        station, root = self._station, offer.weights_root
+        now = station.clock()
+        for name, one in station.book.offers(now):  # the first heard first
+            if one.weights_root == root:
+                self._note((one.seller, root), station.book.heard_at(name) or now)
+        self._note(
+            (offer.seller, root), station.book.heard_at(digest(station.domain, offer)) or now
+        )
+
+    def committed(self, seller: Address, root: Digest) -> bool:
+        """Whether an account is known to have said that it has these bytes."""
+        return (seller, root) in self._committed
+
+    def _note(self, key: _Owned, heard: int) -> None:
+        if key in self._committed:
             return
+        at = (heard, self._next)
+        same = [one for one in self._committed if one[1] == key[1]]
+        if len(same) >= MAX_OF_ROOT:
+            latest = max(same, key=self._when)
+            if self._when(latest) <= at:
+                return
+            self._forget(latest)
+        while len(self._committed) >= MAX_COMMITMENTS:
+            self._forget(self._dispensable())
+        self._next += 1
         self._committed[key] = at
-        station.journal.remember(_name(_COMMITMENT, key), at)
-        if len(self._committed) > MAX_COMMITMENTS:
-            held = self._held()  # whoever floods us makes nobody's held model a stranger
-            gone = next(one for one in self._committed if one[1] not in held and one != key)
-            del self._committed[gone]
-            station.journal.forget([_name(_COMMITMENT, gone)])
+        self._station.journal.remember(_name(_COMMITMENT, key), list(at))
+
+    def _dispensable(self) -> _Owned:
+        """Return the oldest that costs nobody a held model: of none, or not its first; else any."""
+        held, order = self._held(), sorted(self._committed, key=self._when)
+        firsts: dict[Digest, _Owned] = {}
+        for one in order:
+            firsts.setdefault(one[1], one)
+        second = (one for one in order if firsts[one[1]] != one)
+        return next((one for one in order if one[1] not in held), next(second, order[0]))
+
+    def _forget(self, key: _Owned) -> None:
+        del self._committed[key]
+        self._station.journal.forget([_name(_COMMITMENT, key)])
+
+    def _when(self, key: _Owned) -> tuple[float, int]:
+        """Return when an account was heard to have a root; what is not kept came after all."""
+        return self._committed.get(key, (math.inf, 0))
 
     async def judge(self, offer: Offer, model: Verified) -> None:
         """Compare what is for sale. Raises `RemoteProtocolError("replica")` for what is refused."""
@@ -191,10 +232,8 @@ class Provenance:
         self, one: _Owned, other: _Owned, model: Verified, other_model: Verified, score: float
     ) -> None:
         """Find the later of two that are alike to be a replica, or what explains it."""
-        order = list(self._committed)
         first, later = sorted(
-            ((one, model), (other, other_model)),
-            key=lambda row: (self._committed[row[0]], order.index(row[0])),
+            ((one, model), (other, other_model)), key=lambda row: self._when(row[0])
         )
         (seller, root), (of_seller, of_root) = later[0], first[0]
         if later[0] not in self._found or self._found[later[0]] is not None:
@@ -256,10 +295,11 @@ class Provenance:
 
     def _earlier(self, later: _Owned) -> list[Verified]:
         """Return models of the account's own from before, the newest first."""
-        roots = [root for seller, root in self._committed if seller == later[0]]
-        before = roots[: roots.index(later[1])][::-1]
+        own = (one for one in self._committed if one[0] == later[0])
+        before = (one for one in own if self._when(one) < self._when(later))
         held = self._held()
-        return [held[root] for root in before if root in held][:MAX_OWN]
+        newest = sorted(before, key=self._when, reverse=True)
+        return [held[root] for _, root in newest if root in held][:MAX_OWN]
 
     def _held(self) -> dict[Digest, Verified]:
         return {model.weights_root: model for model in self._shelf.models()}
@@ -280,11 +320,13 @@ class Provenance:
 
     def _recall(self) -> None:
         journal = self._station.journal
-        at: dict[_Owned, int] = {}
         for name, value in journal.facts(_COMMITMENT).items():
-            if isinstance(value, int):
-                at[_key(_COMMITMENT, name)] = value
-        self._committed.update(sorted(at.items(), key=lambda row: row[1]))
+            match value:
+                case [int(heard), int(turn)]:
+                    self._committed[_key(_COMMITMENT, name)] = (heard, turn)
+                case int(heard):  # of before there were turns
+                    self._committed[_key(_COMMITMENT, name)] = (heard, 0)
+        self._next += max((turn for _, turn in self._committed.values()), default=0)
         for found in replicas_in(journal):
             self._found[found.seller, found.root] = found
 

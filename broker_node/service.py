@@ -255,6 +255,7 @@ class Broker:
             raise RemoteProtocolError("nothing-to-gain", "it is your own", peer=peer)
         if offer.task != base.task or offer.task != self.station.task:
             raise RemoteProtocolError("another-task", offer.task, peer=peer)
+        self.intake.provenance.require(offer)  # found since, perhaps: also of a trial that is kept
         notice = self.station.own_notice()
         if notice is None:
             raise RemoteProtocolError("no-notice", "not open yet", peer=peer)
@@ -311,6 +312,7 @@ class Broker:
             if record.state == BrokerageState.PROPOSED.value:
                 raise RemoteProtocolError("trade-id-used", trade_id.hex(), peer=peer)
             return record.deal
+        self.intake.provenance.require(tried.offer)
         cleared = self._calls.price_of(question)
         return await self._negotiator.negotiate(tried, question, trade_id, cleared=cleared)
 

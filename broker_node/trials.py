@@ -80,12 +80,6 @@ class Trials:
             lambda: self._appraiser.measure(base, sold, task=task, notice=notice),
             limiter=self._compute,
         )
-        seen = None
-        if self._scan:
-            seen = await trio.to_thread.run_sync(
-                lambda: scan_of(trial, base, sold, self._appraiser.probes_RF),
-                limiter=self._compute,
-            )
         self._measured[pair] = trial
         while len(self._measured) > self._most:
             self._measured.popitem(last=False)
@@ -104,7 +98,11 @@ class Trials:
                 seconds=round(trio.current_time() - begun, 3),
             )
         )
-        if seen is not None:
+        if self._scan:  # after it is kept: a look that is cut off costs no measurement
+            seen = await trio.to_thread.run_sync(
+                lambda: scan_of(trial, base, sold, self._appraiser.probes_RF),
+                limiter=self._compute,
+            )
             self._observer.emit(
                 MergeScanned(
                     trial_id=trial_id, verdict=seen.verdict, found=seen.found, rows=seen.rows

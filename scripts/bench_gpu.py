@@ -98,7 +98,7 @@ def peaks(device: torch.device, sizes: Sizes) -> Peaks:
     sent = _seconds(device, lambda: target[: len(outside)].copy_(outside))
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
-        square = torch.ones(sizes.square, sizes.square, dtype=dtype, device=device)
+        square = torch.randn(sizes.square, sizes.square, device=device).to(dtype)
         seconds = _seconds(device, partial(torch.mm, square, square, out=square.clone()))
         rates[dtype] = 2 * sizes.square**3 / seconds
     return Peaks(

@@ -24,6 +24,7 @@ from node.chain.errors import ChainUnavailableError
 from node.chain.port import Escrow
 from node.chronicle import CallCleared, OurFault
 from node.params.architecture import parse_architecture, prefixes
+from node.params.merges import require_whole
 from node.protocol.call import check_budget_bid
 from node.protocol.eip712 import digest
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
@@ -90,7 +91,12 @@ class CallDesk:
         return {PlaceBid: self._bid, AskAllocations: self._ask_cleared, StayOut: self._stay_out}
 
     def tried(self, trial_id: Digest, tried: Tried) -> None:
-        """Take note of a trial that its buyer is about to hear of."""
+        """Take note of a trial that its buyer is about to hear of.
+
+        Raises `RemoteProtocolError` ``adapters-pairwise``, and as `Calls.tried`.
+        """
+        if self._open:
+            require_whole(tried.offer.architecture, "a call")
         layers, capacity = _beginning(tried)
         if not self._open or not layers:
             return

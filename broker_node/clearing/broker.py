@@ -30,6 +30,7 @@ from node.chain.clearing import Web3ClearingHouse
 from node.chronicle import ClearingOff, ObjectionHeard, OurFault
 from node.params.disk import BlobRef
 from node.params.encoding import encode_tensors
+from node.params.merges import require_whole
 from node.protocol.convening import Convening
 from node.protocol.errors import MarketError, RemoteProtocolError
 from node.protocol.kinship import kin
@@ -114,6 +115,7 @@ class ClearingBroker(Broker):
             raise RemoteProtocolError("unknown-base", question.base_digest.hex(), peer=peer)
         if offer.peer_id != peer:
             raise RemoteProtocolError("not-your-submission", offer.peer_id, peer=peer)
+        require_whole(offer.architecture, "a round")
         data = self.intake.bases.data_of(question.base_digest)
         assert data is not None  # it was there a moment ago
         joined = Joined(

@@ -24,14 +24,13 @@ from typing import Final
 import torch
 
 from broker_node.clearing.terms import key_of
-from broker_node.evaluate.adapters import merged_pair, whole_pair
+from broker_node.evaluate.adapters import merged_pair
 from broker_node.evaluate.methods import align
 from broker_node.evaluate.validation import ValidationSet, draw_rows
 from broker_node.mechanisms.gain_cache import GainCache, OnceGain
-from broker_node.verify.computing import computing
 from broker_node.verify.stages import Verified
 from node.params.architecture import Architecture, apply
-from node.params.merges import is_adapter, unscaled
+from node.params.merges import require_whole
 from node.params.permutation import Tensors
 from node.params.recipe import interpolate
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
@@ -59,9 +58,11 @@ class Measuring:
     ) -> None:
         """`rows`: how many choose α, how many score; `cache`: what was measured before is there.
 
-        Raises `RemoteProtocolError` for models of several architectures, `LocalProtocolError` for
-        rows without classes.
+        Raises `RemoteProtocolError` for models of several architectures and for adapters, whose
+        ranks of all subsets may not add up, `LocalProtocolError` for rows without classes.
         """
+        for model in models:
+            require_whole(model.architecture.text, "a round")
         if validation.targets_R.is_floating_point():
             raise LocalProtocolError("rows of values have no accuracy: a round needs classes")
         if len({kin(model.architecture.text) for model in models}) > 1:
@@ -95,11 +96,8 @@ class Measuring:
         return found
 
     def fused(self, reference: int, parties: int) -> dict[str, torch.Tensor]:
-        """Return the tensors of a fused model; of adapters, with all scales within them."""
-        model = self._fuse(self._order(reference, parties))
-        if is_adapter(model.architecture):
-            return unscaled(model.architecture, model.tensors)
-        return dict(model.tensors)
+        """Return the tensors of a fused model."""
+        return dict(self._fuse(self._order(reference, parties)).tensors)
 
     def _order(self, reference: int, parties: int) -> tuple[int, ...]:
         members = [i for i in range(len(self._models)) if parties >> i & 1]
@@ -116,10 +114,10 @@ class Measuring:
             return self._fused[order]
         base, sold = self._fuse(order[:-1]), self._models[order[-1]]
         aligned = align(self._method, base, sold, seed=self._seed, probe_RF=self._choice[0])
-        pair, share, best = whole_pair(aligned), Millionths(0), -1
+        share, best = Millionths(0), -1
         for alpha in map(Millionths, ALPHAS):
-            tried = interpolate(pair.buyer.tensors, pair.transformed, alpha)
-            right = self._right((pair.buyer.architecture, tried), self._choice)
+            tried = interpolate(aligned.buyer.tensors, aligned.transformed, alpha)
+            right = self._right((aligned.buyer.architecture, tried), self._choice)
             if right > best:
                 share, best = alpha, right
         fused = self._fused[order] = merged_pair(aligned, share)
@@ -140,8 +138,9 @@ class Measuring:
         return self._gains[reference]
 
     def _accuracy(self, reference: int, parties: int) -> float:
-        model = computing(self._fuse(self._order(reference, parties)))
-        return round(ONE * self._right(model, self._score) / len(self._score[1])) / ONE
+        fused = self._fuse(self._order(reference, parties))
+        right = self._right((fused.architecture, fused.tensors), self._score)
+        return round(ONE * right / len(self._score[1])) / ONE
 
     @torch.inference_mode()
     def _right(

@@ -14,12 +14,14 @@ from broker_node.evaluate.curve import ON_CPU, Runner
 from broker_node.evaluate.evaluation import Evaluated, replay
 from broker_node.evaluate.gain import Gain
 from broker_node.evaluate.validation import ValidationSet
+from broker_node.verify.checks import verify
 from broker_node.verify.computing import computing, whole
-from broker_node.verify.stages import Verified
+from broker_node.verify.stages import Received, Verified
+from node.params.adapters import lora_of, summed_architecture
 from node.params.encoding import weights_root
-from node.params.merges import is_adapter, merge_bought
+from node.params.merges import is_adapter, merge_bought, unscaled
 from node.params.recipe import NO_ALIGNMENT, Recipe, interpolate
-from node.protocol.errors import LocalProtocolError
+from node.protocol.errors import LocalProtocolError, RemoteProtocolError
 from node.protocol.types import Digest, Millionths
 
 
@@ -37,19 +39,42 @@ def as_traded(aligned: Aligned, found: Evaluated) -> Evaluated:
     """Return what `evaluate` found of `whole_pair(aligned)` as of the pair itself.
 
     Of adapters the roots are their own, and the architecture is that of what is sold. Raises
-    `LocalProtocolError` for a merge of them by more than a share, and as `merge_bought`.
+    `LocalProtocolError` for a merge of them by more than a share, as `merge_bought`, and as
+    `verify` for a merge that no broker would take, or the next merge with it.
     """
     if not is_adapter(aligned.buyer.architecture):
         return found
     if found.recipe != NO_ALIGNMENT.with_alpha(found.alpha):
         raise LocalProtocolError("adapters are merged by one share, and by nothing else")
+    merged = merged_pair(aligned, found.alpha)
+    if found.alpha:
+        _require_takeable(merged)
     return dataclasses.replace(
         found,
         architecture=aligned.seller.architecture.text,
         base_root=aligned.buyer.weights_root,
         sold_root=aligned.seller.weights_root,
-        merged_root=merged_pair(aligned, found.alpha).weights_root,
+        merged_root=merged.weights_root,
     )
+
+
+def _require_takeable(merged: Verified) -> None:
+    """Raise `RemoteProtocolError` as `verify` unless a merge is sane with its scales within B.
+
+    Factors are bounded without their scales, which may be 2^20, and any merge moves these into B.
+    """
+    try:
+        tensors = unscaled(merged.architecture, merged.tensors)
+        verify(
+            Received(
+                weights_root=weights_root(tensors),
+                architecture=summed_architecture([lora_of(merged.architecture)]),
+                tensors=tensors,
+                base=merged.base,
+            )
+        )
+    except RemoteProtocolError as error:
+        raise RemoteProtocolError(error.reason, f"what is merged: {error.detail}") from error
 
 
 def merged_pair(aligned: Aligned, alpha: Millionths) -> Verified:

@@ -36,9 +36,10 @@ from broker_node.evaluate.curve import LossCurve, losses_of, row_losses
 from broker_node.evaluate.gain import MAX_LOSS, Gain, paired_gain
 from broker_node.evaluate.merges import MergeStack
 from broker_node.evaluate.search import BRENT_TOLERANCE
-from broker_node.evaluate.validation import ValidationSet, draw_rows
+from broker_node.evaluate.validation import ValidationSet, draw_rows, require_classes
 from broker_node.verify.stages import Verified
 from node.params.architecture import Architecture
+from node.params.families.base import TokenModel
 from node.params.recipe import Recipe, interpolate
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
 from node.protocol.types import ONE, Digest, Millionths
@@ -149,8 +150,11 @@ def best_sellers(
     Rows are drawn by the seed: `choice_rows`, half of all unless told otherwise, for probes
     and searches, and `budget.confirm_rows` of the rest. Raises `AlignmentError` for a model
     that is not in the universe, `LocalProtocolError` for one that is named twice on a side or
-    where the rows do not suffice.
+    where the rows do not suffice, are of one class (``one-class``), or of tokens.
     """
+    if isinstance(architecture.model, TokenModel):
+        raise LocalProtocolError("language models are tried pair by pair: answers are too many")
+    require_classes(validation)
     budget = budget or Budget()
     named = [_by_root(side) for side in (buyers, sellers)]
     everybody = _by_root({model.weights_root: model for side in named for model in side}.values())

@@ -62,6 +62,13 @@ def losses_of(outputs_RO: torch.Tensor, targets_R: torch.Tensor) -> torch.Tensor
     return (outputs_RO.squeeze(1) - targets_R.double()).square().cpu()
 
 
+def training_loss(outputs_RO: torch.Tensor, targets_R: torch.Tensor) -> torch.Tensor:
+    """Return the mean of `losses_of` as a scalar with a gradient, in the outputs' precision."""
+    if targets_R.is_floating_point():
+        return functional.mse_loss(outputs_RO.squeeze(1), targets_R)
+    return functional.cross_entropy(outputs_RO.flatten(0, -2), targets_R.flatten())
+
+
 def row_losses(
     architecture: Architecture, tensors: Tensors, inputs_RF: torch.Tensor, targets_R: torch.Tensor
 ) -> torch.Tensor:

@@ -12,7 +12,6 @@ at last the CPU computes; that and the like is told in `fallbacks`.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar
 
@@ -194,7 +193,8 @@ class OnDevice:
     def _tried(self, compute: Callable[[torch.device], T], on_cpu: Callable[[], T]) -> T:
         while self._device is not None:
             try:
-                with torch.inference_mode(), _exact(self._device):
+                _be_exact(self._device)
+                with torch.inference_mode():
                     return compute(self._device)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
@@ -221,8 +221,10 @@ class OnDevice:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device ran out of memory; that of Apple says so in words alone."""
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
+    """Whether a device ran out of memory; Apple's, and the libraries of CUDA, say so in words."""
+    said = str(error)
+    named = "out of memory" in said or "ALLOC_FAILED" in said
+    return named or isinstance(error, torch.OutOfMemoryError)
 
 
 def _losses(outputs_RO: torch.Tensor, targets_R: torch.Tensor) -> torch.Tensor:
@@ -249,18 +251,14 @@ def _stacked(
     return stacked
 
 
-@contextlib.contextmanager
-def _exact(device: torch.device) -> Iterator[None]:
-    """Compute in float32 proper, by algorithms that give the same sums every time."""
-    if device.type != "cuda":
-        yield
-        return
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-        ):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
+def _be_exact(device: torch.device) -> None:
+    """Have float32 computed as such, by algorithms that give the same sums every time.
+
+    Of the whole process, and for good: threads share these settings, and one that put them back
+    would change the figures of another.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False

@@ -112,7 +112,10 @@ def number_of(found: object) -> float:
         found = found.item()
     if isinstance(found, bool) or not isinstance(found, int | float):
         raise MetricError(f"must return one number, and returned {found!r:.60}")
-    return float(found)
+    try:
+        return float(found)
+    except OverflowError as error:
+        raise MetricError("returned a number past all floats") from error
 
 
 @torch.inference_mode()
@@ -125,6 +128,10 @@ def measured(
 ) -> float:
     """Return what `metric` says of a model on rows. Raises `MetricError`."""
     wanted = wanted_of(architecture, inputs_RF, targets_R)
+    # copies: whatever a plug-in does to its batch, the rows stay what was committed to
     return number_of(
-        metric(lambda rows_RF: apply(architecture, tensors, rows_RF), (inputs_RF, wanted))
+        metric(
+            lambda rows_RF: apply(architecture, tensors, rows_RF),
+            (inputs_RF.clone(), wanted.clone()),
+        )
     )

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import torch
-from torch.nn import functional
 
-from broker_node.evaluate.curve import ON_CPU, Runner, row_losses, wanted_of
+from broker_node.evaluate.curve import ON_CPU, Runner, row_losses, training_loss, wanted_of
 from broker_node.evaluate.gain import Gain, paired_gain
 from broker_node.evaluate.validation import ValidationSet, draw_rows
 from node.params.architecture import Architecture, apply
@@ -81,7 +80,7 @@ def tuned(
             side = dict(zip(names, current, strict=True))
             outputs_RO = apply(architecture, side, inputs_RF[batch_R])
             optimizer.zero_grad()
-            _loss(outputs_RO, wanted[batch_R]).backward()  # type: ignore[no-untyped-call]
+            training_loss(outputs_RO, wanted[batch_R]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         side = {name: t.detach().clone() for name, t in zip(names, current, strict=True)}
         loss = _mean_loss(architecture, side, stop_RF, stop_R)
@@ -120,12 +119,6 @@ def tuned_gain(
         for side in (base, found.tensors)
     )
     return paired_gain(before_R, after_R)
-
-
-def _loss(outputs_RO: torch.Tensor, targets_R: torch.Tensor) -> torch.Tensor:
-    if targets_R.is_floating_point():
-        return functional.mse_loss(outputs_RO.squeeze(1), targets_R)
-    return functional.cross_entropy(outputs_RO.flatten(0, -2), targets_R.flatten())
 
 
 def _mean_loss(

@@ -5,9 +5,9 @@ them has learnt. A row of a layer's weights, with the bias of that row, is what 
 each such unit gets a share of its own, between the buyer's (0) and the sold one (1). Shares start
 at the α of the straight line and follow the gradient of the loss on three quarters of the rows
 that choose: `STEPS` steps of Adam (Kingma and Ba 2015) on batches in the rows' own order, with a
-rate that falls to 0. The last quarter decides: what it finds best along the way is kept, and where
-nothing beats the line, the line stays. So the answer is never worse than the line on rows that
-shaped neither its shares nor those of a rival; α* itself was chosen on all of them.
+rate that falls to 0. The last quarter, which had no gradient, stops the fit and decides: what it
+finds best of a few looks along the way is kept, and the line where nothing beats it. So on that
+quarter the answer is never worse than the line; what it is worth, the rows that score say.
 
 Shares are whole millionths, in the recipe, so that whoever bought merges to the same bytes.
 """
@@ -19,10 +19,9 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import torch
-from torch.nn import functional
 
 from broker_node.align.stages import Aligned
-from broker_node.evaluate.curve import row_losses
+from broker_node.evaluate.curve import MAX_PLACES, row_losses, training_loss, wanted_of
 from broker_node.evaluate.search import halving_brent
 from broker_node.merge.pairs import curve_between, merged_model, require_one
 from broker_node.merge.stages import Fitted, Merged, Rows
@@ -79,7 +78,9 @@ def unit_shares(buyer: Verified, sold: Tensors, rows: Rows, alpha: Millionths) -
     if alpha == 0 or len(rows) < FEWEST_ROWS or not modules or many > MAX_SHARES:
         return Fitted()
     fitting = len(rows) - len(rows) // DECIDING
-    fit = rows.inputs_RF[:fitting], rows.targets_R[:fitting]
+    wanted = wanted_of(buyer.architecture, rows.inputs_RF, rows.targets_R)
+    fit = rows.inputs_RF[:fitting], wanted[:fitting]
+    batch = BATCH if wanted.ndim == 1 else min(BATCH, max(1, MAX_PLACES // wanted.shape[1]))
     decide = rows.inputs_RF[fitting:], rows.targets_R[fitting:]
 
     def deciding_loss(shares: Shares) -> float:
@@ -92,8 +93,8 @@ def unit_shares(buyer: Verified, sold: Tensors, rows: Rows, alpha: Millionths) -
     with torch.inference_mode(False), torch.enable_grad():
         path = _Descent(buyer, sold, modules, alpha / ONE)
         for step in range(STEPS):
-            taken = path.step(*_batch(*fit, step), rate=RATE * (1 - step / STEPS))
-            cost += GRADIENT * min(BATCH, fitting)
+            taken = path.step(*_batch(*fit, step, batch), rate=RATE * (1 - step / STEPS))
+            cost += GRADIENT * min(batch, fitting)
             if not taken:
                 break
             if (step + 1) % CHECKED == 0:
@@ -106,13 +107,13 @@ def unit_shares(buyer: Verified, sold: Tensors, rows: Rows, alpha: Millionths) -
 
 
 def _batch(
-    inputs_RF: torch.Tensor, targets_R: torch.Tensor, step: int
+    inputs_RF: torch.Tensor, targets_R: torch.Tensor, step: int, batch: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the step's rows, round and round in their order, which was drawn already."""
     count = len(targets_R)
-    if count <= BATCH:
+    if count <= batch:
         return inputs_RF, targets_R
-    index_R = (torch.arange(BATCH, device=targets_R.device) + step * BATCH) % count
+    index_R = (torch.arange(batch, device=targets_R.device) + step * batch) % count
     return inputs_RF[index_R], targets_R[index_R]
 
 
@@ -152,10 +153,7 @@ class _Descent:
                 share = self._shares[module].reshape(along)
                 merged[name] = self._own[name] + self._way[name] * share
         outputs_RO = apply(self._architecture, merged, inputs_RF)
-        if targets_R.is_floating_point():
-            loss = functional.mse_loss(outputs_RO.squeeze(1), targets_R)
-        else:
-            loss = functional.cross_entropy(outputs_RO, targets_R)
+        loss = training_loss(outputs_RO, targets_R)
         gradients = torch.autograd.grad(loss, list(self._shares.values()))
         if not all(bool(torch.isfinite(each).all()) for each in (loss, *gradients)):
             return False

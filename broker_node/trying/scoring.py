@@ -110,6 +110,7 @@ def _asked(
         return None
     wanted = wanted_of(architecture, rows.inputs_RF, rows.targets_R)
     try:
-        return number_of(metric(model, (rows.inputs_RF, wanted)))
+        # copies: whatever a plug-in does to its batch, the rows stay what was committed to
+        return number_of(metric(model, (rows.inputs_RF.clone(), wanted.clone())))
     except MetricError as error:
         raise TryError(f"--metric {error}") from error

@@ -31,9 +31,10 @@ from node.agent.progress import Step
 from node.agent.settings import AgentSettings
 from node.chain.errors import ChainUnavailableError
 from node.net.errors import PeerTimeoutError, PeerUnreachableError
+from node.params.merges import require_whole
 from node.protocol.call import Allocation, BudgetBid, check_allocations
 from node.protocol.eip712 import digest
-from node.protocol.errors import RemoteProtocolError
+from node.protocol.errors import LocalProtocolError, RemoteProtocolError
 from node.protocol.messages import (
     MAX_CALL_SECONDS,
     Allocated,
@@ -270,6 +271,15 @@ class Calling:
 def _away(error: RemoteProtocolError) -> bool:
     """Whether the broker did not answer, or may soon; what it answers of a seller is its word."""
     return isinstance(error, PeerUnreachableError | PeerTimeoutError) or error.reason in AWAY
+
+
+def require_pairwise(architecture: str, mechanism: str) -> None:
+    """Raise `LocalProtocolError` for adapters that would be offered to a call market."""
+    if mechanism == "eeg":
+        try:
+            require_whole(architecture, "a call")
+        except RemoteProtocolError as error:
+            raise LocalProtocolError(str(error)) from error
 
 
 def step_of(number: int, tried: Tried, because: str, trade: Trade | None = None) -> Step:

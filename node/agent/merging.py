@@ -42,6 +42,10 @@ class Held(NamedTuple):
     root: Digest
 
 
+Given = tuple[PurchaseRecord, dict[str, torch.Tensor]]
+"""A purchase, and its merged weights."""
+
+
 def read_tensors(blobs: BlobStore, architecture: str, root: Digest) -> dict[str, torch.Tensor]:
     """Return the tensors of a blob, of the architecture of this text.
 
@@ -132,17 +136,44 @@ def check_length(record: PurchaseRecord) -> None:
 
 
 def fuse_bought(
-    blobs: BlobStore, merged: Sequence[tuple[PurchaseRecord, dict[str, torch.Tensor]]]
-) -> tuple[dict[str, torch.Tensor], Held]:
+    blobs: BlobStore, merged: Sequence[Given]
+) -> tuple[dict[str, torch.Tensor], Held, tuple[str, ...]]:
     """Fuse what purchases on the same weights gave; returns it, and as what it is in the store.
 
-    They are taken in the order of what was sold, which a restart does not change.
+    Where all of it cannot be fused, what can is, the most gain first, and what was left out is
+    named: nothing that was paid keeps a round from its end. Raises `RemoteProtocolError`, and
+    `StoreError`, of a disk that may yet do it (`PASSING`).
     """
+    try:
+        return *_fused(blobs, merged), ()
+    except MarketError as error:
+        _require_lasting(error)
+    in_order = sorted(merged, key=lambda g: (-g[0].evaluation.gain, g[0].quote.offer_root))
+    fitting, unfit = in_order[:1], []
+    found = _fused(blobs, fitting)
+    for one in in_order[1:]:
+        try:
+            found = _fused(blobs, [*fitting, one])
+            fitting.append(one)
+        except MarketError as error:
+            _require_lasting(error)
+            unfit.append(f"trade {one[0].trade_id.hex()}: cannot be fused with the rest ({error})")
+    return *found, tuple(unfit)
+
+
+def _require_lasting(error: MarketError) -> None:
+    """Raise an error again that is not of what is to be fused, but of a disk."""
+    if getattr(error, "reason", "") in PASSING:
+        raise error
+
+
+def _fused(blobs: BlobStore, merged: Sequence[Given]) -> tuple[dict[str, torch.Tensor], Held]:
+    """Fuse all of it, in the order of what was sold, which a restart does not change."""
     first = merged[0][0]
     if len(merged) == 1:
         return merged[0][1], merge_of(first)
     architecture = parse_architecture(first.own_architecture)
-    own = read_tensors(blobs, first.own_architecture, first.evaluation.base_root)
+    own = _there(blobs, first.own_architecture, first.evaluation.base_root)
     in_order = sorted(merged, key=lambda one: one[0].quote.offer_root)
     if is_adapter(first.own_architecture):
         bought = [_bought(blobs, record) for record, _ in in_order]
@@ -157,7 +188,14 @@ def _bought(
     blobs: BlobStore, record: PurchaseRecord
 ) -> tuple[Architecture, dict[str, torch.Tensor], Millionths]:
     text, root = record.evaluation.architecture, record.quote.offer_root
-    return parse_architecture(text), read_tensors(blobs, text, root), record.evaluation.alpha
+    return parse_architecture(text), _there(blobs, text, root), record.evaluation.alpha
+
+
+def _there(blobs: BlobStore, text: str, root: Digest) -> dict[str, torch.Tensor]:
+    """Return tensors as `read_tensors`; ``missing-blob`` of what no later reading can bring."""
+    if not blobs.has(root):
+        raise StoreError("missing-blob", root.hex())
+    return read_tensors(blobs, text, root)
 
 
 def _merge_again(blobs: BlobStore, record: PurchaseRecord) -> None:

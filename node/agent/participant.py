@@ -25,25 +25,22 @@ from node.agent.session import Meet
 from node.agent.settings import AgentSettings
 from node.agent.submission import Submission
 from node.agent.taking_part import Bought, ClearingTerms
-from node.chronicle import AdapterFitted, EpochTrained, PeerFault, RoundPlayed, RoundsPlayed
+from node.chronicle import EpochTrained, PeerFault, RoundPlayed, RoundsPlayed
 from node.net.transfer import Source, fetch_blob
-from node.params.adapters import Adapter, fitted, lora_of
 from node.params.architecture import layout
-from node.params.encoding import decode_file, encode_tensors, layout_of
-from node.params.merges import is_adapter, of_ranks
-from node.protocol.errors import MarketError, RemoteProtocolError
+from node.params.encoding import encode_tensors
+from node.params.merges import require_whole
+from node.protocol.errors import LocalProtocolError, MarketError, RemoteProtocolError
 from node.protocol.messages import PARAMS_PROTOCOL
 from node.protocol.offer import NOT_FOR_SALE, Offer
 from node.protocol.parameters import encoded_length
 from node.protocol.participation import Participation
-from node.protocol.types import ONE, Digest, Millionths, PeerId, UnixTime
+from node.protocol.types import Digest, PeerId, UnixTime
 from node.station.station import Station
 from node.training.trainer import Score, Trainer
 
 RETRY_SECONDS: Final = 2.0
 FORGET_SECONDS: Final = 60.0
-LONGEST: Final = 64
-"""How many times as long as ours adapters may be that were fused of many."""
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -61,7 +58,14 @@ class Participant:
         keeper: RoundKeeper,
         meet: Meet,
     ) -> None:
-        """`keeper` runs beside: what was paid comes back though no round is played any more."""
+        """`keeper` runs beside: what was paid comes back though no round is played any more.
+
+        Raises `LocalProtocolError` for a trainer of adapters, which no round takes.
+        """
+        try:
+            require_whole(trainer.architecture.text, "a round")
+        except RemoteProtocolError as error:
+            raise LocalProtocolError(error.detail) from error
         self._station = station
         self._brokers = brokers
         self._trainer = trainer
@@ -188,22 +192,18 @@ class Participant:
             return because, own
         for bought in models[:1]:
             if await self._fetch(bought, broker):
-                return "bought", self._taken(Digest(bought.root))
+                return "bought", Digest(bought.root)
             because = "model-away"
         return because, own
 
     async def _fetch(self, bought: Bought, broker: PeerId) -> bool:
         """Fetch a model that was sold to us; it is what its root says, or is not taken.
 
-        It is as long as a model of ours, or no byte of it is fetched; of adapters, whose ranks
-        add, at most `LONGEST` times.
+        It is as long as a model of ours, or no byte of it is fetched.
         """
         station, root = self._station, Digest(bought.root)
         expected = encoded_length(layout(self._trainer.architecture))
-        adapters = is_adapter(self._trainer.architecture)
-        if not (bought.byte_length == expected or adapters) or bought.byte_length > (
-            LONGEST * expected
-        ):
+        if bought.byte_length != expected:
             fault = f"{bought.byte_length} bytes, a model of ours has {expected}"
             self._fault("fetch-model", RemoteProtocolError("wrong-layout", fault, peer=broker))
             return False
@@ -229,24 +229,11 @@ class Participant:
                     return False
                 await trio.sleep(RETRY_SECONDS)
         try:
-            self._adapter(root) if adapters else self._load(root)
+            self._load(root)
         except RemoteProtocolError as error:
             self._fault("fetch-model", error)
             return False
         return True
-
-    def _adapter(self, root: Digest) -> Adapter:
-        """Return fused adapters, which are of whatever ranks they have."""
-        tensors = decode_file(self._station.blobs.path(root))
-        return Adapter(of_ranks(self._trainer.architecture, layout_of(tensors)), tensors)
-
-    def _taken(self, root: Digest) -> Digest:
-        """Return what to go on from: of adapters, the nearest at the ranks that are trained."""
-        if not is_adapter(self._trainer.architecture):
-            return root
-        adapter, lost = fitted(self._adapter(root), lora_of(self._trainer.architecture))
-        self._station.observer.emit(AdapterFitted(lost=Millionths(round(lost * ONE))))
-        return self._keep(adapter.tensors)
 
     # ── the journal, and the blobs ──
 

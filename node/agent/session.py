@@ -21,7 +21,7 @@ from node.agent import progress as journalled
 from node.agent.asking import Asking, Named
 from node.agent.brokers import Brokers
 from node.agent.buyer import Buyer, NoPrice, Tried
-from node.agent.calling import BOUGHT, Calling, in_order_of_gain, step_of
+from node.agent.calling import BOUGHT, Calling, in_order_of_gain, require_pairwise, step_of
 from node.agent.merging import LostMergeError, fuse_bought, merge_of, merged_weights, read_tensors
 from node.agent.offering import Offering
 from node.agent.progress import GAVE_WEIGHTS, Progress, Step, adapters_of
@@ -115,9 +115,10 @@ class Session:
         Without `parameters`: once more what this round has offered already, after a restart.
         An agent that sells some layers offers those, and shows the broker alone the rest.
         Returns the digest of the signed offer. Raises `LocalProtocolError` while the last step,
-        also one that a restart cut off, has bought something that was not adopted, and
-        `ArchitectureError` for a model that lacks the layers.
+        also one that a restart cut off, has bought something that was not adopted, or for adapters
+        in a call market, and `ArchitectureError` for a model that lacks the layers.
         """
+        require_pairwise(architecture.text, self._settings.mechanism)
         if self._trades or self._has_bought():
             raise LocalProtocolError("adopt first: what the last step bought would be lost")
         layout(architecture, self._settings.layers)
@@ -166,8 +167,8 @@ class Session:
         """Return what `adopt` would, and whether it is merged, once that is settled.
 
         A round that a restart cut off while it bought is taken up for that. What several
-        purchases gave is fused. A merge that our disk has spoilt is made again; one that is lost
-        for good is told of, and counts as not given.
+        purchases gave is fused; what does not fit is told of. A merge that our disk has spoilt is
+        made again; one that is lost for good is told of, and counts as not given.
         """
         if self.architecture is None:
             await self.take_up()
@@ -181,15 +182,16 @@ class Session:
         for purchase in self._giving():
             try:
                 tensors = await trio.to_thread.run_sync(merged_weights, blobs, purchase.record)
+                merged.append((purchase.record, tensors))
             except LostMergeError as error:
                 self._station.observer.emit(OurFault(during="adopt", reason=str(error)))
                 self._trades = [trade for trade in self._trades if trade.machine is not purchase]
-            else:
-                merged.append((purchase.record, tensors))
         self.outcome_of = self.architecture
         if not merged:
             return self.load(self.architecture, self.progress.root), False
-        tensors, held = await trio.to_thread.run_sync(fuse_bought, blobs, merged)
+        tensors, held, unfit = await trio.to_thread.run_sync(fuse_bought, blobs, merged)
+        for reason in unfit:
+            self._station.observer.emit(OurFault(during="adopt", reason=reason))
         self._fused, self.outcome_of = held, held.architecture
         return tensors, True
 

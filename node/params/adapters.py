@@ -30,6 +30,10 @@ from node.protocol.errors import LocalProtocolError
 from node.protocol.kinship import ADAPTERS
 from node.protocol.types import ONE, Digest, Millionths
 
+MAX_SOLD_RANK: Final = 256
+"""Of a module in what is sold: ranks add, and one purchase must not fill the buyer's `MAX_RANK`."""
+PAIRWISE: Final = "adapters-pairwise"
+"""Why a call, or a round of a clearing house, takes no adapters: ranks of many may not add up."""
 _NOTHING: Final = 1e-12
 """Singular values below this part of the largest are rounding."""
 
@@ -117,6 +121,15 @@ def require_base(lora: Lora, architecture: Architecture, root: Digest) -> None:
         )
     if lora.root != root.hex():
         raise ProfileError("wrong-base", f"of the weights {lora.root}, not {root.hex()}")
+
+
+def require_sellable(lora: Lora) -> None:
+    """Raise `ProfileError` ``bad-rank`` for adapters of more ranks than are sold."""
+    widest = max(lora.modules, key=lambda module: module.rank)
+    if widest.rank > MAX_SOLD_RANK:
+        raise ProfileError(
+            "bad-rank", f"{widest.path[:120]}: {widest.rank}, sold are at most {MAX_SOLD_RANK}"
+        )
 
 
 def delta(adapter: Adapter, module: Adapted) -> torch.Tensor:

@@ -11,21 +11,40 @@ from collections.abc import Sequence
 
 import torch
 
-from node.params.adapters import Adapter, lora_of, merged, summed_architecture, weighted_sum
+from node.params.adapters import (
+    PAIRWISE,
+    Adapter,
+    lora_of,
+    merged,
+    summed_architecture,
+    weighted_sum,
+)
 from node.params.architecture import Architecture, permutation_spec
-from node.params.families.lora import PREFIX, Lora, factor_names
+from node.params.families.lora import Lora
 from node.params.permutation import Tensors
-from node.params.profile import require_layout
 from node.params.recipe import NO_ALIGNMENT, Recipe, apply_recipe, check_recipe
+from node.protocol import kinship
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.kinship import require_kin
-from node.protocol.parameters import Layout
 from node.protocol.types import ONE, Millionths
 
 
 def is_adapter(architecture: Architecture) -> bool:
     """Whether its weights are factors of adapters, which compute nothing without a base."""
     return isinstance(architecture.model, Lora)
+
+
+def require_whole(text: str, where: str) -> None:
+    """Raise `RemoteProtocolError` ``adapters-pairwise`` for a text of adapters, and say what to do.
+
+    `where` fuses the weights of many: a call, or a round of a clearing house.
+    """
+    if kinship.is_adapter(text):
+        raise RemoteProtocolError(
+            PAIRWISE,
+            f"{where} takes no adapters: trade them pair by pair, in a market that bargains "
+            "(--mechanism nash), or bring whole models",
+        )
 
 
 def architecture_after(own: Architecture, sold: Architecture, alpha: Millionths) -> Architecture:
@@ -59,25 +78,8 @@ def merge_bought(
 
 
 def unscaled(architecture: Architecture, tensors: Tensors) -> dict[str, torch.Tensor]:
-    """Return adapters with their scales within B, α = r: what `of_ranks` reads without a text."""
+    """Return adapters with their scales within B, α = r."""
     return dict(weighted_sum([(1.0, Adapter(architecture, tensors))]).tensors)
-
-
-def of_ranks(kind: Architecture, layout: Layout) -> Architecture:
-    """Return of what adapters on the base of `kind` are, whose scales are within B.
-
-    Raises `RemoteProtocolError` (``bad-architecture``, and as `require_layout`) for any layout that
-    is no adapters'.
-    """
-    ranks = {}
-    for spec in layout:
-        path = spec.name.removeprefix(PREFIX).removesuffix(".lora_A.weight")
-        if spec.name == factor_names(path)[0] and len(spec.shape) == 2:
-            ranks[path] = [spec.shape[0], spec.shape[0]]
-    config = {**lora_of(kind).config(), "modules": ranks}
-    architecture = Architecture(kind.name, config)
-    require_layout(layout, architecture.model.layout())
-    return architecture
 
 
 def mean_of_merges(

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
-import trio
 
-from node.agent import participant
 from node.agent.learner import Learner
-from node.agent.participant import LONGEST, Participant
+from node.agent.participant import Participant
 from node.agent.progress import Progress
-from node.agent.taking_part import Bought
-from node.chronicle import AdapterFitted, PeerFault
+from node.chronicle import AdapterFitted
 from node.observe import Observer
-from node.params.adapters import Adapter, cosine, fitted, merged
-from node.params.architecture import layout
-from node.params.encoding import encode_tensors, weights_root
-from node.params.merges import unscaled
-from node.params.store import BlobStore
-from node.protocol.parameters import encoded_length
+from node.params.adapters import fitted, merged
+from node.params.encoding import weights_root
+from node.protocol.errors import LocalProtocolError
 from node.protocol.types import ONE, Digest, Millionths, PeerId
-from tests.params.test_adapters import BASE, MLP, OWN, SOLD
+from tests.params.test_adapters import OWN, SOLD
 
 BOTH = merged(OWN, SOLD, Millionths(400_000))
 PEER = PeerId("12D3KooWbroker")
@@ -64,56 +57,10 @@ def test_a_learner_trains_on_from_a_merge_at_the_ranks_of_its_trainer() -> None:
     assert loaded == [BOTH.architecture.text, *[OWN.architecture.text] * 2]
 
 
-@pytest.mark.parametrize("sold", ["a merge", "one alone", "too long", "of no adapter"])
-async def test_a_fused_adapter_of_a_round_is_taken_at_ones_own_ranks(
-    sold: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    adapter = OWN if sold == "one alone" else BOTH
-    tensors = unscaled(adapter.architecture, adapter.tensors)
-    data = encode_tensors(BASE.tensors if sold == "of no adapter" else tensors)
-    observer, blobs = Observer(), BlobStore(tmp_path / "blobs")
-    events = heard(observer)
-    anything: Any = SimpleNamespace(
-        observer=observer,
-        blobs=blobs,
-        network=None,
-        account="0x0",
-        book=SimpleNamespace(addresses_of=lambda _: ()),
-        architecture=OWN.architecture,
-        round_patience=0,
-        peer_of=lambda _: PEER,
-        current=PEER,
-    )
-    own, root = Digest(bytes(32)), BlobStore(tmp_path / "broker").put_bytes(data).root
-    length = len(data)
-    if sold == "too long":
-        length = LONGEST * encoded_length(layout(OWN.architecture)) + 1
-    bought = Bought(root=root, byte_length=length, performance=0.9)
-    anything.audit = SimpleNamespace(models=lambda *_: (bought,))
-
-    async def fetch(*_: Any, **__: Any) -> None:
-        await trio.lowlevel.checkpoint()
-        blobs.put_bytes(data)
-
-    monkeypatch.setattr(participant, "fetch_blob", fetch)
-    shell = Participant(
-        station=anything, brokers=anything, trainer=anything, settings=anything,
-        terms=anything, keeper=anything, meet=anything,
-    )  # fmt: skip
-    record = SimpleNamespace(reason="", broker="0x1", inputs=b"{}")
-    part: Any = SimpleNamespace(
-        record=record, wronged=False, state=SimpleNamespace(value="settled")
-    )
-    because, taken = await shell._adopted(part, own)
-    if sold in {"too long", "of no adapter"}:
-        assert (because, taken) == ("model-away", own)
-        assert isinstance(events[-1], PeerFault)
-        assert blobs.has(root) == (sold == "of no adapter")
-        return
-    assert because == "bought"
-    found = Adapter(OWN.architecture, shell._load(taken))
-    wanted, lost = fitted(adapter, OWN.lora)
-    assert cosine(found, wanted) == pytest.approx(1, abs=1e-6)
-    (told,) = events
-    assert told.lost == pytest.approx(lost * ONE, abs=2)
-    assert found.architecture != MLP
+def test_an_agent_with_adapters_plays_no_rounds_of_a_clearing_house() -> None:
+    anything: Any = SimpleNamespace(architecture=OWN.architecture)
+    with pytest.raises(LocalProtocolError, match="a round takes no adapters: trade them pair by"):
+        Participant(
+            station=anything, brokers=anything, trainer=anything, settings=anything,
+            terms=anything, keeper=anything, meet=anything,
+        )  # fmt: skip

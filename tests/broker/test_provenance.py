@@ -14,7 +14,7 @@ import trio
 
 from broker_node.align.weight_matching import weight_matching
 from broker_node.findings import LikenessExplained, NotCompared, ReplicaFound
-from broker_node.provenance import LAG_SECONDS, MAX_COMPARED, Provenance, replicas_in
+from broker_node.provenance import MAX_COMPARED, MAX_OF_ROOT, Provenance, replicas_in
 from broker_node.shelf import ModelShelf
 from broker_node.verify.comparing import Comparer
 from broker_node.verify.stages import Verified
@@ -29,6 +29,7 @@ from node.params.permutation import rescale
 from node.params.recipe import interpolate
 from node.protocol import cbor
 from node.protocol.brokerage import BrokerageRecord, BrokerageState
+from node.protocol.eip712 import digest
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.offer import NOT_FOR_SALE, Offer
 from node.protocol.quote import trade_id_of
@@ -58,12 +59,13 @@ class Door:
         observer = Observer()
         observer.subscribe(lambda record: self.events.append(record.event))
         self.heard: dict[Digest, UnixTime] = {}
+        self.book: list[tuple[Digest, Offer]] = []
         station: Any = SimpleNamespace(
             journal=journal,
             observer=observer,
             clock=lambda: self.now,
             domain=cast.DOMAIN,
-            book=SimpleNamespace(heard_at=self.heard.get),
+            book=SimpleNamespace(heard_at=self.heard.get, offers=lambda now: iter(self.book)),
         )
         self.shelf = ModelShelf(100)
         generator = torch.Generator().manual_seed(0)
@@ -80,8 +82,19 @@ class Door:
         self.now = UnixTime(self.now + 1)
         said = {"issued_at": self.now, "expires_at": UnixTime(self.now + 600)} | changes
         made = cast.offer(by, weights_root=held.weights_root, **said)
+        await self.takes(made, held)
+        return made
+
+    async def takes(self, made: Offer, held: Verified) -> None:
         self.shelf.put(held)
         await self.provenance.judge(made, held)
+
+    def hears(self, by: cast.Party, held: Verified, **changes: Any) -> Offer:
+        """Hear an offer by gossip, in the same second as the last."""
+        made = cast.offer(by, weights_root=held.weights_root, **changes)
+        name = digest(cast.DOMAIN, made)
+        self.heard[name] = self.now
+        self.book.append((name, made))
         return made
 
     async def refuses(self, by: cast.Party, held: Verified, **changes: Any) -> str:
@@ -164,22 +177,91 @@ async def test_a_copy_is_let_in_where_the_broker_only_reports_or_does_not_look(
     assert [found.refused for found in door.found(ReplicaFound)] == [False] * told
 
 
-async def test_the_earlier_commitment_stands_whichever_model_comes_first(journal: Journal) -> None:
+async def test_who_was_heard_of_first_has_it_whichever_model_comes_first(journal: Journal) -> None:
     door = Door(journal)
-    later = {"issued_at": UnixTime(cast.NOW + 50), "expires_at": UnixTime(cast.NOW + 650)}
-    await door.offers(BOB, copy_of(OWN), **later)
-    await door.offers(ANN, OWN, issued_at=UnixTime(cast.NOW + 10))
+    first = door.hears(ANN, OWN)
+    door.now = UnixTime(door.now + 5)
+    later = door.hears(BOB, copy_of(OWN))
+    await door.takes(later, copy_of(OWN))
+    await door.takes(first, OWN)
     (found,) = door.found(ReplicaFound)
     assert found.seller == BOB.account
-    await door.refuses(BOB, copy_of(OWN), **later)
+    with pytest.raises(RemoteProtocolError, match="replica"):
+        await door.takes(later, copy_of(OWN))
 
 
-async def test_a_commitment_that_nobody_heard_of_in_time_is_not_believed(journal: Journal) -> None:
+@pytest.mark.parametrize("ago", [1, 60, 3_600])
+@pytest.mark.parametrize("theirs", [OWN, copy_of(OWN)], ids=["same-bytes", "disguised"])
+async def test_the_time_that_a_seller_signs_takes_nothing_from_whoever_was_admitted(
+    journal: Journal, theirs: Verified, ago: int
+) -> None:
     door = Door(journal)
     await door.offers(ANN, OWN)
-    door.now = UnixTime(cast.NOW + 2 * LAG_SECONDS)
-    long_ago = UnixTime(cast.NOW - 3_600)
-    await door.refuses(BOB, copy_of(OWN), issued_at=long_ago, expires_at=UnixTime(door.now + 60))
+    before = {"issued_at": UnixTime(door.now - ago), "expires_at": UnixTime(door.now + 600)}
+    await door.refuses(BOB, theirs, **before)
+    await door.offers(ANN, OWN)
+    assert {found.seller for found in door.found(ReplicaFound)} == {BOB.account}
+
+
+async def test_of_one_second_the_one_that_was_heard_first_stands_before_it_has_come(
+    journal: Journal,
+) -> None:
+    """A copied root is said, and submitted, before the seller itself comes to this door."""
+    door = Door(journal)
+    first, later = door.hears(ANN, OWN), door.hears(BOB, OWN, issued_at=UnixTime(cast.NOW - 60))
+    with pytest.raises(RemoteProtocolError, match="replica"):
+        await door.takes(later, OWN)
+    await door.takes(first, OWN)
+
+
+async def test_of_one_second_the_order_outlives_a_restart(journal: Journal) -> None:
+    door = Door(journal)
+    for by in (CARL, ANN, BOB):  # in no order of their names
+        door.provenance.noted(door.hears(by, OWN))
+    after = Door(journal)
+    await after.offers(CARL, OWN)
+    await after.refuses(ANN, OWN)
+    await after.refuses(BOB, OWN)
+
+
+async def test_a_crowd_that_claims_one_root_is_no_place_for_and_stands_behind_the_first(
+    journal: Journal,
+) -> None:
+    door = Door(journal)
+    await door.offers(ANN, OWN)
+    crowd = [cast.Party(f"crowd {number}") for number in range(MAX_OF_ROOT + 4)]
+    for by in crowd:
+        await door.refuses(by, OWN)
+    assert len(journal.facts("commitment/")) == MAX_OF_ROOT
+    await door.offers(ANN, OWN)
+    assert {found.of_seller for found in door.found(ReplicaFound)} == {ANN.account}
+
+
+async def test_a_store_full_of_claims_to_held_models_lets_the_next_offer_in(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker_node.provenance.MAX_COMMITMENTS", 4)
+    door = Door(journal, "report")
+    for number in range(4):  # all first, and all held
+        await door.offers(cast.Party(f"free {number}"), model(started(10 + number)))
+    await door.offers(ANN, OWN)
+    await door.offers(BOB, OWN)
+    await door.offers(CARL, OTHER)
+    assert len(journal.facts("commitment/")) == 4
+    assert door.provenance.committed(ANN.account, OWN.weights_root)
+
+
+async def test_a_flood_of_claims_to_one_held_root_gives_way_before_its_first(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker_node.provenance.MAX_COMMITMENTS", 4)
+    door = Door(journal, "report")
+    await door.offers(ANN, OWN)
+    for number in range(4):
+        await door.offers(cast.Party(f"free {number}"), OWN)
+    await door.offers(CARL, OTHER)
+    assert door.provenance.committed(ANN.account, OWN.weights_root)
+    assert door.provenance.committed(CARL.account, OTHER.weights_root)
 
 
 async def test_the_same_account_may_offer_what_is_like_its_own(journal: Journal) -> None:
@@ -237,7 +319,7 @@ async def test_a_restarted_broker_knows_purchases_commitments_and_replicas(
     merged = before.sells(BOB, OTHER, OWN)
     await before.refuses(CARL, copy_of(OWN))
     after = Door(journal)
-    after.now = UnixTime(cast.NOW + 10 * LAG_SECONDS)
+    after.now = UnixTime(cast.NOW + 1_200)
     assert [one.seller for one in replicas_in(journal)] == [CARL.account]
     await after.refuses(CARL, copy_of(OWN))
     assert after.events == []  # nothing had to be compared

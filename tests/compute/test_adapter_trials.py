@@ -1,4 +1,4 @@
-"""Adapters are measured as the models that they make, replayed, fused, and told from copies."""
+"""Adapters are measured as the models that they make, replayed, and told from copies."""
 
 from __future__ import annotations
 
@@ -33,13 +33,11 @@ from node.params.adapters import (
     Adapter,
     Base,
     applied,
-    cosine,
     merged,
 )
 from node.params.architecture import layout
-from node.params.encoding import encode_tensors, layout_of, save_safetensors, weights_root
+from node.params.encoding import encode_tensors, save_safetensors, weights_root
 from node.params.families.lora import MAX_ALPHA
-from node.params.merges import of_ranks
 from node.params.peft import write_adapter
 from node.params.recipe import Recipe
 from node.protocol import merkle
@@ -230,24 +228,24 @@ def test_whatever_a_broker_aligns_by_adapters_are_left_as_they_are(base: Base) -
 # ---------------------------------------------------------------- rounds of a clearing house
 
 
-def test_a_round_fuses_adapters_of_unequal_ranks(base: Base, rows: ValidationSet) -> None:
+def test_a_round_measures_no_adapters_whose_ranks_would_add(
+    base: Base, rows: ValidationSet
+) -> None:
     parties = [verified(each(PERCEPTRON), base) for each in (buyers, sellers)]
+    for models in (parties, parties[:1], [*map(whole, parties), parties[0]]):
+        with pytest.raises(RemoteProtocolError) as refused:
+            Measuring(models, rows, rows=(300, 300), seed=Digest(bytes(32)), method="identity")
+        assert refused.value.reason == "adapters-pairwise"
+        assert "pair by pair" in refused.value.detail
     measuring = Measuring(
-        parties, rows, rows=(300, 300), seed=Digest(bytes(32)), method="weight-matching"
+        [whole(each) for each in parties],
+        rows,
+        rows=(300, 300),
+        seed=Digest(bytes(32)),
+        method="identity",
     )
     alone = [measuring.performance(0, 1 << place) for place in range(2)]
     assert measuring.performance(0, 3) > max(alone) + 0.1
-    fused = measuring.fused(0, 3)
-    architecture = of_ranks(parties[0].architecture, layout_of(fused))
-    adapter = Adapter(architecture, fused)
-    assert adapter.lora.modules[0].rank == 4 + 8
-    own = Adapter(of_ranks(architecture, layout_of(measuring.fused(0, 1))), measuring.fused(0, 1))
-    assert cosine(own, buyers(PERCEPTRON)) == pytest.approx(1, abs=1e-6)
-    stranger = verified(strangers(PERCEPTRON), base_of(PERCEPTRON, seed=9))
-    with pytest.raises(RemoteProtocolError, match="architecture-mismatch"):
-        Measuring(
-            [parties[0], stranger], rows, rows=(300, 300), seed=Digest(bytes(32)), method="identity"
-        )
 
 
 def test_the_share_is_of_the_sold_and_not_of_the_buyers(trial: Trial) -> None:

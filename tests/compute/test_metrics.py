@@ -69,7 +69,12 @@ def test_a_plug_in_is_asked_with_the_model_and_every_target(
         "def fails(model, batch):\n"
         "    return 1 / 0\n\n"
         "def text(model, batch):\n"
-        "    return 'good'\n"
+        "    return 'good'\n\n"
+        "def huge(model, batch):\n"
+        "    return 10**400\n\n"
+        "def spoils(model, batch):\n"
+        "    batch[0].zero_(), batch[1].zero_()\n"
+        "    return 0\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "own_metrics", raising=False)
@@ -78,6 +83,11 @@ def test_a_plug_in_is_asked_with_the_model_and_every_target(
         said("own_metrics:fails", TOKENS, torch.zeros(3, 4), [0, 1, 2])
     with pytest.raises(MetricError, match="must return one number, and returned 'good'"):
         said("own_metrics:text", TOKENS, torch.zeros(3, 4), [0, 1, 2])
+    with pytest.raises(MetricError, match="past all floats"):
+        said("own_metrics:huge", TOKENS, torch.zeros(3, 4), [0, 1, 2])
+    rows_RF = torch.ones(3, 4)
+    assert said("own_metrics:spoils", TOKENS, rows_RF, [0, 1, 2]) == 0
+    assert bool((rows_RF == 1).all())
     with pytest.raises(MetricError, match="'own_metrics:absent' cannot be loaded: Attribute"):
         metric_named("own_metrics:absent")
 

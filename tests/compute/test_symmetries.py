@@ -207,11 +207,13 @@ EACH = 250
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_outputs_bear_out_the_symmetries_of_a_thousand_architectures(kind: str) -> None:
-    borne_out = set()
+    borne_out: set[tuple[str, int]] = set()
 
     @given(example=KINDS[kind], seed=st.integers(0, 2**31))
-    @settings(QUICK, max_examples=EACH)
+    @settings(QUICK, max_examples=2 * EACH)  # a fifth of what is drawn was drawn before
     def every(example: Example, seed: int) -> None:
+        if len(borne_out) == EACH:
+            return
         check_symmetries(example, seed)
         borne_out.add((str(example[0]), seed))
 

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 import numpy as np
 import pytest
 
-from node.devnet.arms import ARMS
+from node.devnet.arms import PAPER_ARMS
 from node.devnet.report.differences import differences
 from node.devnet.report.document import (
     CAUSES,
@@ -45,7 +45,7 @@ def make_report(
     *,
     agents: int = 2,
     seeds: int = 3,
-    arms: tuple[str, ...] = tuple(ARMS),
+    arms: tuple[str, ...] = PAPER_ARMS,
     epochs: int = 50,
     metric: Metric = "accuracy",
     names: tuple[str, ...] | None = None,
@@ -324,7 +324,7 @@ SAMPLES: dict[str, Any] = {
 @pytest.mark.parametrize("sample", SAMPLES)
 def test_a_sample_has_every_key_of_the_document_and_is_strict_json(sample: str) -> None:
     report = SAMPLES[sample]()
-    of_some = {"first_trade_epoch", "notes", "strategies", "calls", "clearing"}
+    of_some = {"first_trade_epoch", "notes", "strategies", "calls", "clearing", "honesty"}
     wanted = set(get_type_hints(Report)) - of_some
     assert wanted <= report.keys()
     written = as_written(report)

@@ -20,7 +20,6 @@ from node.params.merges import (
     architecture_after,
     mean_of_merges,
     merge_bought,
-    of_ranks,
     unscaled,
 )
 from node.params.recipe import NO_ALIGNMENT, Recipe, apply_recipe
@@ -149,21 +148,11 @@ def modules_of(adapter: Adapter) -> dict[str, list[int]]:
     return {each.path: [each.rank, each.alpha] for each in adapter.lora.modules}
 
 
-def test_adapters_without_scales_are_known_by_their_layout() -> None:
+def test_scales_are_brought_within_the_factors() -> None:
     tensors = unscaled(OWN.architecture, OWN.tensors)
-    known = of_ranks(SOLD.architecture, layout_of(tensors))
-    assert cosine(Adapter(known, tensors), OWN) == pytest.approx(1, abs=1e-6)
-    assert modules_of(Adapter(known, tensors)) == {"layers.0": [4, 4], "layers.1": [2, 2]}
-    a = "base_model.model.layers.0.lora_A.weight"
-    for bad in (
-        BASE.tensors,
-        {a: tensors[a]},
-        {**tensors, a: tensors[a][:3]},
-        {**tensors, "x": torch.zeros(2)},
-        {**tensors, a: torch.zeros(MAX_RANK + 1, 12)},
-    ):
-        with pytest.raises(RemoteProtocolError):
-            of_ranks(OWN.architecture, layout_of(bad))
+    ranks = {path: [rank, rank] for path, (rank, _) in modules_of(OWN).items()}
+    found = Adapter(adapter_of(ranks, 0).architecture, tensors)
+    assert cosine(found, OWN) == pytest.approx(1, abs=1e-6)
 
 
 def test_where_an_agent_stands_says_of_which_ranks_and_of_models_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,155 @@
+"""The look at a merge breaks no trial: adapters are looked at as models, and errors are named."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import pytest
+import torch
+import trio
+
+from broker_node import trials
+from broker_node.appraisal import MarketAppraiser, Trial
+from broker_node.evaluate.validation import ValidationSet
+from broker_node.findings import MergeScanned
+from broker_node.scanning import Scanned, scan_of
+from broker_node.trials import Trials
+from broker_node.verify.stages import Verified
+from node.chronicle import TrialDone
+from node.data.datasets import load_digits
+from node.data.split import split_test
+from node.observe import Event, Observer
+from node.params.adapters import Base
+from node.params.architecture import Architecture
+from node.params.merges import merge_bought
+from node.protocol.types import ONE, Digest, Millionths
+from tests.params.learned_adapters import (
+    FOLDER,
+    PERCEPTRON,
+    base_of,
+    buyers,
+    sellers,
+    strangers,
+    verified,
+)
+from tests.protocol import cast
+
+NOTICE = (cast.NOTICE_DIGEST, cast.NOTICE)
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    torch.set_num_threads(1)
+    return base_of(PERCEPTRON)
+
+
+@pytest.fixture(scope="module")
+def appraiser(base: Base) -> MarketAppraiser:
+    rows = ValidationSet.of(split_test(load_digits(FOLDER)).validation)
+    return MarketAppraiser(rows, classes=10, base=base)
+
+
+@pytest.fixture(scope="module")
+def adapters(base: Base) -> tuple[Verified, Verified]:
+    ours, theirs = (verified(each(PERCEPTRON), base) for each in (buyers, sellers))
+    return ours, theirs
+
+
+@pytest.fixture(scope="module")
+def trial(appraiser: MarketAppraiser, adapters: tuple[Verified, Verified]) -> Trial:
+    return appraiser.measure(*adapters, task="digits", notice=NOTICE)
+
+
+class Desk:
+    """Trials that are looked at, and what the log was told of them."""
+
+    def __init__(self, appraiser: MarketAppraiser) -> None:
+        self.events: list[Event] = []
+        observer = Observer()
+        observer.subscribe(lambda record: self.events.append(record.event))
+        self.trials = Trials(appraiser, trio.CapacityLimiter(1), observer, most=8, scan=True)
+
+    async def measures(self, pair: tuple[Verified, Verified]) -> Trial:
+        name = Digest(hashlib.sha256(pair[1].weights_root).digest())
+        return await self.trials.measure(name, *pair, "digits", NOTICE)
+
+
+async def test_a_trial_of_adapters_is_looked_at_as_the_models_that_they_make(
+    appraiser: MarketAppraiser, adapters: tuple[Verified, Verified]
+) -> None:
+    desk = Desk(appraiser)
+    await desk.measures(adapters)
+    (seen,) = [event for event in desk.events if isinstance(event, MergeScanned)]
+    assert (seen.verdict, seen.found, seen.rows) == ("not found", (), 300)
+
+
+def test_a_merge_of_adapters_that_went_wrong_is_found_out_on_its_base(
+    trial: Trial,
+    appraiser: MarketAppraiser,
+    adapters: tuple[Verified, Verified],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def boosted(*sides: Any) -> tuple[Architecture, dict[str, torch.Tensor]]:
+        architecture, tensors = merge_bought(*sides)
+        return architecture, {n: t if "lora_A" in n else 40 * t for n, t in tensors.items()}
+
+    monkeypatch.setattr("broker_node.scanning.merge_bought", boosted)
+    seen = scan_of(trial, *adapters, appraiser.probes_RF)
+    assert seen.verdict == "found"
+    assert any(one.startswith("spectral-norm layers.0.weight") for one in seen.found)
+
+
+@pytest.mark.parametrize("why", ["other-base", "no-base", "recipe"])
+def test_a_merge_that_cannot_be_made_again_is_not_scanned_and_says_why(
+    why: str, trial: Trial, appraiser: MarketAppraiser, adapters: tuple[Verified, Verified]
+) -> None:
+    ours, theirs = adapters
+    asked = trial
+    if why == "other-base":
+        theirs = verified(strangers(PERCEPTRON), base_of(PERCEPTRON, seed=9))
+    elif why == "no-base":
+        ours = dataclasses.replace(ours, base=None)
+    else:
+        asked = dataclasses.replace(trial, recipe=b"\xff" * 5_000)
+    seen = scan_of(asked, ours, theirs, appraiser.probes_RF)
+    assert (seen.verdict, seen.rows) == ("not scanned", 0)
+    assert 0 < len(seen.found[0]) <= 200
+
+
+def test_an_error_that_nobody_thought_of_is_not_scanned(
+    trial: Trial,
+    appraiser: MarketAppraiser,
+    adapters: tuple[Verified, Verified],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def breaks(*_: object) -> None:
+        raise RuntimeError("linalg.svd: the algorithm failed to converge")
+
+    monkeypatch.setattr("broker_node.scanning.scan", breaks)
+    seen = scan_of(trial, *adapters, appraiser.probes_RF)
+    assert (seen.verdict, seen.rows) == ("not scanned", 0)
+    assert "converge" in seen.found[0]
+
+
+async def test_a_look_that_is_cut_off_costs_no_measurement(
+    appraiser: MarketAppraiser,
+    adapters: tuple[Verified, Verified],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    desk, scope = Desk(appraiser), trio.CancelScope()
+
+    def cut(*_: object) -> Scanned:
+        trio.from_thread.run_sync(scope.cancel)
+        trio.from_thread.check_cancelled()
+        raise AssertionError("went on")
+
+    monkeypatch.setattr(trials, "scan_of", cut)
+    with scope:
+        await desk.measures(adapters)
+    assert scope.cancelled_caught
+    assert len([event for event in desk.events if isinstance(event, TrialDone)]) == 1
+    again = await desk.measures(adapters)  # known: neither measured nor looked at
+    assert 0 < again.evaluation.alpha < Millionths(ONE)
+    assert len(desk.events) == 1
