@@ -350,12 +350,13 @@ class Bought:
     """The session of a round that has bought, whose end may be held up."""
 
     architecture: str | None = '{"config":{"inputs":2,"outputs":1},"name":"linear"}'
+    outcome_of = '{"config":{"inputs":2,"outputs":1},"name":"linear"}'
     merged: Mapping[str, torch.Tensor] = {
         "weight": torch.full((1, 2), 7.0), "bias": torch.zeros(1)
     }  # fmt: skip
 
     def __init__(self) -> None:
-        self.progress = SimpleNamespace(root=b"offered", offered=True, epoch=1)
+        self.progress = SimpleNamespace(root=b"offered", offered=True, epoch=1, adapters="")
         self.asked = 0
         self.ended = 0
         self.ends: Callable[[], object] = int
@@ -374,7 +375,7 @@ class Bought:
         self.ends()
         self.ended += 1
         self.architecture = None
-        self.progress = SimpleNamespace(root=b"merged", offered=False, epoch=1)
+        self.progress = SimpleNamespace(root=b"merged", offered=False, epoch=1, adapters="")
 
     async def offer(self, *_: object, **__: object) -> None:
         raise NodeBrokeError("the disk is full")

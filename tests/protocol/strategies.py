@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 from hypothesis import strategies as st
 
 from node.protocol import clearing
+from node.protocol.attestation import Attestation
 from node.protocol.bids import AskingPrice, Bid, BidAndAsk
 from node.protocol.brokerage import BrokerageRecord
 from node.protocol.call import Allocation, BudgetBid
@@ -57,6 +58,7 @@ MESSAGES: Final[tuple[type[Any], ...]] = (
     BrokerageRecord,
     Figure,
     SealedFigure,
+    Attestation,
     Commitment,
     Opening,
     BidAndAsk,
