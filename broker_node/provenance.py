@@ -191,7 +191,8 @@ class Provenance:
                     del self._found[key]
                     raise
                 while len(self._found) > MAX_COMMITMENTS:
-                    del self._found[next(iter(self._found))]
+                    innocent = (one for one, seen in self._found.items() if seen is None)
+                    del self._found[next(innocent, next(iter(self._found)))]
         self.require(offer)
 
     def require(self, offer: Offer) -> None:
@@ -314,9 +315,11 @@ class Provenance:
         assert found is not None
         value: list[cbor.Value] = [found.of_seller, found.of_root, found.score]
         self._station.journal.remember(_name(_REPLICA, key), value)
-        names = sorted(set(self._station.journal.facts(_REPLICA)) - {_name(_REPLICA, key)})
-        if len(names) >= MAX_FOUND:
-            self._station.journal.forget(names[: len(names) - MAX_FOUND + 1])
+        kept = [_name(_REPLICA, one) for one, seen in self._found.items() if seen is not None]
+        known = self._station.journal.facts(_REPLICA)
+        # what is not remembered here any more is older than what is
+        oldest = [*sorted(set(known) - set(kept)), *(name for name in kept if name in known)]
+        self._station.journal.forget(oldest[: max(0, len(known) - MAX_FOUND)])
 
     def _recall(self) -> None:
         journal = self._station.journal

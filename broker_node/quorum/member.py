@@ -22,6 +22,7 @@ import trio
 
 from broker_node.appraisal import Appraiser
 from broker_node.blame import of_seller
+from broker_node.findings import ComputedOtherwise
 from broker_node.quorum.docket import Case, Docket
 from broker_node.quorum.pen import Pen
 from broker_node.quorum.replay import differs
@@ -202,7 +203,8 @@ class Member:
             raise RemoteProtocolError(
                 "recipe-differs",
                 f"its gain is {figure.gain}, bound {figure.bound}; of our own {own.gain}, "
-                f"bound {own.bound}; at most {RECIPE_TOLERANCE} apart",
+                f"bound {own.bound}; at most {RECIPE_TOLERANCE} apart; it was found by "
+                f"{subject.method}: brokers of a quorum need one alignment and one merging",
             )
         docket.keep_figure(subject.hash, figure)
         return figure
@@ -221,6 +223,8 @@ class Member:
                 lambda: self._appraiser.measure(base, sold, task=offer.task, notice=notice),
                 limiter=self._compute,
             )
+            for said in trial.fallbacks:
+                self._station.observer.emit(ComputedOtherwise(during="trial", reason=said))
             known = figure_of(trial.evaluation)
             docket.keep_own_trial(pair, known)
         return known
