@@ -27,10 +27,15 @@ contract Till {
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def mutation() -> ModuleType:
-    """Return `scripts/mutate_contracts.py`."""
-    return script("mutate_contracts")
+    """Return `scripts/mutate_contracts.py`, with the library whose sources the contracts import."""
+    module = script("mutate_contracts")
+    try:
+        module.compiler.install()
+    except module.compiler.MissingToolError as error:
+        pytest.skip(str(error))
+    return module
 
 
 def test_every_part_of_a_guard_is_broken_once() -> None:
