@@ -48,7 +48,7 @@ from node.params.families.shapes import Shapes
 from node.params.permutation import PermutationSpec, restrict
 from node.params.recipe import Recipe, apply_recipe
 from node.protocol import merkle
-from node.protocol.errors import RemoteProtocolError
+from node.protocol.errors import MarketError, RemoteProtocolError
 from node.protocol.evaluation import Evaluation, rows_due, trial_seed
 from node.protocol.offer import BrokerNotice, Offer
 from node.protocol.parameters import encoded_length
@@ -276,9 +276,16 @@ class MarketAppraiser:
             ),
             recipe=found.recipe.encode(),
             control=self._alone(own_gain, base, seed, runner) if self._control else None,
-            tuned=self._alone(tuned_gain, base, seed, runner) if self._tune else None,
+            tuned=self._tuned(base, seed, runner) if self._tune else None,
             fallbacks=runner.fallbacks(),
         )
+
+    def _tuned(self, base: Verified, seed: Digest, runner: Runner) -> Millionths | None:
+        """Return what a base gains by fine-tuning; None where it is too large, or diverges."""
+        try:
+            return self._alone(tuned_gain, base, seed, runner)
+        except MarketError:
+            return None
 
     def _alone(
         self, measure: Callable[..., Gain], base: Verified, seed: Digest, runner: Runner

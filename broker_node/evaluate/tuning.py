@@ -24,6 +24,8 @@ from node.protocol.errors import LocalProtocolError
 from node.protocol.types import Digest
 
 EPOCHS: Final = 30
+PATIENCE: Final = 3
+"""Passes without a better one after which there is none to wait for."""
 BATCH: Final = 64
 LEARNING_RATE: Final = 1e-3
 STOPPING: Final = 4
@@ -33,6 +35,8 @@ MAX_ROWS: Final = 4_096
 """Of those that chose α."""
 MAX_WORK: Final = 5e11
 """Steps x rows of a batch x parameters: a minute, at worst. The epochs are fewer beyond it."""
+TRIAL_WORK: Final = 5e10
+"""The same of a broker's trial: seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -53,6 +57,7 @@ def tuned(
     targets_R: torch.Tensor,
     *,
     seed: int,
+    work: float = MAX_WORK,
 ) -> Tuned:
     """Return `base` after fine-tuning on the rows; the same for the same seed.
 
@@ -65,13 +70,13 @@ def tuned(
     fitted = rows - held
     parameters = sum(tensor.numel() for tensor in base.values())
     wanted = wanted_of(architecture, inputs_RF[:rows], targets_R[:rows])
-    epochs = min(EPOCHS, int(MAX_WORK * rows / (fitted * parameters * wanted.numel())))
+    epochs = min(EPOCHS, int(work * rows / (fitted * parameters * wanted.numel())))
     if epochs < 1:
         raise LocalProtocolError(f"{parameters:,} parameters are too many to fine-tune on {rows}")
     stop_RF, stop_R = inputs_RF[fitted:rows], targets_R[fitted:rows]
     names = list(base)
     current = [base[name].detach().clone().requires_grad_() for name in names]
-    optimizer = torch.optim.Adam(current, lr=LEARNING_RATE)
+    optimizer = torch.optim.Adam(current, lr=LEARNING_RATE, fused=True)
     generator = torch.Generator().manual_seed(seed % 2**63)
     best = (_mean_loss(architecture, base, stop_RF, stop_R), 0, base)
     for epoch in range(1, epochs + 1):
@@ -86,6 +91,8 @@ def tuned(
         loss = _mean_loss(architecture, side, stop_RF, stop_R)
         if loss < best[0]:
             best = (loss, epoch, side)
+        elif epoch - best[1] >= PATIENCE:
+            break
     return Tuned(tensors=best[2], epochs=best[1], rows=fitted)
 
 
@@ -111,6 +118,7 @@ def tuned_gain(
         validation.inputs_RF[chosen_R],
         validation.targets_R[chosen_R],
         seed=int.from_bytes(seed[:8], "big"),
+        work=TRIAL_WORK,
     )
     before_R, after_R = (
         runner.losses(

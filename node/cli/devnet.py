@@ -173,7 +173,7 @@ def _as_setting(name: str) -> Callable[[click.Context, click.Parameter, str | No
     default=None,
     type=click.Choice(SETTINGS["control"].choices),
     help="what buyers gain without a purchase, beside each gain: by one factor on their outputs, "
-    "by fine-tuning on the broker's labels too  [default: scale with --strategies, else none]",
+    "by fine-tuning on the broker's labels too  [default: tune]",
 )
 @click.option("--scan", is_flag=True, help="have the broker look at the merge of each trial")
 @click.option(

@@ -207,7 +207,7 @@ class Config:
         choices=("full", "rounded", "none"),
     )  # fmt: skip
     control: str = _setting(
-        "text", "none", "what a broker logs beside a gain: what the buyer's own model gains by "
+        "text", "tune", "what a broker logs beside a gain: what the buyer's own model gains by "
         "one factor on its outputs (scale), and by fine-tuning on the broker's labels too (tune)",
         choices=("none", "scale", "tune"),
     )  # fmt: skip

@@ -96,7 +96,7 @@ def broker_config(spec: RunSpec, arm: Arm, seed: int) -> Config:
         alpha_search=spec.search_of(arm),
         fee_bps=spec.fee_basis_points,
         trial_seed="0x" + run_seed(seed).hex(),
-        control=spec.control or ("scale" if spec.strategies else "none"),
+        control=spec.control or "tune",
         replicas=spec.replicas,
         scan="merges" if spec.scan else "none",
         **WINDOWS,

@@ -7,6 +7,7 @@ import torch
 
 from broker_node.appraisal import MarketAppraiser
 from broker_node.evaluate import tuning
+from broker_node.evaluate.curve import training_loss
 from broker_node.evaluate.tuning import tuned, tuned_gain
 from broker_node.evaluate.validation import ValidationSet, require_classes
 from broker_node.scanning import scan_of
@@ -34,15 +35,25 @@ def test_labels_alone_make_a_poor_model_better_and_say_when_to_stop(
     assert again == gain
 
 
-def test_a_model_that_labels_make_worse_is_left_as_it_is() -> None:
+def test_a_model_that_labels_make_worse_is_left_as_it_is_and_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     net = Architecture("mlp", {"widths": [4, 8, 2]})
     start = random_init(net, 0)
     rows_RF = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
     targets_R = torch.zeros(64, dtype=torch.int64)
     targets_R[48:] = 1  # what is fitted to is the opposite of what says when to stop
+    passes: list[int] = []
+
+    def counted(outputs_RO: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        passes.append(len(outputs_RO))
+        return training_loss(outputs_RO, wanted)
+
+    monkeypatch.setattr(tuning, "training_loss", counted)
     found = tuned(net, start, rows_RF, targets_R, seed=0)
     assert found.epochs == 0
     assert found.tensors is start
+    assert passes == [48] * tuning.PATIENCE
 
 
 def test_values_are_fitted_by_squares() -> None:
@@ -60,9 +71,15 @@ def test_too_few_rows_and_too_large_models_are_refused(
     rows_RF, targets_R = validation.inputs_RF, validation.targets_R
     with pytest.raises(LocalProtocolError, match="7 rows"):
         tuned(net, tensors, rows_RF[:7], targets_R[:7], seed=0)
-    monkeypatch.setattr(tuning, "MAX_WORK", 1e3)
     with pytest.raises(LocalProtocolError, match="too many"):
-        tuned(net, tensors, rows_RF, targets_R, seed=0)
+        tuned(net, tensors, rows_RF, targets_R, seed=0, work=1e3)
+
+    # a trial has no such control then, and fails by nothing
+    monkeypatch.setattr(tuning, "TRIAL_WORK", 1e3)
+    trial = MarketAppraiser(validation, classes=10, tune=True).measure(
+        *pair, task="digits", notice=(cast.NOTICE_DIGEST, cast.NOTICE)
+    )
+    assert trial.tuned is None
 
 
 def test_the_control_changes_nothing_that_is_signed(pair: Pair, validation: ValidationSet) -> None:

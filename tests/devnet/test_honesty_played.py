@@ -95,7 +95,7 @@ def test_an_experiment_says_what_is_asked_of_its_broker(tmp_path: Path) -> None:
     config = broker_config(asked, ARMS["aligned"], 0)
     assert (config.replicas, config.scan, config.control) == ("refuse", "merges", "tune")
     config = broker_config(usual, ARMS["aligned"], 0)
-    assert (config.replicas, config.scan, config.control) == (USUAL_REPLICAS, "none", "none")
+    assert (config.replicas, config.scan, config.control) == (USUAL_REPLICAS, "none", "tune")
     assert name_of(asked) == "mnist-replicas-refuse-scanned-control-tune"
     assert not {"replicas", "scan", "control"} & set(usual.document())
     with pytest.raises(DevnetError, match="--replicas refuse"):

@@ -278,8 +278,8 @@ def test_every_agent_is_told_its_strategy_and_the_wash_traders_their_owner(
     # and the broker measures what each buyer's model gains by itself, for the report
     arm = ARMS["aligned"]
     broker = broker_config(spec, arm, 3)
-    assert broker.control == "scale"
-    assert broker_config(dataclasses.replace(spec, strategies=()), arm, 3).control == "none"
+    assert broker.control == "tune"
+    assert broker_config(dataclasses.replace(spec, control="none"), arm, 3).control == "none"
     names = {row.flag: name for name, row in SETTINGS.items()}
     for config in [*configs, broker]:
         words = flags_of(config)
