@@ -1,41 +1,41 @@
 """For each of M buyers, the best of N sellers, by probes that all of them share.
 
-Every model is aligned once, to the universe, and answers the shared rows once. From there, for
-each buyer:
+Every model is aligned once, to the universe, and answers the shared rows once. From there:
 
 1. A pair's promise is had without a forward pass: the seller's own loss, which is what buying
    outright (α = 1) comes to, and the loss of the mean of both models' answers at a few α, which
-   stands for the merge. Half of the shortlist are the best by the one, half by the other.
-2. The shortlist is probed: its merges at a few α on a few rows, all at once. What a merge costs
-   on all shared rows is told from these by the difference to the mean of the answers, which is
-   known on all of them (a control variate).
-3. The finalists are searched: Brent's method between the neighbours of the best α, on all
-   shared rows. Buying outright of the best model of all stands beside them, at no cost.
+   stands for the merge. Half of a buyer's shortlist are the best by the one, half by the other.
+2. Pairs on a shortlist are probed: their merges at a few α on a few rows. In the universe what A
+   makes of B at α is what B makes of A at 1 − α, so that a pair is probed once for both, and who
+   is on many shortlists knows of many. What a merge costs on all shared rows is told by what it
+   differs, on the few, from the mean of the answers, which is known on all (`answers`).
+3. Each buyer searches: a few times the merge that seems lowest of all is measured on more rows.
+   Buying outright stands beside these, at no cost.
 4. The best merge of all, if it beats the buyer's own model on those rows, is made by its recipe
    and confirmed on fresh rows, by the paired bound (`gain`). One merge a buyer is confirmed, on
    rows that chose nothing, so that the bound is not one of many.
 
 `Crowd.row_evaluations` counts every forward pass of one row, alignment included: so many for each
-model and so many for each buyer, none for a pair. The outcome is a function of the models, the
-rows and the seed, whatever order the models are named in.
+model and so many for each buyer, at most, none for a pair. The outcome is a function of the
+models, the rows and the seed, whatever order the models are named in.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 
 from broker_node.align.stages import AlignmentError
 from broker_node.align.universe import Universe
-from broker_node.evaluate.curve import LossCurve, losses_of, row_losses
+from broker_node.evaluate.answers import ALL, Answers, Line
+from broker_node.evaluate.curve import LossCurve, row_losses
 from broker_node.evaluate.gain import MAX_LOSS, Gain, paired_gain
 from broker_node.evaluate.merges import MergeStack
-from broker_node.evaluate.search import BRENT_TOLERANCE
 from broker_node.evaluate.validation import ValidationSet, draw_rows, require_classes
 from broker_node.verify.stages import Verified
 from node.params.architecture import Architecture
@@ -49,9 +49,6 @@ PROMISING: Final = tuple(Millionths(k * ONE // 10) for k in (2, 5, 8))
 PROBED: Final = tuple(Millionths(k * ONE // 20) for k in (1, 5, 10, 15, 19))
 """Where the shortlist is probed; 0 and 1 are known beforehand. Merges of models that never met
 are often best just beside one of the two, with a barrier between."""
-NOTHING: Final = Millionths(0)
-ALL: Final = Millionths(ONE)
-GOLDEN: Final = (3 - math.sqrt(5)) / 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,23 +58,28 @@ class Budget:
     Raises `LocalProtocolError` for what is no budget.
     """
 
+    answer_rows: int = 2_500
+    """The shared rows: all models answer them once."""
     promise_rows: int = 256
-    """Of the answers of both, for a pair's promise: no forward pass, but N² of these."""
+    """Of these, for the promise of every pair: no forward pass, but N² of them."""
+    promising: int = 8
+    """Sellers whose promise to a buyer is then taken on all shared rows."""
     shortlist: int = 4
-    probe_rows: int = 96
-    finalists: int = 2
-    search_rows: int = 512
-    """The shared rows: all models answer them once, and finalists are searched on them."""
-    search_calls: int = 1
-    """Of Brent's steps, after the best of the probed values and its neighbours."""
+    probe_rows: int = 80
+    search_rows: int = 500
+    """Of the shared rows, for each merge that the search measures."""
+    search_calls: int = 4
+    """Merges that a buyer measures in its search, at most."""
     confirm_rows: int = 640
 
     def __post_init__(self) -> None:
-        counts = (self.promise_rows, self.probe_rows, self.finalists, self.search_calls)
-        if min(counts) < 1 or self.confirm_rows < 2 or self.shortlist < self.finalists:
-            raise LocalProtocolError(f"a stage without rows, or that takes in nobody: {self}")
-        if self.search_rows < max(self.probe_rows, self.promise_rows):
-            raise LocalProtocolError(f"fewer rows to search on than to probe: {self}")
+        counts = (self.promise_rows, self.probe_rows, self.shortlist, self.search_calls)
+        if min(counts) < 1 or self.confirm_rows < 2 or self.promising < self.shortlist:
+            raise LocalProtocolError(f"a stage without rows, or that takes in too few: {self}")
+        if not max(self.probe_rows, self.promise_rows) <= self.answer_rows:
+            raise LocalProtocolError(f"fewer rows that all answer than are looked at: {self}")
+        if not self.probe_rows <= self.search_rows <= self.answer_rows:
+            raise LocalProtocolError(f"a search on fewer rows than probes, or than all: {self}")
 
 
 class Verdict(StrEnum):
@@ -92,7 +94,7 @@ class Verdict(StrEnum):
     NO_SELLER = "no-seller"
     """Nobody else sells."""
     OVERFLOWS = "overflows"
-    """The buyer's model, or every merge of it, has losses that are no sane number."""
+    """The buyer's model, every seller's, or the merge has losses that are no sane number."""
     UNALIGNED = "unaligned"
     """The best seller's units cannot be carried into the buyer's scales."""
 
@@ -109,9 +111,9 @@ class Choice:
     gain: Gain | None = None
     """On the fresh rows, where it came to that."""
     tied: tuple[Digest, ...] = ()
-    """Finalists of exactly the same loss; the lowest root is taken."""
+    """Sellers of exactly the same loss; the lowest root is taken."""
     overflowed: tuple[Digest, ...] = ()
-    """Sellers that were left out since their losses, or all their merges', are no sane number."""
+    """Sellers that were left out since their losses are no sane number."""
     row_evaluations: int = 0
 
 
@@ -126,11 +128,12 @@ class Crowd:
     """Merges that went through together, less than planned where memory ran out."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(NamedTuple):
+    """In the order in which the lowest is taken."""
+
+    loss: float
     seller: int
     alpha: Millionths
-    loss: float
 
 
 def best_sellers(
@@ -167,20 +170,17 @@ def best_sellers(
     chosen, confirming = (
         (validation.inputs_RF[indices_R], validation.targets_R[indices_R])
         for indices_R in (
-            torch.from_numpy(drawn.choice[: budget.search_rows]),
+            torch.from_numpy(drawn.choice[: budget.answer_rows]),
             torch.from_numpy(drawn.score),
         )
     )
     standing = [universe.standing(model) for model in everybody]
     stack = MergeStack(architecture, standing, *chosen, batch=batch)
-    outputs_NRO = stack.outputs(slice(0, len(stack))).double()
+    answers = Answers(stack.outputs(slice(0, len(stack))), chosen[1])
     alone = stack.row_evaluations
-    own_NR = torch.stack([losses_of(outputs_RO, chosen[1]) for outputs_RO in outputs_NRO])
-    race = _Race(
-        architecture, universe, everybody, stack, outputs_NRO, own_NR, budget, chosen, confirming
-    )
+    race = _Race(architecture, universe, everybody, stack, answers, budget, chosen, confirming)
     offered = [index[model.weights_root] for model in named[1]]
-    choices = tuple(race.run(index[model.weights_root], offered) for model in named[0])
+    choices = race.run([index[model.weights_root] for model in named[0]], offered)
     spent = alone + sum(choice.row_evaluations for choice in choices)
     return Crowd(
         choices=choices, row_evaluations=universe.row_evaluations + spent, batch=stack.batch
@@ -202,97 +202,121 @@ class _Race:
     universe: Universe
     models: Sequence[Verified]
     stack: MergeStack
-    outputs_NRO: torch.Tensor
-    """What each model answers by itself to the shared rows, float64."""
-    own_NR: torch.Tensor
-    """Its losses there."""
+    answers: Answers
+    """Of each model by itself to the shared rows."""
     budget: Budget
     chosen: tuple[torch.Tensor, torch.Tensor]
     confirming: tuple[torch.Tensor, torch.Tensor]
+    lines: dict[frozenset[int], Line] = field(default_factory=dict)
+    """Of the pairs that were probed, whoever asked."""
 
-    def run(self, buyer: int, offered: Sequence[int]) -> Choice:
-        """Return the choice of one buyer."""
-        before = self.stack.row_evaluations
-        others = [seller for seller in offered if seller != buyer]
-        choice = Choice(buyer=self._root(buyer), verdict=Verdict.NO_SELLER)
-        if not others:
-            return choice
-        sane = [seller for seller in others if _sane(self._alone(seller))]
-        choice = replace(
-            choice,
-            verdict=Verdict.OVERFLOWS,
-            overflowed=tuple(self._root(seller) for seller in others if seller not in sane),
+    def run(self, buyers: Sequence[int], offered: Sequence[int]) -> tuple[Choice, ...]:
+        """Return the choices of all buyers; all probe before the first of them searches."""
+        choices = [self._probed(buyer, offered) for buyer in buyers]
+        return tuple(
+            self._searched(buyer, offered, choice)
+            for buyer, choice in zip(buyers, choices, strict=True)
         )
-        if not _sane(self._alone(buyer)) or not sane:
-            return choice
-        probed = self._probe(buyer, self._shortlist(buyer, sane))
-        finalists = sorted(probed, key=lambda one: (min(one.told.values()), one.seller))
-        finalists = finalists[: self.budget.finalists]
-        found = [one.search(self.budget.search_calls) for one in finalists]
-        outright = min(sane, key=lambda seller: (self._alone(seller), seller))
-        if all(one.seller != outright for one in finalists):
-            found.append(_Found(outright, ALL, self._alone(outright)))
-        spent = self.stack.row_evaluations - before
-        spent += sum(one.curve.row_evaluations for one in finalists)
-        best = min(found, key=lambda one: (one.loss, one.seller))
-        choice = replace(
-            choice,
-            verdict=Verdict.NO_GAIN,
-            seller=self._root(best.seller),
-            tied=tuple(
-                self._root(one.seller) for one in found if one.loss == best.loss and one != best
-            ),
-            row_evaluations=spent,
-        )
-        return self._confirmed(choice, buyer, best) if best.loss < self._alone(buyer) else choice
 
     def _root(self, model: int) -> Digest:
         return self.models[model].weights_root
 
-    def _alone(self, model: int) -> float:
-        """Return a model's own loss on the shared rows, which is that of its merges at 1."""
-        return float(self.own_NR[model].mean())
+    def _sane(self, model: int) -> bool:
+        return _sane(self.answers.alone(model))
 
-    def _mixed(
-        self, buyer: int, sellers: Sequence[int], alpha: Millionths, rows: int
-    ) -> torch.Tensor:
-        """Return losses_KR of the mean of both models' answers, weighted by α."""
-        answers_NRO = self.outputs_NRO[:, :rows]
-        mean_KRO = torch.lerp(answers_NRO[buyer], answers_NRO[list(sellers)], alpha / ONE)
-        targets_R = self.chosen[1][:rows].repeat(len(sellers))
-        return losses_of(mean_KRO.flatten(0, 1), targets_R).view(len(sellers), -1)
+    def _probed(self, buyer: int, offered: Sequence[int]) -> Choice:
+        """Return how it stands with a buyer after its probes."""
+        others = [seller for seller in offered if seller != buyer]
+        overflowed = [seller for seller in others if not self._sane(seller)]
+        spent = 0
+        if self._sane(buyer) and len(overflowed) < len(others):
+            spent = self._probe(buyer, self._shortlist(buyer, sorted({*others} - {*overflowed})))
+        return Choice(
+            buyer=self._root(buyer),
+            verdict=Verdict.OVERFLOWS if others else Verdict.NO_SELLER,
+            overflowed=tuple(map(self._root, overflowed)),
+            row_evaluations=spent,
+        )
 
     def _shortlist(self, buyer: int, sellers: Sequence[int]) -> list[int]:
         """Return the most promising sellers, half by their own loss, half by both models'."""
-        rows = self.budget.promise_rows
-        mixed_K = torch.stack(
-            [self._mixed(buyer, sellers, alpha, rows).mean(1) for alpha in PROMISING]
-        ).amin(0)
-        promise = dict(zip(sellers, mixed_K.tolist(), strict=True))
-        listed = sorted(sellers, key=lambda seller: (self._alone(seller), seller))
+        listed = sorted(sellers, key=lambda seller: (self.answers.alone(seller), seller))
         listed = listed[: math.ceil(self.budget.shortlist / 2)]
-        rest = sorted({*sellers} - {*listed}, key=lambda seller: (promise[seller], seller))
-        return listed + rest[: self.budget.shortlist - len(listed)]
+        rest = sorted({*sellers} - {*listed})
+        sieves = (
+            (self.budget.promise_rows, self.budget.promising),
+            (len(self.answers), self.budget.shortlist - len(listed)),
+        )
+        for rows, taken in sieves:
+            if len(rest) > taken:
+                promise_K = self.answers.promise(buyer, rest, PROMISING, rows).amin(0)
+                rest = [seller for _, seller in sorted(zip(promise_K.tolist(), rest, strict=True))]
+                rest = rest[:taken]
+        return listed + rest
 
-    def _probe(self, buyer: int, sellers: Sequence[int]) -> list[_Probed]:
-        """Return what the probes tell about the shortlist."""
+    def _probe(self, buyer: int, sellers: Sequence[int]) -> int:
+        """Probe the pairs that nobody has, all at once; return how many rows that took."""
+        lacking = [one for one in sellers if frozenset((buyer, one)) not in self.lines]
+        if not lacking:
+            return 0
         few = min(self.budget.probe_rows, len(self.stack))
-        merges = [(seller, alpha) for seller in sellers for alpha in PROBED]
-        losses = dict(zip(merges, self.stack.losses(buyer, merges, slice(0, few)), strict=True))
-        mixed = {alpha: self._mixed(buyer, sellers, alpha, len(self.stack)) for alpha in PROBED}
-        probed = []
-        for at, seller in enumerate(sellers):
+        merges = [(seller, alpha) for seller in lacking for alpha in PROBED]
+        losses_KR = self.stack.losses(buyer, merges, slice(0, few))
+        for seller in lacking:
             base, other = (self.stack.tensors(model) for model in (buyer, seller))
             curve = LossCurve(self.architecture, base, other, *self.chosen)
-            told = {}
-            for alpha, model in ((NOTHING, buyer), (ALL, seller)):
-                curve.know(alpha, self.own_NR[model])
-                told[alpha] = self._alone(model)
-            for alpha in PROBED:
-                curve.know(alpha, losses[seller, alpha])
-                told[alpha] = controlled(losses[seller, alpha], mixed[alpha][at])
-            probed.append(_Probed(seller, curve, told))
-        return probed
+            self.lines[frozenset((buyer, seller))] = Line(self.answers, (buyer, seller), curve)
+        for (seller, alpha), losses_R in zip(merges, losses_KR, strict=True):
+            self.lines[frozenset((buyer, seller))].know(alpha, losses_R)
+        return losses_KR.numel()
+
+    def _searched(self, buyer: int, offered: Sequence[int], choice: Choice) -> Choice:
+        """Return the choice of one buyer, from where it stood after its probes."""
+        sane = [seller for seller in offered if seller != buyer and self._sane(seller)]
+        if not sane or not self._sane(buyer):
+            return choice
+        lines = [
+            self.lines[pair] for one in sane if (pair := frozenset((buyer, one))) in self.lines
+        ]
+        spent = self._search(buyer, lines)
+        found = [_Found(self.answers.alone(seller), seller, ALL) for seller in sane]
+        found += [
+            _Found(loss, line.other(buyer), alpha)
+            for line in lines
+            for alpha, loss in line.told(buyer, self._search_rows).items()
+        ]
+        best = min(found)
+        tied = {one.seller for one in found if one.loss == best.loss} - {best.seller}
+        choice = replace(
+            choice,
+            verdict=Verdict.NO_GAIN,
+            seller=self._root(best.seller),
+            tied=tuple(self._root(seller) for seller in sorted(tied)),
+            row_evaluations=choice.row_evaluations + spent,
+        )
+        gains = best.loss < self.answers.alone(buyer)
+        return self._confirmed(choice, buyer, best) if gains else choice
+
+    @property
+    def _search_rows(self) -> int:
+        return min(self.budget.search_rows, len(self.stack))
+
+    def _search(self, buyer: int, lines: Sequence[Line]) -> int:
+        """Measure where the lowest of all lines seems lowest, a few times; return the rows spent.
+
+        A line is left for the next one as soon as its lowest is measured, or is its end.
+        """
+        spent = calls = 0
+        left = list(lines)
+        while left and calls < self.budget.search_calls:
+            line = min(left, key=lambda line: (line.lowest(buyer)[0], line.other(buyer)))
+            _, alpha = line.lowest(buyer)
+            if alpha == ALL or alpha in line.told(buyer, self._search_rows):
+                left.remove(line)
+                continue
+            spent += line.measure(buyer, alpha, self._search_rows)
+            calls += 1
+        return spent
 
     def _confirmed(self, choice: Choice, buyer: int, best: _Found) -> Choice:
         """Return the choice with the gain on fresh rows of the merge that its recipe makes."""
@@ -314,75 +338,6 @@ class _Race:
             return replace(choice, verdict=Verdict.OVERFLOWS, row_evaluations=spent)
         sure = Verdict.CONFIRMED if gain.bound > 0 else Verdict.UNCONFIRMED
         return replace(choice, verdict=sure, recipe=recipe, gain=gain, row_evaluations=spent)
-
-
-@dataclass(frozen=True, slots=True)
-class _Probed:
-    """A seller of the shortlist."""
-
-    seller: int
-    curve: LossCurve
-    told: dict[Millionths, float]
-    """What each α seems to come to on all shared rows; inf where it overflows."""
-
-    def search(self, calls: int) -> _Found:
-        """Return the best α: Brent's steps between the neighbours of the best that was probed."""
-        rows = len(self.curve)
-        alphas = sorted(self.told)
-        centre = alphas.index(min(alphas, key=lambda alpha: (self.told[alpha], alpha)))
-        near = alphas[max(0, centre - 1) : centre + 2]
-        known = {alpha: self.curve.loss(alpha, rows) for alpha in near}
-        for _ in range(calls):
-            alpha = brent_step(known)
-            known[alpha] = self.curve.loss(alpha, rows)
-        known[ALL] = self.curve.loss(ALL, rows)
-        known.pop(NOTHING, None)
-        best = min(known, key=lambda alpha: (known[alpha], alpha))
-        return _Found(self.seller, best, known[best])
-
-
-def controlled(few_R: torch.Tensor, like_R: torch.Tensor) -> float:
-    """Return the mean over all rows, by the first few and by `like_R`, which is known on all.
-
-    A control variate: what the few say of the difference, with the share of `like_R`, 0 … 1,
-    that leaves the least variance. inf where it overflows.
-    """
-    beside_R = like_R[: len(few_R)]
-    deviations_R = beside_R - beside_R.mean()
-    spread = float(deviations_R.square().sum())
-    share = float((deviations_R * few_R).sum()) / spread if spread > 0 else 0.0
-    share = min(1.0, max(0.0, share)) if math.isfinite(share) else 0.0
-    mean = float(few_R.mean())
-    moved = share * (float(like_R.mean()) - float(beside_R.mean())) if share > 0 else 0.0
-    return mean + moved if math.isfinite(mean + moved) else math.inf
-
-
-def brent_step(known: Mapping[Millionths, float]) -> Millionths:
-    """Return where to look next, from two or more values of α and their losses.
-
-    The bottom of the parabola through the lowest and its neighbours, where there is one that is
-    not known yet; else the golden section of the wider side (Brent 1973, chapter 5).
-    """
-    alphas = sorted(known)
-    middle = alphas.index(min(alphas, key=lambda alpha: (known[alpha], alpha)))
-    left, best, right = (
-        alphas[max(0, middle - 1)],
-        alphas[middle],
-        alphas[min(middle + 1, len(alphas) - 1)],
-    )
-    if left < best < right:
-        rise, fall = (
-            (known[right] - known[best]) / (right - best),
-            (known[left] - known[best]) / (best - left),
-        )
-        bend = rise + fall
-        if math.isfinite(bend) and bend > 0:
-            bottom = best + (fall * (right - best) - rise * (best - left)) / (2 * bend)
-            alpha = Millionths(round(bottom))
-            if abs(alpha - best) >= BRENT_TOLERANCE * ONE and left < alpha < right:
-                return alpha
-    wider = left if best - left > right - best else right
-    return Millionths(round(best + GOLDEN * (wider - best)))
 
 
 def _sane(loss: float) -> bool:

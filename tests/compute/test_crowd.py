@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -19,8 +18,6 @@ from broker_node.evaluate.crowd import (
     Crowd,
     Verdict,
     best_sellers,
-    brent_step,
-    controlled,
 )
 from broker_node.evaluate.curve import row_losses
 from broker_node.evaluate.evaluation import replay
@@ -35,7 +32,9 @@ from tests.compute.test_aligners import SMALL, disguised, rows_for, verified
 
 SEED = Digest(hashlib.sha256(b"crowd").digest())
 ROWS = 256
-BUDGET = Budget(promise_rows=32, probe_rows=16, search_rows=64, confirm_rows=128)
+BUDGET = Budget(answer_rows=120, promise_rows=32, probe_rows=16, search_rows=64, confirm_rows=128)
+SEARCH = BUDGET.search_calls * BUDGET.search_rows
+"""Row evaluations of a buyer's search, at most."""
 
 
 def spoilt(model: Verified, share: float, seed: int) -> Verified:
@@ -151,16 +150,53 @@ def test_every_row_that_a_model_reads_is_counted(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(curve, "outputs_of", counting(curve.outputs_of, stacked=False))
     found = crowd_of([BUYER], sellers, within=within)
     assert found.row_evaluations == seen + 10 * 64
-    assert found.choices[0].row_evaluations == seen - 10 * BUDGET.search_rows
+    assert found.choices[0].row_evaluations == seen - 10 * BUDGET.answer_rows
 
 
 def test_a_seller_more_costs_its_place_and_its_answers_and_no_probe_of_its_own() -> None:
     few, many = (crowd_of([BUYER], [*sellers, BEST]) for sellers in (WORSE[:4], WORSE))
-    answers = 64 + BUDGET.search_rows
-    # of either finalist, three values of α and one of Brent's steps at most
-    search = 2 * (3 * (BUDGET.search_rows - BUDGET.probe_rows) + BUDGET.search_rows)
-    assert many.row_evaluations - few.row_evaluations <= 4 * answers + search
-    assert many.row_evaluations - few.row_evaluations >= 4 * answers - search
+    answers = 64 + BUDGET.answer_rows
+    assert many.row_evaluations - few.row_evaluations <= 4 * answers + SEARCH
+    assert many.row_evaluations - few.row_evaluations >= 4 * answers - SEARCH
+
+
+def test_who_all_buy_and_sell_probe_a_pair_once_and_stay_within_the_budget_of_each() -> None:
+    probing = replace(BUDGET, probe_rows=64, search_calls=1, confirm_rows=20)
+    pair = crowd_of([BUYER, BEST], [BUYER, BEST], budget=probing)
+    first, second = (choice.row_evaluations for choice in pair.choices)
+    assert first >= 5 * 64
+    assert second <= 64 + 2 * 20
+    probes = 5 * BUDGET.probe_rows
+    members = [BUYER, BEST, *WORSE]
+    spent = BUDGET.shortlist * probes + SEARCH + 2 * BUDGET.confirm_rows
+    crowd = crowd_of(members, members)
+    assert crowd.row_evaluations <= len(members) * (64 + BUDGET.answer_rows + spent)
+
+
+def test_among_kin_the_choice_is_all_but_that_of_trying_every_merge_on_all_rows() -> None:
+    kin = [disguised(spoilt(TEACHER, 0.05, 70 + k), k) for k in range(12)]
+    within = Universe.of(kin, probe_RF=rows_for(SMALL, 64), seed=0)
+    drawn = draw_rows(SEED, ROWS, choice=ROWS // 2, score=128).choice[: BUDGET.answer_rows]
+    rows = INPUTS_RF[drawn], VALIDATION.targets_R[drawn]
+    standing = {model.weights_root: within.standing(model) for model in kin}
+
+    def loss(buyer: Digest, seller: Digest, alpha: int) -> float:
+        merged = interpolate(standing[buyer], standing[seller], Millionths(alpha))
+        return float(row_losses(SMALL, merged, *rows).mean())
+
+    taken, least, own = 0.0, 0.0, 0.0
+    for choice in crowd_of(kin, kin, within=within).choices:
+        assert choice.seller is not None
+        assert choice.recipe is not None
+        taken += loss(choice.buyer, choice.seller, choice.recipe.alpha)
+        own += loss(choice.buyer, choice.buyer, 0)
+        least += min(
+            loss(choice.buyer, seller, k * ONE // 20)
+            for seller in standing
+            if seller != choice.buyer
+            for k in range(1, 21)
+        )
+    assert taken - least < 0.05 * own
 
 
 def test_a_model_that_answers_everybody_alike_is_nobodys_best() -> None:
@@ -199,33 +235,6 @@ def test_rows_of_one_class_choose_nothing_and_are_refused_by_name() -> None:
         best_sellers(within, SMALL, [BUYER], [BEST], rows, seed=SEED, budget=BUDGET)
 
 
-def test_what_few_rows_say_is_mended_by_what_is_known_of_all() -> None:
-    generator = torch.Generator().manual_seed(5)
-    like_R = torch.rand(400, generator=generator, dtype=torch.float64) ** 4
-    losses_R = like_R + 0.1
-    told = controlled(losses_R[:20], like_R)
-    assert told == pytest.approx(float(losses_R.mean()), abs=1e-12)
-    assert abs(float(losses_R[:20].mean()) - float(losses_R.mean())) > 1e-3
-    nothing_R = torch.full((400,), 0.5, dtype=torch.float64)
-    assert controlled(losses_R[:20], nothing_R) == float(losses_R[:20].mean())
-    assert controlled(losses_R[:20], losses_R * math.nan) == float(losses_R[:20].mean())
-    assert controlled(losses_R[:20] * math.inf, like_R) == math.inf
-
-
-def test_brents_step_is_the_bottom_of_a_parabola_and_never_leaves_its_neighbours() -> None:
-    def parabola(alpha: int) -> float:
-        return (alpha / ONE - 0.37) ** 2
-
-    points = [Millionths(k * ONE // 4) for k in range(5)]
-    assert brent_step({alpha: parabola(alpha) for alpha in points}) == 370_000
-    for lowest in points:
-        known = dict.fromkeys(points, math.inf) | {lowest: 1.0}
-        step = brent_step(known)
-        assert 0 < step < ONE
-        assert step not in known
-        assert abs(step - lowest) < ONE // 4
-
-
 def test_in_whatever_order_they_come_and_however_many_at_once_the_choices_are_the_same() -> None:
     members = [BUYER, *WORSE[:5], BEST]
     shuffled = [*members[3:], *members[2::-1]]
@@ -242,8 +251,7 @@ def test_sellers_of_one_function_tie_and_the_lower_root_is_taken() -> None:
     with pytest.raises(LocalProtocolError, match="twice"):
         crowd_of([BUYER], [BEST, twin])
     doubled = verified(SMALL, {**BEST.tensors, **_doubled_first(BEST)})
-    budget = replace(BUDGET, finalists=2)
-    (choice,) = crowd_of([BUYER], [BEST, doubled], budget=budget).choices
+    (choice,) = crowd_of([BUYER], [BEST, doubled]).choices
     both = {BEST.weights_root, doubled.weights_root}
     assert {choice.seller, *choice.tied} == both
     assert choice.seller == min(both)
@@ -342,10 +350,12 @@ def test_rows_that_confirm_chose_nothing() -> None:
     [
         {"promise_rows": 0},
         {"probe_rows": 0},
-        {"finalists": 0},
-        {"finalists": 5},
+        {"shortlist": 0},
+        {"promising": 3},
         {"search_calls": 0},
         {"search_rows": 8},
+        {"answer_rows": 63},
+        {"promise_rows": 121},
         {"confirm_rows": 1},
     ],
 )
