@@ -154,20 +154,27 @@ class Brokers:
     async def _greet(self, peer: PeerId, *, quiet: bool = False) -> bool:
         """Ask a broker for the book; returns whether we have its terms now."""
         station = self._station
+        statements: tuple[bytes, ...] = ()
         try:
             book = await station.ask(peer, ListBook(), Book, seconds=LIST_SECONDS)
-            # first whose terms count: for those there is room in the book, however full it is
-            await self._seat(notices_in(book.statements))
-            station.take_in(book.statements)
+            statements = book.statements
         except RemoteProtocolError as error:
             if not quiet:
                 self._fault(peer, "list-book", error.reason, error.detail)
+        try:
+            # first whose terms count: for those there is room in the book, however full it is
+            await self._seat(notices_in(statements))
+            if statements:
+                station.take_in(statements)
+            heard = self._heard_of(peer)
+            if heard is not None and station.notice_of(peer) is None:
+                await self._seat([heard])  # it came by gossip
         except ChainUnavailableError:
             return False
         if station.notice_of(peer) is not None:
             self._strangers.discard(peer)
             return True
-        if self._is_stranger(peer) and peer not in self._strangers:
+        if heard is not None and peer not in self._strangers:
             self._strangers.add(peer)
             if len(self.peers) > 1 or self._owes():
                 self._fault(peer, "join", "not-the-escrows-broker", self._why_stranger(peer))
@@ -181,14 +188,15 @@ class Brokers:
             if await trio.to_thread.run_sync(self._escrow.seat, account) is Seat.TAKEN:
                 self._station.settled_by(peer, account)
 
-    def _is_stranger(self, peer: PeerId) -> bool:
-        station = self._station
-        return station.book.notice_of(peer, station.task, station.clock()) is not None
-
-    def _why_stranger(self, peer: PeerId) -> str:
+    def _heard_of(self, peer: PeerId) -> BrokerNotice | None:
+        """Return the terms of a broker, whether or not its account has a seat."""
         station = self._station
         found = station.book.notice_of(peer, station.task, station.clock())
-        account = "another account" if found is None else found[1].broker
+        return None if found is None else found[1]
+
+    def _why_stranger(self, peer: PeerId) -> str:
+        heard, station = self._heard_of(peer), self._station
+        account = "another account" if heard is None else heard.broker
         return (
             f"broker {peer} signs as {account}, which has no seat in the escrow "
             f"{station.domain.escrow} on chain {station.domain.chain_id}: its quotes could not be "

@@ -24,8 +24,9 @@ from node.observe import Observer
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.messages import Book, ListBook, Submit
 from node.protocol.offer import Offer
+from node.protocol.schema import checksummed
 from node.protocol.signing import peer_id_of_seed
-from node.protocol.types import Digest, PeerId, Wei
+from node.protocol.types import Address, Digest, PeerId, Wei
 from tests.market.market import weights
 from tests.protocol.cast import NOTICE, OFFER, OFFER_DIGEST
 from tests.quorum.quorum_market import join_all, open_quorum
@@ -60,7 +61,11 @@ class Several:
         self.asked: list[tuple[str, PeerId]] = []
         self.seated = set(peers)
         self.heard_of: set[PeerId] = set()
-        """Whose notices the book has."""
+        """Whose notices the book has: they come by gossip, after the list was made."""
+        self.accounts = {
+            peer: checksummed(bytes([number]) * 20) for number, peer in enumerate(peers, 1)
+        }
+        self.settled: set[PeerId] = set()
         self.domain = SimpleNamespace(escrow="0xe", chain_id=1)
         self.task = "task"
         self.clock = lambda: 0
@@ -69,10 +74,10 @@ class Several:
         self.observer.subscribe(lambda told: self.events.append(told.event))
         self.book = SimpleNamespace(
             data_of=lambda name: b"signed " + name,
-            notice_of=lambda peer, *_: (b"", NOTICE) if peer in self.heard_of else None,
+            notice_of=lambda peer, *_: self._heard(peer),
         )
         station: Any = self
-        escrow: Any = SimpleNamespace(seat=lambda _: Seat.TAKEN)
+        escrow: Any = SimpleNamespace(seat=self._seat)
         addresses = [f"/ip4/127.0.0.1/tcp/1/p2p/{peer}" for peer in peers]
         self.brokers = Brokers(station, escrow, addresses)
         self.submission = Submission(station, self.brokers, self.report)
@@ -82,10 +87,28 @@ class Several:
     def report(self, during: str, error: RemoteProtocolError) -> None:
         self.events.append(PeerFault(peer=error.peer or FIRST, during=during, reason=error.reason))
 
+    def know(self, *peers: PeerId) -> None:
+        """Let the agent have asked these for their terms."""
+        self.heard_of |= set(peers)
+        self.settled |= set(peers)
+
+    def _heard(self, peer: PeerId) -> Any:
+        if peer not in self.heard_of:
+            return None
+        return b"", dataclasses.replace(NOTICE, peer_id=peer, broker=self.accounts[peer])
+
+    def _seat(self, account: Address) -> Seat:
+        taken = {self.accounts[peer] for peer in self.seated}
+        return Seat.TAKEN if account in taken else Seat.STRANGER
+
     # ── as a station ──
 
     def notice_of(self, peer: PeerId) -> Any:
-        return NOTICE if peer in self.heard_of & self.seated else None
+        return NOTICE if peer in self.heard_of & self.settled else None
+
+    def settled_by(self, peer: PeerId, account: Address) -> None:
+        assert self.accounts[peer] == account
+        self.settled.add(peer)
 
     def has_joined(self, _: PeerId) -> bool:
         return True
@@ -207,7 +230,7 @@ async def test_nobody_is_asked_twice_in_a_round_however_long_it_takes(
         raise says("busy")(peer)
 
     three._reached = slow  # type: ignore[method-assign]
-    three.heard_of |= {FIRST, SECOND, THIRD}
+    three.know(FIRST, SECOND, THIRD)
     with pytest.raises(RemoteProtocolError) as caught:
         await three.asking.try_offer(BASE, OFFERED)
     assert caught.value.reason == "busy"
@@ -219,7 +242,7 @@ async def test_the_reason_is_what_somebody_said_and_not_that_others_were_silent(
     autojump_clock: MockClock,
 ) -> None:
     three.faults = {FIRST: away, SECOND: says("below-quorum"), THIRD: away}
-    three.heard_of |= {SECOND, THIRD}
+    three.know(SECOND, THIRD)
     with pytest.raises(RemoteProtocolError) as caught:
         await three.asking.try_offer(BASE, OFFERED)
     assert caught.value.reason == "below-quorum"

@@ -21,7 +21,7 @@ from tests.devnet.in_process import played
 from tests.devnet.test_report_page import page_of
 
 WORDS = (
-    *("--dataset", "digits", "--agents", "3", "--rounds", "2", "--arms", "aligned"),
+    *("--dataset", "digits", "--agents", "3", "--rounds", "3", "--arms", "aligned"),
     *("--strategies", "2=replicator", "--replicas", "refuse", "--scan", "--control", "tune"),
 )
 
