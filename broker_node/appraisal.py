@@ -43,12 +43,13 @@ from node.params.architecture import (
     permutation_spec,
 )
 from node.params.encoding import decode_file, decode_tensors, weights_root
+from node.params.families.base import TokenModel
 from node.params.families.lora import Lora
 from node.params.families.shapes import Shapes
 from node.params.permutation import PermutationSpec, restrict
 from node.params.recipe import Recipe, apply_recipe
 from node.protocol import merkle
-from node.protocol.errors import MarketError, RemoteProtocolError
+from node.protocol.errors import LocalProtocolError, MarketError, RemoteProtocolError
 from node.protocol.evaluation import Evaluation, rows_due, trial_seed
 from node.protocol.offer import BrokerNotice, Offer
 from node.protocol.parameters import encoded_length
@@ -111,9 +112,8 @@ class Appraiser(Protocol):
         """Measure again what another broker measured. Raises `RemoteProtocolError`."""
 
 
-def _screen(offer: Offer, *, matches: bool) -> Architecture:
-    """Return what an offer is of; only what is sold is matched, and nothing if not `matches`."""
-    architecture = parse_architecture(offer.architecture)
+def _screen(architecture: Architecture, offer: Offer, *, matches: bool) -> None:
+    """Raise `RemoteProtocolError` for what could not be admitted; nothing is matched if so said."""
     tensors = layout(architecture, offer.layers)
     if matches and offer.for_sale:
         sold = {spec.name for spec in tensors}
@@ -121,7 +121,6 @@ def _screen(offer: Offer, *, matches: bool) -> Architecture:
     expected = encoded_length(tensors)
     if offer.byte_length != expected or offer.leaf_count != merkle.leaf_count(expected):
         raise RemoteProtocolError("wrong-size", f"{offer.byte_length} bytes, not {expected}")
-    return architecture
 
 
 def _require_matchable(spec: PermutationSpec) -> None:
@@ -216,14 +215,26 @@ class MarketAppraiser:
         return self._made.alignment
 
     def screen(self, offer: Offer) -> None:
-        architecture = _screen(offer, matches=self._made.alignment != identity.NAME)
+        architecture = parse_architecture(offer.architecture)
         if isinstance(architecture.model, Lora):
             if self._base is None:
                 raise RemoteProtocolError("wrong-base", "adapters of any base are refused here")
             require_base(architecture.model, self._base.architecture, self._base.root)
             if offer.for_sale:
                 require_sellable(architecture.model)
-        if _ends(architecture) != self._ends:
+        self._require_fitting(architecture)  # before symmetries are made of what a stranger wrote
+        _screen(architecture, offer, matches=self._made.alignment != identity.NAME)
+
+    def _require_fitting(self, architecture: Architecture) -> None:
+        """Raise `RemoteProtocolError` ``wrong-architecture`` for a model of other rows."""
+        model, rows = architecture.model, self._validation
+        try:
+            fits = (model.input_width(), model.output_width()) == self._ends
+            if fits and isinstance(model, TokenModel):
+                model.next_tokens(rows.inputs_RF, rows.targets_R)
+        except LocalProtocolError as error:
+            raise RemoteProtocolError("wrong-architecture", str(error)[:200]) from error
+        if not fits:
             raise RemoteProtocolError("wrong-architecture", architecture.text[:200])
 
     def admit(self, blob: Path | memoryview, offer: Offer) -> Verified:
@@ -308,17 +319,6 @@ class MarketAppraiser:
         return replayed(subject, recipe, base, sold, self._validation, runner=runner)
 
 
-def _ends(architecture: Architecture) -> tuple[object, object] | None:
-    """Return how many features go in and how many classes come out, if it computes at all."""
-    match architecture.config:
-        case {"base": {"config": dict(config), "name": str(name)}}:
-            return _ends(Architecture(name, config))
-        case {"widths": [inputs, *_, outputs]} | {"inputs": inputs, "outputs": outputs}:
-            return inputs, outputs
-        case _:
-            return None
-
-
 class DrillAppraiser:
     """Deals in tensors without a function: every trial finds the same gain, bought outright.
 
@@ -334,9 +334,10 @@ class DrillAppraiser:
     adapter_base: Base | None = None
 
     def screen(self, offer: Offer) -> None:
-        architecture = _screen(offer, matches=False)
+        architecture = parse_architecture(offer.architecture)
         if not isinstance(architecture.model, Shapes):
             raise RemoteProtocolError("drill-only", architecture.text[:200])
+        _screen(architecture, offer, matches=False)
 
     def admit(self, blob: Path | memoryview, offer: Offer) -> Verified:
         self.screen(offer)

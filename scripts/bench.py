@@ -31,6 +31,7 @@ BENCHMARKS: Final[Mapping[str, str]] = {
     "gpu": "what a device does of a broker's work, and how near it comes to its measured rates",
     "memory": "rooting and merging parameter sets that are larger than memory should hold",
     "market": "the best seller of each buyer, by shared probes and by trying every pair",
+    "modules": "networks of one's own with batch normalisation, merged and reset",
     "imports": "importing the mechanisms, in a fresh process",
     "nash": "a hundred thousand Nash bargains",
     "offers": "signed offers checked by a node's gossip validator",

@@ -91,7 +91,10 @@ def assign(similarity_UV: torch.Tensor) -> torch.Tensor:
 
 
 class _Problem:
-    """The tensors of `spec` in float64, with one permutation of the second for each group."""
+    """The tensors of `spec` in float64, with one permutation of the second for each group.
+
+    Statistics of data are not compared: their scale is not that of weights, and outweighs it.
+    """
 
     def __init__(self, spec: PermutationSpec, ours: Tensors, theirs: Tensors) -> None:
         self.spec = spec
@@ -100,7 +103,7 @@ class _Problem:
         self.uses: dict[str, list[tuple[str, int, Role]]] = {group: [] for group in spec.groups}
         for name, axes in spec.axes.items():
             for dimension, axis in enumerate(axes):
-                if axis is not None:
+                if axis is not None and name not in spec.statistics:
                     self.uses[axis.group].append((name, dimension, axis.role))
 
     def _theirs(
@@ -152,6 +155,7 @@ class _Problem:
         return sum(
             float((tensor * self._theirs(name, -1, permutations)).sum())
             for name, tensor in self.ours.items()
+            if name not in self.spec.statistics
         )
 
     def forward_pass(self, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,50 +1,30 @@
 """Activation matching of any `torch.nn.Module` by derived symmetries, and BatchNorm's reset.
 
-Values are caught behind the layers whose outputs are the units of one group: linear,
-convolutional, normalising and embedding layers. A residual stream is written by several, and what
-they say of it is added up. Groups in blocks (heads, and the units inside of them) come out of no
-layer by themselves; they are refused by name, and `symmetric_matching` matches them by weights.
+Values are caught behind the layers whose outputs are the units of one group
+(`node.params.unit_values`). A residual stream is written by several, and what they say of it is
+added up. Groups in blocks (heads, and the units inside of them) come out of no layer by themselves;
+they are refused by name, and `symmetric_matching` matches them by weights.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
 from broker_node.align.assignments import assign_all
-from broker_node.align.probing import MAX_ROWS, standardised
+from broker_node.align.probing import MAX_ROWS
 from broker_node.align.stages import AlignmentError
 from node.params.permutation import Tensors
 from node.params.symmetry import SymmetrySpec, Units
+from node.params.unit_values import catching, standardised, thinned
 
 Captured: TypeAlias = dict[str, list[torch.Tensor]]
 """By group: standardised values_RU, one for each layer that writes it, in their order."""
-
-CHANNELS_SECOND: Final = (_ConvNd, _BatchNorm, nn.GroupNorm)
-CHANNELS_LAST: Final = (nn.Linear, nn.LayerNorm, nn.Embedding)
-
-
-def _group_of(spec: SymmetrySpec, name: str, layer: nn.Module) -> str | None:
-    """Return the group that a layer's outputs are the units of, if they are those of one."""
-    tensor = f"{name}.weight" if name else "weight"
-    tensor = spec.ties.get(tensor, tensor)
-    if not isinstance(layer, (*CHANNELS_SECOND, *CHANNELS_LAST)) or tensor not in spec.axes:
-        return None
-    layout = spec.axes[tensor][1 if isinstance(layer, nn.Embedding) else 0]
-    return layout.group if isinstance(layout, Units) else None
-
-
-def _caught(values: torch.Tensor, channel: int) -> torch.Tensor:
-    """Return standardised values_RU of `MAX_ROWS` rows or places, evenly spread."""
-    values_RU = values.detach().movedim(channel, -1).flatten(0, -2)
-    step = -(-len(values_RU) // MAX_ROWS)
-    return standardised(values_RU[::step].cpu().double())
 
 
 @torch.inference_mode()
@@ -57,30 +37,25 @@ def captured(
     are not finite.
     """
     found: Captured = {}
-    hooks = []
+
+    def group_of(tensor: str, axis: int) -> str | None:
+        tensor = spec.ties.get(tensor, tensor)
+        layout = spec.axes[tensor][axis] if tensor in spec.axes else None
+        return layout.group if isinstance(layout, Units) else None
+
+    def keep(group: str, values_NU: torch.Tensor) -> None:
+        if not bool(torch.isfinite(values_NU).all()):
+            raise AlignmentError(f"values of {group} are not finite on the rows")
+        kept_RU = thinned(values_NU, MAX_ROWS).cpu().double()
+        found.setdefault(group, []).append(standardised(kept_RU))
+
     was = module.training
-    for name, layer in module.named_modules():
-        group = _group_of(spec, name, layer)
-        if group is None:
-            continue
-        channel = 1 if isinstance(layer, CHANNELS_SECOND) else -1
-
-        def catch(
-            _layer: nn.Module, _inputs: object, output: torch.Tensor,
-            group: str = group, channel: int = channel,
-        ) -> None:  # fmt: skip
-            if not bool(torch.isfinite(output).all()):
-                raise AlignmentError(f"values of {group} are not finite on the rows")
-            found.setdefault(group, []).append(_caught(output, channel))
-
-        hooks.append(layer.register_forward_hook(catch))
     try:
         module.eval()
-        torch.func.functional_call(module, dict(tensors), inputs)
+        with catching(module, group_of, keep):
+            torch.func.functional_call(module, dict(tensors), inputs)
     finally:
         module.train(was)
-        for hook in hooks:
-            hook.remove()
     lacking = [name for name, group in spec.groups.items() if group.movable and name not in found]
     if lacking:
         raise AlignmentError(f"no layer's outputs are the units of {', '.join(lacking)[:200]}")

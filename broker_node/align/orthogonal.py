@@ -26,11 +26,12 @@ import torch
 
 from broker_node.align.matching import assign
 from broker_node.align.preservation import require_same_architecture, require_same_function
-from broker_node.align.probing import probe_rows, standardised
+from broker_node.align.probing import probe_rows
 from broker_node.align.stages import Aligned, AlignmentError
 from broker_node.verify.stages import Verified
 from node.params.families.gpt import MAX_PLACES, Gpt, patterns
 from node.params.permutation import Tensors
+from node.params.unit_values import standardised
 
 NAME: Final = "orthogonal"
 SWEEPS: Final = 30

@@ -33,12 +33,13 @@ from torch.nn import functional
 from broker_node.align.activation_matching import TIE
 from broker_node.align.least_squares import correction
 from broker_node.align.preservation import RELATIVE_TOLERANCE
-from broker_node.align.probing import probe_rows, standardised, unit_values
+from broker_node.align.probing import probe_rows, unit_values
 from broker_node.align.stages import Aligned, AlignmentError, ArchitectureMismatchError
 from broker_node.verify.checks import probes
 from broker_node.verify.stages import Verified
 from node.params.architecture import Architecture, apply, permutation_spec
 from node.params.permutation import Axis, PermutationSpec, Role, Tensors
+from node.params.unit_values import standardised
 
 NAME: Final = "partial-matching"
 RANDOM: Final = "random-matching"

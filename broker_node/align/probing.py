@@ -11,11 +11,10 @@ from broker_node.align.stages import AlignmentError
 from node.params.architecture import Architecture
 from node.params.families.shapes import Shapes
 from node.params.permutation import PermutationSpec, Tensors
+from node.params.unit_values import standardised
 
 MAX_ROWS: Final = 4096
 """Rows that are looked at, the first ones: a bound on time and memory."""
-CONSTANT: Final = 1e-9
-"""Of the largest value of a unit: a standard deviation below is rounding, and the unit constant."""
 
 
 def probe_rows(
@@ -61,14 +60,6 @@ def unit_values(
         if not bool(torch.isfinite(found[group]).all()):
             raise AlignmentError(f"values of {group} are not finite on the rows")
     return {group: found[group] for group in spec.groups}
-
-
-def standardised(values_RU: torch.Tensor) -> torch.Tensor:
-    """Return each unit's values less their mean and of norm 1; zeros for a constant unit."""
-    centred_RU = values_RU - values_RU.mean(0)
-    norms_U = centred_RU.norm(dim=0)
-    alive_U = norms_U > CONSTANT * len(values_RU) ** 0.5 * values_RU.abs().amax(0)
-    return torch.where(alive_U, centred_RU / norms_U.where(alive_U, torch.ones_like(norms_U)), 0.0)
 
 
 def all_standardised(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

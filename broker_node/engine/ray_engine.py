@@ -24,6 +24,7 @@ from broker_node.engine.engine import EngineError, EngineSettings, Tell
 from broker_node.engine.ray_tasks import AnotherVersion, Blob, Context, Described, Spoilt
 from broker_node.verify.stages import Verified
 from node.params.encoding import encode_tensors
+from node.params.families import factories
 from node.protocol.errors import MarketError
 from node.protocol.evaluation import Evaluation
 from node.protocol.offer import BrokerNotice, Offer
@@ -60,6 +61,7 @@ class RayEngine:
                 appraiser={"reference": self._cluster.put(appraiser)},
                 code=CODE_VERSION,
                 threads=threads,
+                modules=factories.said(),
             )
         except BaseException:
             self._cluster.close()

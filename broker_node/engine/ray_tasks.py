@@ -21,6 +21,7 @@ from broker_node.appraisal import CODE_VERSION, Appraiser, Trial
 from broker_node.verify.stages import Verified
 from node.params.architecture import layout, parse_architecture
 from node.params.encoding import decode_tensors
+from node.params.families.factories import allow_said
 from node.params.merges import is_adapter
 from node.protocol.errors import MarketError
 from node.protocol.evaluation import Evaluation
@@ -44,6 +45,8 @@ class Context:
     code: str
     threads: int
     """Of PyTorch, as many as at the broker: the order of float sums depends on it."""
+    modules: tuple[str, ...] = ()
+    """Functions that build models, as the broker's operator has named them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +137,7 @@ def _answer(
         return AnotherVersion(CODE_VERSION)
     torch.set_num_threads(context.threads)
     try:
+        allow_said(context.modules)
         return compute(_appraiser(context))
     except MarketError as error:
         return error

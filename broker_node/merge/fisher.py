@@ -9,6 +9,7 @@ Gaussian around the output, it is the squared gradient of the output.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -70,7 +71,10 @@ def diagonal_fisher(
     each = outputs * sum(tensor.numel() for tensor in moving.values())
     found = {name: torch.zeros_like(moving[name], dtype=torch.float64) for name in wanted}
     for batch_RF in torch.split(inputs_RF, max(1, CHUNK // each)):
-        for name, gradient in gradients(moving, batch_RF).items():
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")  # of attention
+            of_batch = gradients(moving, batch_RF)
+        for name, gradient in of_batch.items():
             found[name] += gradient.detach().double().square().sum((0, 1))
     return {name: total / len(inputs_RF) for name, total in found.items()}
 

@@ -13,6 +13,7 @@ from broker_node.merge import (
     outright,
     regmean,
     repair,
+    reset,
     task_arithmetic,
     ties,
     unit_alpha,
@@ -25,6 +26,7 @@ MERGERS: Final[dict[str, Merger]] = {
     unit_alpha.NAME: unit_alpha.unit_alpha,
     regmean.NAME: regmean.regmean,
     repair.NAME: repair.repair,
+    reset.NAME: reset.reset_merge,
     fisher.NAME: fisher.fisher,
     fusion.NAME: fusion.fusion,
     task_arithmetic.NAME: task_arithmetic.task_arithmetic,
@@ -34,7 +36,7 @@ MERGERS: Final[dict[str, Merger]] = {
 }
 
 ONE_SELLER: Final = frozenset(
-    {lerp.NAME, layer_alpha.NAME, unit_alpha.NAME, outright.NAME, repair.NAME}
+    {lerp.NAME, layer_alpha.NAME, unit_alpha.NAME, outright.NAME, repair.NAME, reset.NAME}
 )
 """Methods that take a single pair; all others take any number."""
 

@@ -8,9 +8,8 @@ the repaired layers before it answer. In an affine layer both go into its weight
 outcome is a model like any other; the rows are looked at without their labels.
 
 For the same reason there is no recipe. Families other than chains of affine layers are refused:
-`resnet` has convolutions without biases, which a shift cannot go into. Resetting the running
-figures of normalisation layers, the paper's other way, applies to no family: none keeps any
-(`GroupNorm` works on one row at a time), so there is nothing to reset.
+`resnet` has convolutions without biases, which a shift cannot go into. The paper's other way,
+resetting the running figures of normalisation layers, is `broker_node.merge.reset`.
 """
 
 from __future__ import annotations
@@ -23,14 +22,13 @@ import torch
 from torch.nn import functional
 
 from broker_node.align.stages import Aligned
-from broker_node.evaluate.curve import LossCurve, row_losses
 from broker_node.evaluate.search import halving_brent
+from broker_node.merge.along import MadeCurve
 from broker_node.merge.pairs import completed, merged_model, require_one
 from broker_node.merge.stages import Merged, MergeError, Rows
 from broker_node.verify.stages import Verified
 from node.params.families.base import Affine
 from node.params.permutation import Tensors
-from node.params.recipe import interpolate
 from node.protocol.types import ONE, Millionths
 
 NAME: Final = "repair"
@@ -104,44 +102,21 @@ def repaired(
     return found
 
 
-class RepairedCurve(LossCurve):
-    """α → mean loss of the repaired merge; looking at the rows is counted as running them."""
+def repaired_curve(pair: Aligned, chain: Sequence[Affine], rows: Rows) -> MadeCurve:
+    """Return α → mean loss of the repaired merge."""
+    buyer = pair.buyer
+    ends, sold = (buyer.tensors, completed(pair)), set(pair.transformed)
+    seen_RF = rows.inputs_RF[:MAX_ROWS]
+    ours, theirs = (spreads(chain, end, seen_RF) for end in ends)
 
-    def __init__(self, pair: Aligned, chain: Sequence[Affine], rows: Rows) -> None:
-        buyer = pair.buyer
-        self._ends = buyer.tensors, completed(pair)
-        super().__init__(buyer.architecture, *self._ends, rows.inputs_RF, rows.targets_R)
-        self._chain, self._sold = chain, set(pair.transformed)
-        self._seen_RF = rows.inputs_RF[:MAX_ROWS]
-        self._spreads = tuple(spreads(chain, end, self._seen_RF) for end in self._ends)
-        self._models: dict[Millionths, dict[str, torch.Tensor]] = {}
-        self._measured: dict[Millionths, torch.Tensor] = {}
-        self.row_evaluations += 2 * len(self._seen_RF)
+    def make(merged: Tensors, alpha: Millionths) -> dict[str, torch.Tensor]:
+        return repaired(chain, merged, (ours, theirs), alpha, seen_RF, sold=sold)
 
-    def model(self, alpha: Millionths) -> dict[str, torch.Tensor]:
-        """Return the repaired merge."""
-        if alpha not in self._models:
-            merged = interpolate(*self._ends, alpha)
-            ours, theirs = self._spreads
-            made = repaired(
-                self._chain, merged, (ours, theirs), alpha, self._seen_RF, sold=self._sold
-            )
-            self.row_evaluations += 0 if alpha in {0, ONE} else len(self._seen_RF)
-            self._models[alpha] = made
-        return self._models[alpha]
-
-    def losses(self, alpha: Millionths, rows: int) -> torch.Tensor:
-        """Return the losses of the first `rows` rows, losses_R in float64."""
-        known_R = self._measured.get(alpha, torch.empty(0, dtype=torch.float64))
-        if len(known_R) < rows:
-            rest = slice(len(known_R), rows)
-            fresh_R = row_losses(
-                self._architecture, self.model(alpha), self._inputs_RF[rest], self._targets_R[rest]
-            )
-            self.row_evaluations += len(fresh_R)
-            known_R = torch.cat((known_R, fresh_R))
-            self._measured[alpha] = known_R
-        return known_R[:rows]
+    curve = MadeCurve(
+        buyer, ends, rows, make, cost=lambda alpha: 0 if alpha in {0, ONE} else len(seen_RF)
+    )
+    curve.row_evaluations += 2 * len(seen_RF)
+    return curve
 
 
 @torch.inference_mode()
@@ -158,10 +133,9 @@ def repair(
     if not chain:
         raise MergeError(
             "no-chain",
-            f"`{buyer.architecture.name}` is no chain of affine layers, and keeps no running "
-            "figures that could be reset",
+            f"`{buyer.architecture.name}` is no chain of affine layers",
         )
-    curve = RepairedCurve(pair, chain, rows)
+    curve = repaired_curve(pair, chain, rows)
     alpha = halving_brent(curve)
     return merged_model(
         NAME,

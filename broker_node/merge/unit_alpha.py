@@ -154,7 +154,7 @@ class _Descent:
                 merged[name] = self._own[name] + self._way[name] * share
         outputs_RO = apply(self._architecture, merged, inputs_RF)
         loss = training_loss(outputs_RO, targets_R)
-        gradients = torch.autograd.grad(loss, list(self._shares.values()))
+        gradients = torch.autograd.grad(loss, list(self._shares.values()), materialize_grads=True)
         if not all(bool(torch.isfinite(each).all()) for each in (loss, *gradients)):
             return False
         for share, gradient in zip(self._shares.values(), gradients, strict=True):

@@ -8,7 +8,7 @@ family's names and to float32. What was taken for granted on the way is noted, f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +26,8 @@ from node.params.architecture import FAMILIES, Architecture, layout, parse_archi
 from node.params.encoding import load_safetensors, weights_root
 from node.params.errors import ProfileError
 from node.params.families.base import MAX_PARAMETERS, MAX_TENSORS, ArchitectureError
+from node.params.families.own import NAME as OWN
+from node.params.families.own import OwnModule, facts_of
 from node.params.merges import is_adapter
 from node.params.peft import read_adapter
 from node.params.profile import Limits, check_header
@@ -53,6 +55,9 @@ class Checkpoint:
     model: Verified
     names: Mapping[str, str]
     """The family's name of a tensor → its name in the file."""
+    beside: Mapping[str, torch.Tensor | str] = field(default_factory=dict, repr=False)
+    """What else is in the file, by its name there: integers, which no merge touches, and other
+    names of a tensor → the family's."""
     inferred: bool
     """Whether names and shapes alone say the architecture, which has activations as well."""
     notes: tuple[str, ...] = ()
@@ -67,7 +72,10 @@ class Checkpoint:
 
     def named(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return tensors of the family's names under those of this file."""
-        return {self.names[name]: tensor for name, tensor in tensors.items()}
+        named = {self.names[name]: tensor for name, tensor in tensors.items()}
+        for name, held in self.beside.items():
+            named[name] = (tensors[held] if isinstance(held, str) else held).clone()
+        return named
 
 
 def parse_flag(text: str) -> Architecture:
@@ -89,7 +97,7 @@ def parse_flag(text: str) -> Architecture:
     if name == "linear" and len(sizes) != 2:
         raise TryError(f"--architecture {text!r:.80}: linear has two widths; {_known()}")
     config = {"widths": sizes} if name == "mlp" else {"inputs": sizes[0], "outputs": sizes[1]}
-    return _built(f"--architecture {text:.80}", name, config)
+    return built(f"--architecture {text:.80}", name, config)
 
 
 def _of_json(path: Path) -> Architecture:
@@ -107,18 +115,20 @@ def _of_json(path: Path) -> Architecture:
         raise TryError(f"{path} is not JSON: {error!s:.120}") from error
     match value:
         case {"name": str(name), "config": dict(config), **more} if not more:
-            return _built(str(path), name, config)
+            return built(str(path), name, config)
         case _:
             raise TryError(f'{path} must be {{"name": "mlp", "config": {{"widths": [784, 10]}}}}')
 
 
-def _built(what: str, name: str, config: Mapping[str, object]) -> Architecture:
+def built(what: str, name: str, config: Mapping[str, object]) -> Architecture:
+    """Return an architecture that the user named by `what`. Raises `TryError`."""
     if name == COMPUTES_NOTHING:
         raise TryError(f"{what}: `{name}` computes nothing; {_known()}")
     try:
         return Architecture(name, config)
     except ArchitectureError as error:
-        raise TryError(f"{what}: {error}; {_known()}") from error
+        more = "" if name == OWN else f"; {_known()}"
+        raise TryError(f"{what}: {error}{more}") from error
 
 
 def _known() -> str:
@@ -149,7 +159,12 @@ def read_checkpoint(
         else:
             names = _matched(architecture, shapes, order)
         tensors = load_safetensors(path, header.layout, limits=LIMITS)
-        dtypes = {spec.dtype for spec in header.layout} - {"F32"}
+        merged = set(names.values())
+        beside = _beside(architecture, names, {n: t for n, t in tensors.items() if n not in merged})
+        for name, held in beside.items():
+            if isinstance(held, str) and not torch.equal(tensors[name], tensors[names[held]]):
+                raise TryError(f"{name} and {names[held]} are one tensor there, and differ here")
+        dtypes = {spec.dtype for spec in header.layout if spec.name in merged} - {"F32"}
         if dtypes - _FLOATS:
             raise TryError(f"holds {', '.join(sorted(dtypes - _FLOATS))}; weights must be floats")
         if dtypes:
@@ -159,7 +174,14 @@ def read_checkpoint(
         raise TryError(f"{path}: {error}") from error
     except (ProfileError, RemoteProtocolError) as error:
         raise TryError(f"{path} cannot be used: {error}{_advice(error)}") from error
-    return Checkpoint(path=path, model=model, names=names, inferred=inferred, notes=tuple(notes))
+    return Checkpoint(
+        path=path,
+        model=model,
+        names=names,
+        beside=beside,
+        inferred=inferred,
+        notes=tuple(notes),
+    )
 
 
 def read_base(path: Path) -> Base:
@@ -184,7 +206,7 @@ def _advice(error: RemoteProtocolError) -> str:
     return {
         "not-finite": "; take a checkpoint from before it diverged",
         "bad-magnitude": "; weights past a million overflow float32 sums",
-        "unknown-architecture": f"; {_known()}",
+        "unknown-architecture": "" if "--module" in error.detail else f"; {_known()}",
         "wrong-base": "; name the weights that it was trained on with --base",
         "unsupported-adapter": "; plain LoRA of linear layers is taken, and nothing beside",
     }.get(error.reason, "")
@@ -228,6 +250,8 @@ def shown(architecture: Architecture) -> str:
         case {"base": {"config": dict(config), "name": str(name)}, "modules": dict(modules)}:
             below = shown(Architecture(name, config))
             return f"adapters of {len(modules)} layers of {below}"
+        case {"factory": str(factory), "input": [*sides]}:
+            return f"{architecture.name} {factory} {'x'.join(map(str, sides))}"
         case {"inputs": inputs, "outputs": outputs}:
             return f"{architecture.name} {inputs}-{outputs}"
         case _:
@@ -248,8 +272,9 @@ def _inferred(shapes: Shapes, order: Sequence[str]) -> tuple[Architecture, dict[
         if "--order" in str(error):
             raise
         raise TryError(
-            f"{error}, so its architecture cannot be told; name it with --architecture. "
-            f"{_known()[0].upper()}{_known()[1:]}; the closest is mlp, a chain of layers "
+            f"{error}, so its architecture cannot be told; name it with --architecture, or by "
+            f"--module and --input. {_known()[0].upper()}{_known()[1:]}; the closest is mlp, a "
+            "chain of layers "
             "NAME.weight and NAME.bias"
         ) from error
     return architecture, _matched(architecture, shapes, order)
@@ -259,10 +284,13 @@ def _matched(architecture: Architecture, shapes: Shapes, order: Sequence[str]) -
     """Return which tensor of the file is which of the family, by its name."""
     expected = {spec.name: spec.shape for spec in layout(architecture)}
     for prefix in ("", *_prefixes(shapes)):
-        if {prefix + name: shape for name, shape in expected.items()} == dict(shapes):
+        beside = {prefix + name for name in _not_traded(architecture)}
+        held = {name: shape for name, shape in shapes.items() if name not in beside}
+        if {prefix + name: shape for name, shape in expected.items()} == held:
             return {name: prefix + name for name in expected}
     if architecture.name not in STACKS:
-        raise TryError(f"is no {shown(architecture)}: {_difference(expected, shapes)}")
+        known = {n: shape for n, shape in shapes.items() if n not in _not_traded(architecture)}
+        raise TryError(f"is no {shown(architecture)}: {_difference(expected, known)}")
     try:
         widths = list(architecture.config.get("widths", ()))  # type: ignore[call-overload]
         widths = widths or [architecture.config[key] for key in ("inputs", "outputs")]
@@ -273,6 +301,25 @@ def _matched(architecture: Architecture, shapes: Shapes, order: Sequence[str]) -
         return {"weight": layers[0].weight, "bias": layers[0].bias}
     names = {f"layers.{at}.weight": layer.weight for at, layer in enumerate(layers)}
     return names | {f"layers.{at}.bias": layer.bias for at, layer in enumerate(layers)}
+
+
+def _not_traded(architecture: Architecture) -> frozenset[str]:
+    """Return what a module's own state has beside the tensors that are traded."""
+    model = architecture.model
+    return facts_of(model).beside if isinstance(model, OwnModule) else frozenset()
+
+
+def _beside(
+    architecture: Architecture, names: Mapping[str, str], rest: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor | str]:
+    """Return what of a file is no tensor of the layout: integers, and other names of one."""
+    if not rest:
+        return {}
+    assert isinstance(architecture.model, OwnModule)
+    ties = facts_of(architecture.model).ties
+    own, inside = next(iter(names.items()))
+    prefix = inside.removesuffix(own)
+    return {name: ties.get(name.removeprefix(prefix), tensor) for name, tensor in rest.items()}
 
 
 def _prefixes(shapes: Shapes) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional
 
-from broker_node.evaluate.curve import losses_of, row_losses, wanted_of
+from broker_node.evaluate.curve import losses_of, outputs_of, row_losses, wanted_of
 from broker_node.evaluate.metrics import (
     Metric,
     MetricError,
@@ -58,7 +58,7 @@ def score(
     accuracy = None
     if not rows.targets_R.is_floating_point():
         wanted = wanted_of(architecture, rows.inputs_RF, rows.targets_R)
-        accuracy = accuracy_of(apply(architecture, tensors, rows.inputs_RF), wanted)
+        accuracy = accuracy_of(outputs_of(architecture, tensors, rows.inputs_RF), wanted)
     return Score(
         losses_R=losses_R,
         accuracy=accuracy,

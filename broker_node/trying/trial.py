@@ -29,7 +29,7 @@ from broker_node.trying.scoring import Score, score, score_ensemble
 from broker_node.trying.widths import width_controls
 from broker_node.verify.stages import Verified
 from node.params.recipe import interpolate
-from node.protocol.errors import LocalProtocolError, MarketError
+from node.protocol.errors import MarketError
 from node.protocol.evaluation import rows_due
 from node.protocol.types import Digest, Millionths
 
@@ -189,7 +189,7 @@ def _tuned(
         )
         result = score(buyer.architecture, found.tensors, scored, metric)
         return result, paired_gain(own.losses_R, result.losses_R)
-    except LocalProtocolError:
+    except MarketError:
         return None, None
 
 

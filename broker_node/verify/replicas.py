@@ -35,6 +35,7 @@ from broker_node.evaluate.affine import outputs_of_layers
 from broker_node.verify.stages import Verified
 from node.params.adapters import Adapter, cosine, inner
 from node.params.architecture import Architecture, permutation_spec, random_init
+from node.params.families.base import ArchitectureError
 from node.params.families.shapes import Shapes
 from node.params.merges import is_adapter
 from node.params.permutation import PermutationSpec, Role, permute, rescale, restrict
@@ -123,7 +124,7 @@ def likeness(one: Verified, other: Verified, rows_RF: torch.Tensor) -> Likeness:
     if isinstance(architecture.model, Shapes):
         raise ReplicaError("no-hidden-units", "tensors that compute nothing")
     _require_rows(architecture, rows_RF)
-    spec = restrict(permutation_spec(architecture), shared)
+    spec = restrict(_symmetries(architecture), shared)
     hidden = _hidden_layers(spec)
     if not hidden:
         raise ReplicaError("no-hidden-units", "models that learned the same are the same")
@@ -161,7 +162,7 @@ def outputs_of_hidden(model: Verified, rows_RF: torch.Tensor) -> dict[str, torch
     if isinstance(architecture.model, Shapes) or is_adapter(architecture):
         raise ReplicaError("no-hidden-units", "tensors that compute nothing by themselves")
     _require_rows(architecture, rows_RF)
-    spec = restrict(permutation_spec(architecture), model.tensors)
+    spec = restrict(_symmetries(architecture), model.tensors)
     hidden = _hidden_layers(spec)
     missing = {
         name: tensor.double()
@@ -231,6 +232,14 @@ def _ancestors(lineage: Lineage, root: Digest) -> set[Digest]:
         known |= new
         due += new
     return known
+
+
+def _symmetries(architecture: Architecture) -> PermutationSpec:
+    """Return which units may be matched. Raises `ReplicaError` where nobody can read them."""
+    try:
+        return permutation_spec(architecture)
+    except ArchitectureError as error:
+        raise ReplicaError("no-hidden-units", error.detail) from error
 
 
 def _require_rows(architecture: Architecture, rows_RF: torch.Tensor) -> None:

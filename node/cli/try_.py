@@ -12,6 +12,13 @@ import click
 
 from node.cli.exits import DONE
 from node.cli.invocation import Invocation
+from node.cli.own_modules import (
+    allow_modules,
+    look_here,
+    module_option,
+    named_architecture,
+    shape_options,
+)
 
 if TYPE_CHECKING:
     from broker_node.evaluate.metrics import Metric
@@ -19,6 +26,7 @@ if TYPE_CHECKING:
     from broker_node.trying.reading import Checkpoint
     from broker_node.trying.receipt import Described
     from node.data.own_rows import OwnRows
+    from node.params.architecture import Architecture
 
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
 MAX_MODELS: Final = 65
@@ -74,6 +82,8 @@ def rows_options(command: Any) -> Any:
     help="mlp:784-256-10, linear:64-10, or a JSON file of {name, config}  [default: by the file's "
     "metadata, names and shapes]",
 )
+@module_option
+@shape_options
 @click.option(
     "--order", default=None, metavar="NAME,NAME,...",
     help="layers as data flows through them, where names and shapes leave that open",
@@ -128,7 +138,16 @@ def try_(node: Invocation | None, /, **options: Any) -> int:
     Ranks may differ, and add; --out is then a folder of PEFT too.
 
     An architecture is known for chains of layers NAME.weight, NAME.bias with ReLU between them;
-    name another one with --architecture. float16, bfloat16 and float64 are converted to float32.
+    name another one with --architecture. For any module of PyTorch name the function of yours that
+    builds it, and the shape of a row: its symmetries are read off its graph.
+
+    \b
+    pm-node try a.safetensors b.safetensors --data digits --module mine:build --input 1,8,8
+
+    The function returns an nn.Module that answers a batch of rows with logits [rows, classes]; the
+    files hold its state_dict. A graph that cannot be read leaves --align identity.
+
+    float16, bfloat16 and float64 are converted to float32.
 
     `pm-node verify merged/receipt.json --base a.safetensors --sold b.safetensors --data val.csv`
     measures the receipt again. Exit code 0: it ran, whether or not a merge gains. 2: a file or
@@ -162,6 +181,7 @@ def _run(node: Invocation, options: dict[str, Any], *, seed: int, as_json: bool)
     from node.cli.try_files import require_room, write_all
     from node.cli.try_table import print_document
 
+    allow_modules(options)
     adapters = options["base"] is not None or any(path.is_dir() for path in options["models"])
     chosen, out = aligners(options["align"], adapters=adapters), options["out"]
     if out is not None:
@@ -170,9 +190,9 @@ def _run(node: Invocation, options: dict[str, Any], *, seed: int, as_json: bool)
     metric = None if options["metric"] is None else load_metric(options["metric"])
     console = Console(stderr=True, quiet=as_json)
     with console.status("reading") if console.is_terminal else _nothing():
-        models = read_models(
-            options["models"], options["architecture"], options["order"], base=options["base"]
-        )
+        named = named_architecture(options)
+        models = read_models(options["models"], named, options["order"], base=options["base"])
+        _require_told(models[0], options)
         buyer = models[0]
         ancestor = None
         if options["tuned_from"] is not None:
@@ -216,7 +236,11 @@ def _nothing() -> Any:
 
 
 def read_models(
-    paths: Sequence[Path], architecture: str | None, order: str | None, *, base: Path | None = None
+    paths: Sequence[Path],
+    named: Architecture | None,
+    order: str | None,
+    *,
+    base: Path | None = None,
 ) -> list[Checkpoint]:
     """Return the models of the files, of one architecture but for hidden widths.
 
@@ -225,7 +249,6 @@ def read_models(
     """
     from broker_node.trying.errors import TryError
     from broker_node.trying.reading import (
-        parse_flag,
         read_adapters,
         read_base,
         read_beside,
@@ -238,7 +261,6 @@ def read_models(
     folders = [path for path in paths if path.is_dir()]
     if folders:
         raise TryError(f"{folders[0]} is a folder: if an adapter's, name its base with --base FILE")
-    named = None if architecture is None else parse_flag(architecture)
     layers = () if order is None else tuple(order.split(","))
     models: list[Checkpoint] = []
     for path in paths:
@@ -250,6 +272,16 @@ def read_models(
             require_alike(models[0], model)
         models.append(model)
     return models
+
+
+def _require_told(buyer: Checkpoint, options: dict[str, Any]) -> None:
+    """Raise `click.UsageError` for a function that was named and a file that is not its."""
+    told = options["architecture"] is not None or options["base"] is not None
+    if options["modules_named"] and not told and buyer.model.architecture.name != "module":
+        raise click.UsageError(
+            f"--module is named, and {buyer.path} does not say that it is of it: say with --input "
+            "what shape a row has"
+        )
 
 
 def read_validation(
@@ -291,14 +323,10 @@ def load_metric(name: str) -> Metric:
 
     Whatever it raises ends the command in one line. Raises `TryError`.
     """
-    import sys
-
     from broker_node.evaluate.metrics import MetricError, metric_named
     from broker_node.trying.errors import TryError
 
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    look_here()
     try:
         return metric_named(name)
     except MetricError as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from node.cli.invocation import Invocation, on_node
+from node.cli.own_modules import allow_modules, module_option
 from node.cli.try_ import rows_options
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ FITTED: Final = "whether the recipe was fitted to the rows that score it: no rep
     "--merged", type=WEIGHTS, default=None, help="of a trial: the merge, if no recipe is told"
 )
 @rows_options
+@module_option
 @click.option(
     "--no-notice", is_flag=True, help="take a file without the broker's terms, which hold its rows"
 )
@@ -64,7 +66,7 @@ def verify(
 
     Weights are safetensors, or as a node keeps them: in its data directory, blobs/ROOT, where ROOT
     is the receipt's base_root or sold_root without 0x. Adapters are folders of PEFT, of the model
-    in --adapter-base.
+    in --adapter-base. Of a model that a function of yours builds, name that with --module.
 
     The rows of a trade are those of --dataset in --data-folder, divided as --protocol says. With
     --chain and --escrow, those who signed must have seats in that escrow now. Without --escrow it
@@ -82,9 +84,12 @@ def verify(
     from node.cli.try_receipt_file import is_of_trial
     from node.cli.verify_try import verify_trial
     from node.params.architecture import parse_architecture
+    from node.params.families.factories import allow_said
     from node.protocol.errors import RemoteProtocolError
     from node.roles.shells import adapter_base
 
+    allow_modules(options)
+    allow_said(node.load().config.modules)
     if is_of_trial(receipt):
         verify_trial(node, receipt, base, sold, merged, options)
         return

@@ -161,6 +161,11 @@ def _several(one: Callable[[object], T]) -> Callable[[object], tuple[T, ...]]:
     return parse
 
 
+def _factories(raw: object) -> tuple[str, ...]:
+    """Read names of functions; one alone may have options, in which there are commas."""
+    return (_text(raw),) if isinstance(raw, str) and "{" in raw else _several(_text)(raw)
+
+
 def _layers(raw: object) -> tuple[int, ...]:
     layers = tuple(sorted(_several(_integer)(raw)))
     if layers and (layers[0] < 0 or len(set(layers)) < len(layers)):
@@ -217,6 +222,15 @@ KINDS: Final[Mapping[str, Kind]] = {
             "addresses",
             "Ethereum addresses, separated by commas",
             _several(_address),
+            show=", ".join,
+            toml=_list_toml,
+            repeated=True,
+        ),
+        Kind(
+            "factories",
+            "MODULE:FUNCTION, perhaps with a JSON object of its options; several by commas, "
+            "or by repeating the flag",
+            _factories,
             show=", ".join,
             toml=_list_toml,
             repeated=True,

@@ -94,6 +94,13 @@ class Config:
     # Training
     task: str = _setting("text", "mnist", "what is learnt; nodes of one task can trade")
     trainer: str = _setting("text", "mlp", "how a model is built and trained")
+    architecture: Path | None = _setting(
+        "path", None, "JSON file of {name, config} of the model that the trainer `module` trains"
+    )
+    modules: tuple[str, ...] = _setting(
+        "factories", (), "functions of one's own that build models, which others' texts may name; "
+        "they are imported and run, unconfined (default: none)",
+    )  # fmt: skip
     dataset: str = _setting("text", "mnist", "where examples come from")
     data_folder: Path | None = _setting("path", None, "folder of data files of one's own")
     agent: int = _setting("integer", 0, "which share of the examples is ours", low=0, high=10_000)

@@ -21,6 +21,8 @@ from node.params.families.gpt import Gpt
 from node.params.families.linear import Linear
 from node.params.families.lora import Lora
 from node.params.families.mlp import Mlp
+from node.params.families.own import NAME as OWN
+from node.params.families.own import OwnModule
 from node.params.families.resnet import ResNet
 from node.params.families.shapes import Shapes
 from node.params.permutation import PermutationSpec, Tensors
@@ -36,6 +38,7 @@ FAMILIES: Final[dict[str, Callable[[Mapping[str, object]], Model]]] = {
     "linear": Linear.read,
     "resnet": ResNet.read,
     "gpt": Gpt.read,
+    OWN: OwnModule.read,
     "random": Shapes.read,
     ADAPTERS: lambda config: Lora.read(config, Architecture),
 }

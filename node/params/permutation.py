@@ -53,6 +53,9 @@ class PermutationSpec:
     groups: Mapping[str, Group]
     axes: Mapping[str, tuple[Axis | None, ...]]
     """For every tensor, one entry an axis; None where the axis is no group's."""
+    statistics: frozenset[str] = frozenset()
+    """Tensors that are taken of data and not learnt, in scales of their own: they are renumbered
+    with their units, and no ground to match by."""
 
 
 def restrict(spec: PermutationSpec, names: Collection[str]) -> PermutationSpec:
@@ -70,7 +73,7 @@ def restrict(spec: PermutationSpec, names: Collection[str]) -> PermutationSpec:
         for name, group in spec.groups.items()
         if name in touched
     }
-    return PermutationSpec(groups=groups, axes=axes)
+    return PermutationSpec(groups=groups, axes=axes, statistics=spec.statistics.intersection(names))
 
 
 def _groups(axes: Iterable[tuple[Axis | None, ...]]) -> set[str]:

@@ -107,6 +107,8 @@ class SymmetrySpec:
     gauges: tuple[Gauge, ...] = ()
     ties: Mapping[str, str] = field(default_factory=dict)
     """Other names of a tensor (the same storage) → the name that `axes` has."""
+    reads: frozenset[Place] = field(default=frozenset(), compare=False)
+    """Appearances that read their units, for they are summed over; all others write them."""
 
     def __post_init__(self) -> None:
         for name, group in self.groups.items():
@@ -300,16 +302,47 @@ def plain_part(
     return PermutationSpec(groups=found_groups, axes=axes)
 
 
+def plain_groups(spec: SymmetrySpec) -> PermutationSpec:
+    """Return the plain form of every group that has one, while units of all others keep order.
+
+    Such a group stands within no other, and no axis lays it out in blocks. A unit is read by
+    what the graph sums over it with (`SymmetrySpec.reads`), unless a gauge of all its
+    appearances says it otherwise.
+    """
+    in_blocks = {
+        leaf.group
+        for layouts in spec.axes.values()
+        for layout in layouts
+        if isinstance(layout, Product | Concat)
+        for leaf in leaves(layout)
+    }
+    groups = {
+        name
+        for name, group in spec.groups.items()
+        if group.movable and not group.within and name not in in_blocks
+    }
+    reads = set(spec.reads)
+    for gauge in spec.gauges:
+        if gauge.group in groups and _whole(spec, gauge):
+            reads = (reads - set(gauge.writes)) | set(gauge.reads)
+    return plain_part(spec, groups, reads=reads)
+
+
 def _rescalable(spec: SymmetrySpec, group: str) -> bool:
     """Whether one gauge takes in every appearance of the group: what `Group.rescalable` says."""
+    return any(
+        gauge.kind is not GaugeKind.SIGN and _whole(spec, gauge)
+        for gauge in spec.gauges
+        if gauge.group == group
+    )
+
+
+def _whole(spec: SymmetrySpec, gauge: Gauge) -> bool:
+    """Whether a gauge takes in every plain appearance of its group."""
     places = {
         Place(name, dimension, 0)
         for name, layouts in spec.axes.items()
         for dimension, layout in enumerate(layouts)
-        if layout == Units(group)
+        if layout == Units(gauge.group)
     }
-    return any(
-        gauge.kind is not GaugeKind.SIGN and {*gauge.writes, *gauge.reads} == places
-        for gauge in spec.gauges
-        if gauge.group == group
-    )
+    return {*gauge.writes, *gauge.reads} == places

@@ -37,6 +37,7 @@ from node.identity import (
 )
 from node.journal import Journal
 from node.observe import Console, JsonLines, Level, Observer
+from node.params.families.factories import allow_said
 from node.protocol import cbor
 from node.protocol.eip712 import Domain
 from node.protocol.types import NO_ADDRESS, Address, Wei
@@ -110,6 +111,7 @@ def open_node(
     `sleep` is how a silent chain is waited for; what it raises ends the wait.
     Raises `MarketError` if anything but the chain's silence is in the way.
     """
+    allow_said(config.modules)
     market = _market(config, environ, elsewhere=endpoint is None)
     chain_url = market.chain
     if endpoint is None:

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from broker_node.engine.engine import Engine
     from broker_node.service import Broker
     from node.params.adapters import Base
+    from node.params.architecture import Architecture
 
 LONGEST_DISPUTE_WINDOW: Final = 7 * 24 * 3_600
 LEAST_REVEAL_SECONDS: Final = 5
@@ -281,8 +282,18 @@ async def trainer_of(config: Config) -> Trainer:
         seed=config.seed,
         protocol=protocol_of(config),
         endowment=endowment_of(config),
+        architecture=_architecture(config),
     )
     return await trio.to_thread.run_sync(build_trainer, config.trainer, task)
+
+
+def _architecture(config: Config) -> Architecture | None:
+    """Return what the trainer `module` trains. Raises `LocalProtocolError` for no such file."""
+    if config.architecture is None:
+        return None
+    from broker_node.trying.reading import parse_flag
+
+    return parse_flag(str(config.architecture))
 
 
 def agent_of(

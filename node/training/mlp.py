@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import torch
@@ -59,34 +59,42 @@ class MlpTrainer:
     """Trains on `rows`, reports on `report`; deterministic under `seed` on one machine."""
 
     def __init__(
-        self, *, rows: Rows, report: Rows, classes: int, settings: Settings, seed: int
+        self,
+        *,
+        rows: Rows,
+        report: Rows,
+        classes: int,
+        settings: Settings,
+        seed: int,
+        architecture: Architecture | None = None,
     ) -> None:
+        """`architecture`: another one than the paper's perceptron, that takes and answers alike."""
         features = int(rows.inputs_RF.shape[1])
-        self.architecture: Architecture = Architecture(
+        self.architecture: Architecture = architecture or Architecture(
             "mlp", {"widths": [features, *settings.hidden, classes]}
         )
-        self._settings = settings
-        self._seed = seed
-        self._inputs_RF, self._labels_R = _tensors(rows)
+        self.settings = settings
+        self.seed = seed
+        self.inputs_RF, self.labels_R = _tensors(rows)
         self._report_RF, self._report_labels_R = _tensors(report)
 
     def initial(self) -> dict[str, torch.Tensor]:
-        return random_init(self.architecture, self._seed)
+        return random_init(self.architecture, self.seed)
 
     def train_epoch(self, parameters: Mapping[str, torch.Tensor], epoch: int) -> TrainedEpoch:
         names = list(parameters)
         current = {
             name: tensor.detach().clone().requires_grad_() for name, tensor in parameters.items()
         }
-        order_R = torch.from_numpy(self._batch_order(epoch))
+        order_R = torch.from_numpy(self.batch_order(epoch))
         total = 0.0
-        for batch_R in torch.split(order_R, self._settings.batch_rows):
-            logits_RC = apply(self.architecture, current, self._inputs_RF[batch_R])
-            loss = functional.cross_entropy(logits_RC, self._labels_R[batch_R])
+        for batch_R in torch.split(order_R, self.settings.batch_rows):
+            logits_RC = apply(self.architecture, current, self.inputs_RF[batch_R])
+            loss = functional.cross_entropy(logits_RC, self.labels_R[batch_R])
             gradients = torch.autograd.grad(loss, [current[name] for name in names])
             with torch.no_grad():
                 for name, gradient in zip(names, gradients, strict=True):
-                    current[name] -= self._settings.learning_rate * gradient
+                    current[name] -= self.settings.learning_rate * gradient
             total += loss.item() * len(batch_R)
         return TrainedEpoch(
             parameters={name: tensor.detach() for name, tensor in current.items()},
@@ -102,12 +110,13 @@ class MlpTrainer:
             loss=float(functional.cross_entropy(logits_RC.double(), labels_R)),
         )
 
-    def _batch_order(self, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def batch_order(self, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Return the rows of an epoch in the order of their batches."""
         if epoch < 0:
             raise LocalProtocolError(f"epoch must be at least 0, got {epoch}")
-        key = np.random.SeedSequence([self._seed, 2, epoch])
+        key = np.random.SeedSequence([self.seed, 2, epoch])
         generator = np.random.Generator(np.random.Philox(key))
-        return generator.permutation(len(self._labels_R)).astype(np.int64)
+        return generator.permutation(len(self.labels_R)).astype(np.int64)
 
 
 def _tensors(rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,18 +146,27 @@ def _settings(dataset: Dataset) -> Settings:
     return SETTINGS[dataset.name]
 
 
-def mlp_trainer(task: Task) -> MlpTrainer:
-    """Return the paper's learner for this agent's share of the task's data.
+T = TypeVar("T", bound=MlpTrainer)
+
+
+def trainer_of_rows(kind: type[T], task: Task, architecture: Architecture | None = None) -> T:
+    """Return a learner for this agent's share of the task's data.
 
     Agents start from different weights: each has a seed of its own, drawn from the task's.
     Raises `DataError` if the data set is not there, has no classes, or cannot be shared out as
     the task says (`division_of`).
     """
     dataset = load(task.dataset, task.data_folder, seed=task.seed)
-    return MlpTrainer(
+    return kind(
         rows=division_of(task, dataset).rows_of(task.agent),
         report=split_test(dataset, protocol=task.protocol).report,
         classes=dataset.classes,
         settings=_settings(dataset),
         seed=int(np.random.SeedSequence([task.seed, 3, task.agent]).generate_state(1)[0]),
+        architecture=architecture,
     )
+
+
+def mlp_trainer(task: Task) -> MlpTrainer:
+    """Return the paper's learner; raises as `trainer_of_rows`."""
+    return trainer_of_rows(MlpTrainer, task)

@@ -33,6 +33,12 @@ def _linear(task: Task) -> Trainer:
     return linear_trainer(task)
 
 
+def _module(task: Task) -> Trainer:
+    from node.training.module import module_trainer
+
+    return module_trainer(task)
+
+
 def _random(task: Task) -> Trainer:
     from node.training.noise import NoiseTrainer
 
@@ -42,6 +48,7 @@ def _random(task: Task) -> Trainer:
 TRAINERS: Final[dict[str, TrainerFactory]] = {
     "mlp": _mlp,
     "linear": _linear,
+    "module": _module,
     "random": _random,
 }
 """Built-in trainers by name; each is imported when it is first asked for."""
@@ -61,6 +68,7 @@ def _linear_division(task: Task, dataset: Dataset) -> Division:
 
 DIVISIONS: Final[dict[str, Callable[[Task, Dataset], Division]]] = {
     "mlp": _mlp_division,
+    "module": _mlp_division,
     "linear": _linear_division,
 }
 """How the built-in trainers that need rows have them dealt out, by name."""

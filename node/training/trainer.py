@@ -34,6 +34,8 @@ class Task:
     """How rows are shared out; None: as the paper does, or as the data set was made."""
     protocol: SplitProtocol = "clean"
     """Which of the rows to test with are reported on."""
+    architecture: Architecture | None = None
+    """What the trainer `module` trains; others have their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

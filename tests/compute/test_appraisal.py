@@ -7,8 +7,10 @@ import dataclasses
 import pytest
 import torch
 
+from broker_node import appraisal
 from broker_node.align.matching import MAX_WORK, sweeps_of, work_of
 from broker_node.appraisal import MarketAppraiser
+from broker_node.evaluate.methods import MARKET
 from broker_node.evaluate.validation import ValidationSet
 from broker_node.shelf import ModelShelf
 from broker_node.verify.checks import verify
@@ -36,7 +38,10 @@ def appraiser() -> MarketAppraiser:
 
 def offer_of(*widths: int, layers: tuple[int, ...] = ()) -> Offer:
     """What a seller of such a network says, honest in all but its width."""
-    architecture = Architecture("mlp", {"widths": list(widths)})
+    return offer_for(Architecture("mlp", {"widths": list(widths)}), layers)
+
+
+def offer_for(architecture: Architecture, layers: tuple[int, ...] = ()) -> Offer:
     length = encoded_length(layout(architecture, layers))
     return cast.offer(
         architecture=architecture.text,
@@ -94,6 +99,58 @@ def test_a_network_too_wide_to_align_is_refused_from_its_offer_alone(
     assert refused.value.reason == "too-wide"
     assert value in refused.value.detail
     assert f"{MAX_WORK:.3g}" in refused.value.detail
+
+
+IMAGES = Architecture("resnet", {"classes": 10, "depth": 10, "image": [1, 8, 8], "widen": 1})
+WORDS = Architecture(
+    "gpt",
+    {"context": 8, "depth": 1, "heads": 2, "hidden": 16, "norm": "rms", "tied": False,
+     "vocabulary": 10, "width": 8},
+)  # fmt: skip
+
+
+def broker_of(inputs_RF: torch.Tensor) -> MarketAppraiser:
+    rows = ValidationSet(inputs_RF, torch.arange(len(inputs_RF)) % 10)
+    return MarketAppraiser(rows, classes=10, method=MARKET.alignment, merging=MARKET.merging)
+
+
+@pytest.mark.parametrize("family", ["resnet", "gpt"])
+def test_whatever_family_fits_the_rows_is_taken_and_tried(family: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    made, rows_RF = {
+        "resnet": (IMAGES, torch.randn(40, 64, generator=generator)),
+        "gpt": (WORDS, torch.randint(10, (40, 8), generator=generator).float()),
+    }[family]
+    broker = broker_of(rows_RF)
+    broker.screen(offer_for(made))
+    ours, theirs = (model(seed, made) for seed in (1, 2))
+    trial = broker.measure(
+        ours, theirs, task="digits", notice=(cast.NOTICE_DIGEST, cast.NOTICE)
+    ).evaluation
+    assert trial.architecture == made.text
+    assert trial.method.startswith("universe")
+
+
+@pytest.mark.parametrize(
+    ("made", "inputs_RF"),
+    [
+        (IMAGES, torch.zeros(20, 784)),
+        (WORDS, torch.zeros(20, 784)),
+        (WORDS, torch.full((20, 8), 0.5)),
+        (WORDS, torch.full((20, 8), 10.0)),
+    ],
+    ids=["other images", "longer rows", "rows that are no tokens", "more tokens"],
+)
+def test_a_model_of_other_rows_is_refused_before_its_symmetries_are_looked_for(
+    made: Architecture, inputs_RF: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def costly(_: Architecture) -> None:
+        raise AssertionError("a graph is traced in seconds, for whoever writes its name")
+
+    monkeypatch.setattr(appraisal, "permutation_spec", costly)
+    with pytest.raises(RemoteProtocolError) as refused:
+        broker_of(inputs_RF).screen(offer_for(made))
+    assert refused.value.reason == "wrong-architecture"
 
 
 def test_only_what_is_sold_is_matched(appraiser: MarketAppraiser) -> None:

@@ -56,7 +56,7 @@ def pair() -> Aligned:
     return identity(model(2), seller, seed=0)
 
 
-REFUSED = {"fisher", "repair"}
+REFUSED = {"fisher", "repair", "reset"}
 
 
 @pytest.mark.parametrize("name", sorted(set(MERGERS) - REFUSED))

@@ -133,8 +133,8 @@ def test_an_agent_trains_on_what_its_task_says() -> None:
         for agent in range(16)
     ]
     trainers = [mlp_trainer(task) for task in tasks]
-    assert sum(len(trainer._labels_R) for trainer in trainers) == 1197
-    assert min(len(trainer._labels_R) for trainer in trainers) >= SETTINGS["digits"].batch_rows
+    assert sum(len(trainer.labels_R) for trainer in trainers) == 1197
+    assert min(len(trainer.labels_R) for trainer in trainers) >= SETTINGS["digits"].batch_rows
     assert {len(trainer._report_labels_R) for trainer in trainers} == {600}
 
 

@@ -64,7 +64,8 @@ def _batched(t: Tracker, one: Value, other: Value, reads: int) -> Value:
         if a[at].size != b[at].size:
             short, long = (a, b) if a[at].size == 1 else (b, a)
             short[at] = Free(long[at].size)
-    value_a, value_b = Value(tuple(a), one.varies), Value(tuple(b), other.varies)
+    value_a = Value(tuple(a), one.varies, one.learned)
+    value_b = Value(tuple(b), other.varies, other.learned)
     batch = [(at, at) for at in range(rank - 2)]
     shared, mine, theirs = t.contract(value_a, value_b, batch=batch, summed=[(rank - 1, reads)])
     return t.settled(Value((*shared, *mine, *theirs), one.varies or other.varies))
@@ -133,7 +134,7 @@ def convolution(t: Tracker, call: Call) -> Value:
     # weight: (groups, out of each, in of each), whichever way round it is stored
     first_g, first = t.store.factor(weight.axes[0], groups)
     wide_g, wide = t.store.factor(value.axes[front], groups)
-    filters = Value((first_g, first, weight.axes[1]), weight.varies)
+    filters = Value((first_g, first, weight.axes[1]), weight.varies, weight.learned)
     signal = Value((*outer, wide_g, wide), value.varies)
     shared, mine, theirs = t.contract(
         signal,

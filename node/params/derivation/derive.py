@@ -8,6 +8,7 @@ no say keep the order of all their places, whatever made them.
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -110,9 +111,11 @@ class _Derivation:
         for _ in range(MAX_PASSES):
             before = self.store.version
             scales = Scales()
-            parameters = self._pass(Tracker(self.store, scales))
+            tracker = Tracker(self.store, scales)
+            parameters = self._pass(tracker)
             if self.store.version == before and not self._straighten():
-                return specification(self.traced, self.store, scales, parameters)
+                reads = tracker.contracted - tracker.kept
+                return specification(self.traced, self.store, scales, parameters, reads)
         raise UnderivableError("unknown-operation", f"no end after {MAX_PASSES} passes")
 
     def _straighten(self) -> bool:
@@ -134,7 +137,11 @@ class _Derivation:
         """Interpret every node once; returns the tensors with their scales."""
         parameters = {
             name: t.settled(
-                Value(tuple(t.mapped(axis, lambda _: t.scales.fresh()) for axis in axes), True)
+                Value(
+                    tuple(t.mapped(axis, lambda _: t.scales.fresh()) for axis in axes),
+                    varies=True,
+                    learned=True,
+                )
             )
             for name, axes in self.atoms.items()
         }
@@ -205,6 +212,11 @@ class _Derivation:
                 raise _refused(node, f"{result.shape} where {call.shape} was traced")
             if not _is_float(node) and not isinstance(node.meta.get("val"), tuple | list):
                 return t.unscaled(result)  # rounded, or a truth value
+            learned = [value for value in tensors if isinstance(value, Value) and value.learned]
+            if len(learned) == len(tensors):
+                return dataclasses.replace(result, learned=True)
+            variables = t.variables(*(axis for value in learned for axis in value.axes))
+            t.kept |= variables & t.variables(*result.axes)
         return result
 
     def _argument(self, t: Tracker, node: fx.Node, name: str, value: Result) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from node.params.derivation.scales import Scales
 from node.params.derivation.terms import Atom, Leaf, Prod, Store, Sum, Term, leaves
@@ -23,12 +23,17 @@ from node.params.symmetry import (
 
 
 def specification(
-    traced: Traced, store: Store, scales: Scales, parameters: Mapping[str, Value]
+    traced: Traced,
+    store: Store,
+    scales: Scales,
+    parameters: Mapping[str, Value],
+    reads: Collection[int],
 ) -> SymmetrySpec:
     """Return the groups, layouts and gauges of the tensors that the graph reads.
 
     A tensor that it does not read, or that holds integers, stays as it is. Groups are named by
     the first place at which the data meets them: tensor, axis, and which of the axis' leaves.
+    `reads` are the scale variables of those that read their units.
     """
     atoms = _order(store, parameters)
     moved = [atom for atom in atoms.values() if not atom.pinned]
@@ -60,7 +65,16 @@ def specification(
         else:
             axes[name] = tuple(Fixed(size) for size in shape)
     gauges = _gauges(store, scales, parameters, names, around)
-    return SymmetrySpec(groups=groups, axes=axes, gauges=gauges, ties=dict(traced.ties))
+    reading = frozenset(
+        Place(name, axis, at)
+        for name, value in parameters.items()
+        for axis, term in enumerate(value.axes)
+        for at, leaf in enumerate(_named(store, term, names))
+        if leaf.scale in reads
+    )
+    return SymmetrySpec(
+        groups=groups, axes=axes, gauges=gauges, ties=dict(traced.ties), reads=reading
+    )
 
 
 def _order(store: Store, parameters: Mapping[str, Value]) -> dict[int, Atom]:
@@ -99,6 +113,15 @@ def _merged(parts: list[Layout], *, product: bool) -> Layout:
     return Product(tuple(flat)) if product else Concat(tuple(flat))
 
 
+def _named(store: Store, term: Term, names: Mapping[int, str]) -> list[Leaf]:
+    """Return the units of an axis, in order."""
+    return [
+        leaf
+        for leaf in leaves(store.normal(term))
+        if isinstance(leaf, Leaf) and id(leaf.atom) in names
+    ]
+
+
 def _gauges(
     store: Store,
     scales: Scales,
@@ -113,12 +136,7 @@ def _gauges(
     classes: dict[int, tuple[str, list[Place], list[Place]]] = {}
     for name, value in parameters.items():
         for axis, term in enumerate(value.axes):
-            named = [
-                leaf
-                for leaf in leaves(store.normal(term))
-                if isinstance(leaf, Leaf) and id(leaf.atom) in names
-            ]
-            for at, leaf in enumerate(named):
+            for at, leaf in enumerate(_named(store, term, names)):
                 root = scales.root(leaf.scale)
                 if not root or id(leaf.atom) in around:
                     continue

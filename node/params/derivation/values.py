@@ -24,6 +24,7 @@ from node.params.derivation.terms import (
     Store,
     Sum,
     Term,
+    leaves,
     prod,
 )
 
@@ -34,6 +35,8 @@ class Value:
 
     axes: tuple[Term, ...]
     varies: bool
+    learned: bool = False
+    """Made of parameters alone: no data have met it yet."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -94,6 +97,10 @@ class Tracker:
     def __init__(self, store: Store, scales: Scales) -> None:
         self.store = store
         self.scales = scales
+        self.contracted: set[int] = set()
+        """Scale variables of parameters' axes that are summed over: those read their units."""
+        self.kept: set[int] = set()
+        """Scale variables of parameters' axes that are still there once data have met them."""
         kill = scales.kill
         self.sums = Combine(scales.same, kill, kill)
         """Terms of a sum stand under one scale, and constants under none."""
@@ -144,6 +151,11 @@ class Tracker:
     def unscaled(self, value: Value) -> Value:
         """Return `value` where no scale is exact: all of its are 1 for good."""
         return self.rescaled(value, self.scales.kill)
+
+    def variables(self, *axes: Term) -> set[int]:
+        """Return the scale variables that the units on these axes stand under."""
+        found = (leaf for axis in axes for leaf in leaves(self.store.normal(axis)))
+        return {leaf.scale for leaf in found if isinstance(leaf, Leaf)}
 
     # ------------------------------------------------------------- who depends on whom
 
@@ -266,6 +278,9 @@ class Tracker:
         """Sum products over pairs of axes; returns what is left: shared, of one, of other."""
         shared = [self.combined(one.axes[i], other.axes[j], self.products) for i, j in batch]
         for i, j in summed:
+            for value, at in ((one, i), (other, j)):
+                if value.learned:
+                    self.contracted |= self.variables(value.axes[at])
             self.combined(one.axes[i], other.axes[j], self.cancelling)
         for value, mine in ((one, 0), (other, 1)):
             paired = {pair[mine] for pair in (*batch, *summed)}

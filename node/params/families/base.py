@@ -54,6 +54,9 @@ class Model(Protocol):
     def input_width(self) -> int:
         """Return F, the number of features in a row of inputs."""
 
+    def output_width(self) -> int:
+        """Return C, the number of logits of a row, or of each place in a row of tokens."""
+
     def forward(self, tensors: Tensors, inputs_RF: torch.Tensor) -> torch.Tensor:
         """Return logits_RC for R rows; differentiable in the tensors."""
 

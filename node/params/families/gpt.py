@@ -25,9 +25,9 @@ from torch.nn import functional
 from node.params.derivation.derive import derive
 from node.params.families.base import ArchitectureError, read_fields, read_width
 from node.params.families.modules import ModuleModel, check_size
+from node.params.families.tokens import TokenRows
 from node.params.permutation import PermutationSpec, Tensors
 from node.params.symmetry import Place, SymmetrySpec, Units, plain_part
-from node.protocol.errors import LocalProtocolError
 
 MAX_CONTEXT: Final = 1024
 MAX_DEPTH: Final = 16
@@ -120,7 +120,7 @@ def _norm(model: Gpt) -> nn.Module:
 
 
 @dataclass(frozen=True, slots=True)
-class Gpt(ModuleModel):
+class Gpt(TokenRows, ModuleModel):
     """A language model of `depth` blocks over `vocabulary` tokens.
 
     Each block is a layer, with the embeddings before the first one and the head behind the last.
@@ -179,28 +179,8 @@ class Gpt(ModuleModel):
     def input_width(self) -> int:
         return self.context
 
-    def rows(self, inputs_RF: torch.Tensor) -> torch.Tensor:
-        """Return ids_RT; `LocalProtocolError` for what is no token."""
-        ids_RT = inputs_RF.long()
-        right_RT = (ids_RT == inputs_RF) & (ids_RT >= 0) & (ids_RT < self.vocabulary)
-        if not bool(right_RT.all()):
-            wrong = float(inputs_RF[~right_RT][0])
-            raise LocalProtocolError(f"tokens are 0 … {self.vocabulary - 1}, got {wrong:g}")
-        return ids_RT
-
-    def next_tokens(self, inputs_RF: torch.Tensor, targets_R: torch.Tensor) -> torch.Tensor:
-        """Return what follows each token of each row, targets_RT.
-
-        Raises `LocalProtocolError` for targets that are no tokens.
-        """
-        if targets_R.is_floating_point():
-            raise LocalProtocolError("the target of a row of tokens is a token, not a value")
-        return torch.cat((self.rows(inputs_RF)[:, 1:], self.rows(targets_R[:, None])), dim=1)
-
-    def random_rows(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Return rows of tokens drawn evenly, as float64 numbers."""
-        shape = (count, self.context)
-        return torch.randint(self.vocabulary, shape, generator=generator).double()
+    def output_width(self) -> int:
+        return self.vocabulary
 
     def permutation_spec(self) -> PermutationSpec:
         """What the graph says, of whole units: the stream, heads as blocks, and hidden units.

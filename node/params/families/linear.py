@@ -52,6 +52,9 @@ class Linear:
     def input_width(self) -> int:
         return self.inputs
 
+    def output_width(self) -> int:
+        return self.outputs
+
     def forward(self, tensors: Tensors, inputs_RF: torch.Tensor) -> torch.Tensor:
         return functional.linear(inputs_RF, tensors["weight"], tensors["bias"])
 

@@ -142,6 +142,9 @@ class Lora:
     def input_width(self) -> int:
         return self.base.model.input_width()
 
+    def output_width(self) -> int:
+        return self.base.model.output_width()
+
     def forward(self, tensors: Tensors, inputs_RF: torch.Tensor) -> torch.Tensor:
         raise LocalProtocolError("adapters compute nothing without the weights of their base")
 

@@ -78,6 +78,9 @@ class Mlp:
     def input_width(self) -> int:
         return self.widths[0]
 
+    def output_width(self) -> int:
+        return self.widths[-1]
+
     def forward(self, tensors: Tensors, inputs_RF: torch.Tensor) -> torch.Tensor:
         values_RU = inputs_RF
         last = len(self.widths) - 2

@@ -123,6 +123,9 @@ class ResNet(ModuleModel):
     def input_width(self) -> int:
         return self.channels * self.height * self.width
 
+    def output_width(self) -> int:
+        return self.classes
+
     def permutation_spec(self) -> PermutationSpec:
         """Channels that are added to one another are one group, as are those inside of a block.
 

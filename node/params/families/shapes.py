@@ -68,6 +68,9 @@ class Shapes:
     def input_width(self) -> int:
         raise LocalProtocolError("tensors of the family `random` compute nothing")
 
+    def output_width(self) -> int:
+        raise LocalProtocolError("tensors of the family `random` compute nothing")
+
     def forward(self, tensors: Tensors, inputs_RF: torch.Tensor) -> torch.Tensor:
         raise LocalProtocolError("tensors of the family `random` compute nothing")
 

@@ -1,0 +1,96 @@
+"""Weight matching by all that a model's graph says: heads, and the units inside of them, too.
+
+A recipe renumbers groups that every tensor lays out plainly. A graph may know more of a model:
+queries, keys and values in one matrix, as blocks of heads, with an order of its own inside of each
+head. Here all of it is matched at once (`symmetric_matching`), in balanced scales where a recipe
+could have them. What comes out is the same function as what was sold, but no recipe makes it, so
+that the merge is a product of whoever holds both models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Final
+
+import torch
+
+from broker_node.align.carrying import canonical
+from broker_node.align.matching import match_units
+from broker_node.align.preservation import require_same_architecture, require_same_function
+from broker_node.align.stages import Aligned, AlignmentError
+from broker_node.align.symmetric_matching import match_symmetries, objective, pairs_of
+from broker_node.verify.stages import Verified
+from node.params import blocks
+from node.params.architecture import Architecture
+from node.params.families.gpt import Gpt, derived_symmetries
+from node.params.families.own import OwnModule
+from node.params.permutation import PermutationSpec, Tensors, rescale
+from node.params.symmetry import SymmetrySpec
+
+NAME: Final = "joint-matching"
+
+
+def symmetries_of(architecture: Architecture) -> SymmetrySpec:
+    """Return all symmetries of an architecture that has more than recipes can say.
+
+    Raises `AlignmentError` for one that has not, and as `OwnModule.symmetries`.
+    """
+    model = architecture.model
+    if isinstance(model, OwnModule):
+        return model.symmetries()
+    if isinstance(model, Gpt):
+        return derived_symmetries(model)
+    raise AlignmentError(f"`{NAME}` is for `module` and `gpt`: `weight-matching` does it all here")
+
+
+def _matched(
+    spec: SymmetrySpec, plain: PermutationSpec, sides: tuple[Tensors, Tensors], seed: int
+) -> Mapping[str, torch.Tensor]:
+    """Return the better of two ends: of all groups at once, and of those that recipes name."""
+    found = match_symmetries(spec, *sides, seed=seed)
+    named = match_units(plain, *sides, seed=seed).permutations
+    other = {group: torch.tensor(units, dtype=torch.long) for group, units in named.items()}
+    pairs = pairs_of(spec, *sides, torch.float64, None)
+    better = objective(spec, pairs, other) > objective(spec, pairs, found.permutations)
+    return other if better else found.permutations
+
+
+@torch.inference_mode()
+def joint_matching(
+    buyer: Verified,
+    seller: Verified,
+    *,
+    seed: int,
+    probe_RF: torch.Tensor | None = None,  # noqa: ARG001  the weights say it all
+) -> Aligned:
+    """Return the pair with every block of the seller's units matched; it has no recipe.
+
+    Raises `ArchitectureMismatchError`, and `AlignmentError` for a model that is sold in layers, or
+    if the result is not, to rounding, the same function as the sold model.
+    """
+    require_same_architecture(buyer, seller)
+    architecture = buyer.architecture
+    spec = symmetries_of(architecture)
+    if seller.layers:
+        raise AlignmentError(f"`{NAME}` is for whole models, and layers {seller.layers} are sold")
+    plain = architecture.model.permutation_spec()
+    ours, theirs = (canonical(plain, model.tensors) for model in (buyer, seller))
+    learnt = {name: axes for name, axes in spec.axes.items() if name not in plain.statistics}
+    compared = dataclasses.replace(spec, axes=learnt)
+    permutations = _matched(compared, plain, (ours.tensors, theirs.tensors), seed)
+    exact = {name: tensor.cpu().double() for name, tensor in seller.tensors.items()}
+    moved = blocks.permute(spec, rescale(plain, exact, theirs.scales), permutations)
+    back = {group: 1 / scales_U for group, scales_U in ours.scales.items()}
+    transformed = {
+        name: tensor.float().contiguous() for name, tensor in rescale(plain, moved, back).items()
+    }
+    require_same_function(architecture, seller.tensors, transformed)
+    return Aligned(
+        buyer=buyer,
+        seller=seller,
+        method=NAME,
+        recipe=None,
+        transformed=transformed,
+        seed=seed,
+    )

@@ -1,0 +1,185 @@
+"""Modules such as operators have, and functions that build them; some of these are no good."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from node.params.architecture import Architecture
+from node.params.families.factories import allow
+
+SIDE = 8
+FEATURES = SIDE * SIDE
+CLASSES = 10
+IMAGE = [1, SIDE, SIDE]
+
+
+def perceptron(hidden: int = 20) -> nn.Module:
+    """Hyperbolic tangents, then ReLU: no family of the market."""
+    return nn.Sequential(
+        nn.Linear(FEATURES, hidden),
+        nn.Tanh(),
+        nn.Linear(hidden, 16),
+        nn.ReLU(),
+        nn.Linear(16, CLASSES),
+    )
+
+
+class Residual(nn.Module):
+    """Convolutions with batch normalisation, around one of which the stream goes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width))
+        self.within = nn.Sequential(
+            nn.Conv2d(width, 12, 3, padding=1, bias=False),
+            nn.BatchNorm2d(12),
+            nn.ReLU(),
+            nn.Conv2d(12, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        images = torch.relu(self.stem(images))
+        images = torch.relu(images + self.within(images))
+        answer: torch.Tensor = self.head(images.mean((2, 3)))
+        return answer
+
+
+def residual(width: int = 8) -> nn.Module:
+    return Residual(width)
+
+
+class Patches(nn.Module):
+    """A vision transformer of one layer, of PyTorch's own parts: queries, keys, values in one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(1, 16, 4, 4)
+        self.first = nn.Parameter(torch.randn(1, 1, 16))
+        self.places = nn.Parameter(torch.randn(1, 5, 16))
+        self.layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        patches = self.patch(images).flatten(2).transpose(1, 2)
+        stream = torch.cat((self.first.expand(len(images), -1, -1), patches), 1) + self.places
+        answer: torch.Tensor = self.head(self.layer(stream)[:, 0])
+        return answer
+
+
+def transformer() -> nn.Module:
+    return Patches()
+
+
+class Sorting(nn.Module):
+    """Sorts its units by value, of which no rule knows what it does to their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(FEATURES, 20), nn.Linear(20, CLASSES)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.out(torch.sort(self.into(rows))[0])
+        return answer
+
+
+def sorting() -> nn.Module:
+    return Sorting()
+
+
+class NextToken(nn.Module):
+    """Tokens in, logits of the next one out, by the same matrix; drawn angles beside its state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(11, 12)
+        self.up, self.down = nn.Linear(12, 18), nn.Linear(18, 12)
+        self.head = nn.Linear(12, 11, bias=False)
+        self.head.weight = self.tokens.weight
+        self.drawn: torch.Tensor
+        self.register_buffer("drawn", torch.randn(6, 1), persistent=False)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        stream = self.tokens(ids)
+        stream = stream + self.down(torch.relu(self.up(stream))) * self.drawn
+        answer: torch.Tensor = self.head(stream)
+        return answer
+
+
+def next_token() -> nn.Module:
+    return NextToken()
+
+
+class Turning(nn.Module):
+    """Turns its rows by a matrix that is not in its state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, CLASSES)
+        self.turn: torch.Tensor
+        turn = torch.linalg.qr(torch.randn(FEATURES, FEATURES)).Q
+        self.register_buffer("turn", turn, persistent=False)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.layer(rows @ self.turn)
+        return answer
+
+
+def turning() -> nn.Module:
+    return Turning()
+
+
+def failing() -> nn.Module:
+    raise RuntimeError("the disk\nis full")
+
+
+def no_module() -> object:
+    return 3
+
+
+class _Answering(nn.Module):
+    def __init__(self, answer: Callable[[torch.Tensor], object]) -> None:
+        super().__init__()
+        self.layer, self.answer = nn.Linear(FEATURES, CLASSES), answer
+
+    def forward(self, rows: torch.Tensor) -> object:
+        return self.answer(self.layer(rows))
+
+
+def transposing() -> nn.Module:
+    return _Answering(lambda logits: logits.T)
+
+
+def answering_pairs() -> nn.Module:
+    return _Answering(lambda logits: (logits, logits))
+
+
+def stumbling() -> nn.Module:
+    return _Answering(lambda logits: logits[:, 99])
+
+
+def of_one_precision() -> nn.Module:
+    return _Answering(lambda logits: logits @ torch.eye(CLASSES))
+
+
+def complex_weights() -> nn.Module:
+    module = nn.Linear(FEATURES, CLASSES)
+    module.register_parameter("phase", nn.Parameter(torch.zeros(2, dtype=torch.complex64)))
+    return module
+
+
+def name_of(factory: Callable[..., object]) -> str:
+    return f"{__name__}:{factory.__name__}"
+
+
+def own(factory: Callable[..., object], *sides: int, **more: object) -> Architecture:
+    """What a function of this file builds, once it is allowed."""
+    options = more.pop("options", {})
+    assert isinstance(options, dict)
+    allow(name_of(factory), options)
+    config = {"factory": name_of(factory), "input": list(sides), **more}
+    return Architecture("module", config | ({"options": options} if options else {}))
