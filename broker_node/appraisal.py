@@ -74,6 +74,15 @@ class Trial:
     """What could not be computed as it was meant to be, and how it was computed instead."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remeasured:
+    """What somebody else's trial comes to, measured again."""
+
+    figure: Figure
+    fallbacks: tuple[str, ...] = ()
+    """As of a `Trial`."""
+
+
 class Appraiser(Protocol):
     """Verifies models and measures pairs; calls may take long, none awaits."""
 
@@ -108,7 +117,9 @@ class Appraiser(Protocol):
     ) -> Trial:
         """Align the sold model with the base, choose α, score the gain."""
 
-    def replay(self, subject: Evaluation, recipe: bytes, base: Verified, sold: Verified) -> Figure:
+    def replay(
+        self, subject: Evaluation, recipe: bytes, base: Verified, sold: Verified
+    ) -> Remeasured:
         """Measure again what another broker measured. Raises `RemoteProtocolError`."""
 
 
@@ -214,6 +225,10 @@ class MarketAppraiser:
         """How units are matched."""
         return self._made.alignment
 
+    def runner(self) -> Runner:
+        """Return what runs models on the device, for one trial or one round."""
+        return runner_on(self._device)
+
     def screen(self, offer: Offer) -> None:
         architecture = parse_architecture(offer.architecture)
         if isinstance(architecture.model, Lora):
@@ -247,7 +262,7 @@ class MarketAppraiser:
         seed = trial_seed(notice[1].seed, base.weights_root, sold.weights_root)
         choice, score = self.rows
         made, rows = self._made, self._validation
-        runner = runner_on(self._device)
+        runner = self.runner()
         probe_RF = None
         if made.alignment in ROWS:
             probe_RF = choice_inputs(rows, seed=seed, choice_rows=choice, score_rows=score)
@@ -312,11 +327,14 @@ class MarketAppraiser:
             runner=runner,
         ).gain
 
-    def replay(self, subject: Evaluation, recipe: bytes, base: Verified, sold: Verified) -> Figure:
+    def replay(
+        self, subject: Evaluation, recipe: bytes, base: Verified, sold: Verified
+    ) -> Remeasured:
         if subject.code_version != CODE_VERSION:
             differs("code_version", subject.code_version, CODE_VERSION)
-        runner = runner_on(self._device)
-        return replayed(subject, recipe, base, sold, self._validation, runner=runner)
+        runner = self.runner()
+        figure = replayed(subject, recipe, base, sold, self._validation, runner=runner)
+        return Remeasured(figure=figure, fallbacks=runner.fallbacks())
 
 
 class DrillAppraiser:
@@ -374,8 +392,11 @@ class DrillAppraiser:
             recipe=recipe.encode(),
         )
 
-    def replay(self, subject: Evaluation, recipe: bytes, base: Verified, sold: Verified) -> Figure:
+    def replay(
+        self, subject: Evaluation, recipe: bytes, base: Verified, sold: Verified
+    ) -> Remeasured:
         merged_again(subject, recipe, base, sold)
-        return Figure(
+        figure = Figure(
             loss_before=1_000_000_000, loss_after=900_000_000, gain=self.GAIN, bound=self.GAIN
         )
+        return Remeasured(figure=figure)

@@ -18,7 +18,7 @@ from broker_node.provenance import Provenance
 from broker_node.settings import BrokerSettings
 from broker_node.shelf import ModelShelf
 from broker_node.verify.stages import Verified
-from node.net.transfer import Source, fetch_blob
+from node.net.transfer import Source, fetch_blob, fetch_hashes
 from node.protocol import cbor
 from node.protocol.attestation import Attest, check_attest
 from node.protocol.errors import MarketError, RemoteProtocolError
@@ -71,6 +71,8 @@ class Intake:
         verdict = book.receive(statement, self._station.clock())
         if not verdict.accepted and verdict.reason != "duplicate":
             raise RemoteProtocolError(verdict.reason, "submitted statement")
+        if verdict.accepted and offer.for_sale:
+            self._station.told_first(statement)
         return name, offer
 
     def attested(self, said: Attest, peer: PeerId) -> Digest:
@@ -121,6 +123,8 @@ class Intake:
         """
         self.provenance.require(offer)
         model = await self.verified(offer)
+        if self.provenance.unshown(offer):
+            await self._shows(offer)
         await self.provenance.judge(offer, model)
         return model
 
@@ -148,7 +152,7 @@ class Intake:
         root = offer.weights_root
         self._unfinished.pop(root, None)
         try:
-            await self._download(offer)
+            shown = await self._download(offer)
             model = await trio.to_thread.run_sync(
                 self._appraiser.admit,
                 self._station.blobs.path(root),
@@ -166,28 +170,49 @@ class Intake:
             raise
         for forgotten in self._shelf.put(model):
             self._station.blobs.delete(forgotten)
-        self.provenance.noted(offer)  # before anybody else can name what is held now
+        self.provenance.noted(offer, shown=shown)  # before others can name what is held now
         return model
 
-    async def _download(self, offer: Offer) -> None:
-        """Raises ``seller-unreachable`` for what may pass: it is the seller's, and not ours."""
+    async def _download(self, offer: Offer) -> bool:
+        """Return whether the bytes came from the seller, and were not here already.
+
+        Raises ``seller-unreachable`` for what may pass: it is the seller's, and not ours.
+        """
         blobs, root = self._station.blobs, offer.weights_root
         if blobs.has(root):
-            return
-        source = Source(
-            peer=offer.peer_id,
-            protocol=PARAMS_PROTOCOL,
-            name=root,
-            addresses=(*self._station.book.addresses_of(offer.peer_id), *offer.addresses),
-        )
+            return False
         with of_seller(offer.peer_id):
             await fetch_blob(
                 self._station.network,
-                source,
+                self._source(offer),
                 lambda hashes: blobs.writer(root, offer.byte_length, hashes),
                 root=root,
                 byte_length=offer.byte_length,
             )
+        return True
+
+    async def _shows(self, offer: Offer) -> None:
+        """Have a seller show that it has the bytes of a model that came from elsewhere, or raise.
+
+        The hashes of all leaves are asked for, a thirty-second of the bytes: they cannot be made
+        from the root, and are served to brokers alone, as the bytes are.
+        """
+        with of_seller(offer.peer_id):
+            await fetch_hashes(
+                self._station.network,
+                self._source(offer),
+                root=offer.weights_root,
+                byte_length=offer.byte_length,
+            )
+        self.provenance.noted(offer, shown=True)
+
+    def _source(self, offer: Offer) -> Source:
+        return Source(
+            peer=offer.peer_id,
+            protocol=PARAMS_PROTOCOL,
+            name=offer.weights_root,
+            addresses=(*self._station.book.addresses_of(offer.peer_id), *offer.addresses),
+        )
 
     def _let_go(self, root: Digest, *, resumable: bool) -> None:
         """Delete what is on the disk of a blob that did not get to the shelf, or keep it a while.

@@ -16,12 +16,10 @@ The last two tell a model that was merged and trained on from a copy of what was
 purchase that took all of the seller's (α = 1) the merge is the seller's model: a copy of that is
 nothing else than what was paid for.
 
-A commitment counts from when this broker first heard of it, and of one second in the order in which
-it did: whatever its seller says of the time is not asked, for a root is public as soon as it is
-gossiped, and to say that one has it costs nothing. Of a root that comes to the door, all live
-offers in the book are committed to, the first heard first. Commitments and findings are in the
-journal. Models are held in memory alone, as ever: after a restart they are compared as they come
-again.
+Who was first is what `broker_node.commitments` says: of those who have shown the bytes, whoever was
+heard of first. Of a root that comes to the door, all live offers in the book are committed to, the
+first heard first. Findings are in the journal. Models are held in memory alone, as ever:
+after a restart they are compared as they come again.
 
 The cost of an offer is bounded: of all models held at most `MAX_COMPARED` are matched with it,
 those whose prints are nearest, and for each that it is like at most twice `MAX_OWN` more.
@@ -29,14 +27,14 @@ those whose prints are nearest, and for each that it is like at most twice `MAX_
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeVar
 
 import torch
 import trio
 
+from broker_node.commitments import MAX_COMMITMENTS, Commitments, Owned, fact, owned
 from broker_node.findings import LikenessExplained, NotCompared, ReplicaFound
 from broker_node.kin import Bought, Kin
 from broker_node.shelf import ModelShelf
@@ -67,17 +65,9 @@ come to be alike, and were measured up to twice as near to one another as to the
 copy with 1% of noise is 30 times nearer and more."""
 ROUNDING: Final = 1e-5
 """Of a score."""
-MAX_COMMITMENTS: Final = 4_096
-MAX_OF_ROOT: Final = 8
-"""Commitments to one root, the earliest: who comes after so many others is later than they are."""
 MAX_FOUND: Final = 1_024
-_COMMITMENT: Final = "commitment/"
 _REPLICA: Final = "replica/"
 T = TypeVar("T")
-_Owned: TypeAlias = tuple[Address, Digest]
-"""An account, and the root of what it offers."""
-_Heard: TypeAlias = tuple[int, int]
-"""The second, and a turn within it: no two commitments have one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,62 +109,37 @@ class Provenance:
         self._compute = compute
         self._turn = trio.Lock()
         self.kin = Kin(station.journal)
-        self._committed: dict[_Owned, _Heard] = {}
-        """When we first heard that an account has a root."""
-        self._next = 1
-        self._found: dict[_Owned, Found | None] = {}
+        self._committed = Commitments(station.journal, self._held)
+        self._found: dict[Owned, Found | None] = {}
         """What was compared; None where nothing was found."""
-        self._recall()
+        for found in replicas_in(station.journal):
+            self._found[found.seller, found.root] = found
 
-    def noted(self, offer: Offer) -> None:
-        """Remember when an offer, or a base, was heard of, and whoever else offers those bytes."""
+    def noted(self, offer: Offer, *, shown: bool = False) -> None:
+        """Remember when an offer, or a base, was heard of, and whoever else offers those bytes.
+
+        `shown`: the bytes came from the offer's own peer.
+        """
         if self._mode == "ignore":
             return
         station, root = self._station, offer.weights_root
         now = station.clock()
         for name, one in station.book.offers(now):  # the first heard first
             if one.weights_root == root:
-                self._note((one.seller, root), station.book.heard_at(name) or now)
-        self._note(
-            (offer.seller, root), station.book.heard_at(digest(station.domain, offer)) or now
-        )
+                self._committed.note((one.seller, root), station.book.heard_at(name) or now)
+        heard = station.book.heard_at(digest(station.domain, offer)) or now
+        self._committed.note((offer.seller, root), heard, shown=shown)
+
+    def unshown(self, offer: Offer) -> bool:
+        """Whether its account has yet to show bytes that it might have been the first to have."""
+        if self._mode == "ignore" or not offer.for_sale:
+            return False
+        self.noted(offer)
+        return self._committed.unshown((offer.seller, offer.weights_root))
 
     def committed(self, seller: Address, root: Digest) -> bool:
         """Whether an account is known to have said that it has these bytes."""
         return (seller, root) in self._committed
-
-    def _note(self, key: _Owned, heard: int) -> None:
-        if key in self._committed:
-            return
-        at = (heard, self._next)
-        same = [one for one in self._committed if one[1] == key[1]]
-        if len(same) >= MAX_OF_ROOT:
-            latest = max(same, key=self._when)
-            if self._when(latest) <= at:
-                return
-            self._forget(latest)
-        while len(self._committed) >= MAX_COMMITMENTS:
-            self._forget(self._dispensable())
-        self._next += 1
-        self._committed[key] = at
-        self._station.journal.remember(_name(_COMMITMENT, key), list(at))
-
-    def _dispensable(self) -> _Owned:
-        """Return the oldest that costs nobody a held model: of none, or not its first; else any."""
-        held, order = self._held(), sorted(self._committed, key=self._when)
-        firsts: dict[Digest, _Owned] = {}
-        for one in order:
-            firsts.setdefault(one[1], one)
-        second = (one for one in order if firsts[one[1]] != one)
-        return next((one for one in order if one[1] not in held), next(second, order[0]))
-
-    def _forget(self, key: _Owned) -> None:
-        del self._committed[key]
-        self._station.journal.forget([_name(_COMMITMENT, key)])
-
-    def _when(self, key: _Owned) -> tuple[float, int]:
-        """Return when an account was heard to have a root; what is not kept came after all."""
-        return self._committed.get(key, (math.inf, 0))
 
     async def judge(self, offer: Offer, model: Verified) -> None:
         """Compare what is for sale. Raises `RemoteProtocolError("replica")` for what is refused."""
@@ -203,8 +168,8 @@ class Provenance:
 
     # ── comparing ──
 
-    async def _compare(self, key: _Owned, model: Verified) -> None:
-        owners: dict[Digest, list[_Owned]] = {}
+    async def _compare(self, key: Owned, model: Verified) -> None:
+        owners: dict[Digest, list[Owned]] = {}
         for one in self._committed:
             if one[0] != key[0] and self._found.get(one) is None:  # a replica is nobody's
                 owners.setdefault(one[1], []).append(one)
@@ -230,11 +195,11 @@ class Provenance:
                 await self._conclude(key, other, model, other_model, score)
 
     async def _conclude(
-        self, one: _Owned, other: _Owned, model: Verified, other_model: Verified, score: float
+        self, one: Owned, other: Owned, model: Verified, other_model: Verified, score: float
     ) -> None:
         """Find the later of two that are alike to be a replica, or what explains it."""
         first, later = sorted(
-            ((one, model), (other, other_model)), key=lambda row: self._when(row[0])
+            ((one, model), (other, other_model)), key=lambda row: self._committed.place(row[0])
         )
         (seller, root), (of_seller, of_root) = later[0], first[0]
         if later[0] not in self._found or self._found[later[0]] is not None:
@@ -260,7 +225,7 @@ class Provenance:
         )  # fmt: skip
 
     async def _explained(
-        self, later: _Owned, model: Verified, of_seller: Address, score: float
+        self, later: Owned, model: Verified, of_seller: Address, score: float
     ) -> tuple[str, Millionths | None]:
         """Return what explains a likeness, or nothing, and how near the nearest of its own is."""
         seller, root = later
@@ -294,12 +259,12 @@ class Provenance:
         assert isinstance(machine, Brokerage)
         return base, sold, Recipe.decode(machine.record.deal.recipe), bought.merged_root
 
-    def _earlier(self, later: _Owned) -> list[Verified]:
+    def _earlier(self, later: Owned) -> list[Verified]:
         """Return models of the account's own from before, the newest first."""
         own = (one for one in self._committed if one[0] == later[0])
-        before = (one for one in own if self._when(one) < self._when(later))
+        before = (one for one in own if self._committed.place(one) < self._committed.place(later))
         held = self._held()
-        newest = sorted(before, key=self._when, reverse=True)
+        newest = sorted(before, key=self._committed.place, reverse=True)
         return [held[root] for _, root in newest if root in held][:MAX_OWN]
 
     def _held(self) -> dict[Digest, Verified]:
@@ -310,28 +275,16 @@ class Provenance:
 
     # ── the journal ──
 
-    def _save(self, key: _Owned) -> None:
+    def _save(self, key: Owned) -> None:
         found = self._found[key]
         assert found is not None
         value: list[cbor.Value] = [found.of_seller, found.of_root, found.score]
-        self._station.journal.remember(_name(_REPLICA, key), value)
-        kept = [_name(_REPLICA, one) for one, seen in self._found.items() if seen is not None]
+        self._station.journal.remember(fact(_REPLICA, key), value)
+        kept = [fact(_REPLICA, one) for one, seen in self._found.items() if seen is not None]
         known = self._station.journal.facts(_REPLICA)
         # what is not remembered here any more is older than what is
         oldest = [*sorted(set(known) - set(kept)), *(name for name in kept if name in known)]
         self._station.journal.forget(oldest[: max(0, len(known) - MAX_FOUND)])
-
-    def _recall(self) -> None:
-        journal = self._station.journal
-        for name, value in journal.facts(_COMMITMENT).items():
-            match value:
-                case [int(heard), int(turn)]:
-                    self._committed[_key(_COMMITMENT, name)] = (heard, turn)
-                case int(heard):  # of before there were turns
-                    self._committed[_key(_COMMITMENT, name)] = (heard, 0)
-        self._next += max((turn for _, turn in self._committed.values()), default=0)
-        for found in replicas_in(journal):
-            self._found[found.seller, found.root] = found
 
 
 def replicas_in(journal: Journal) -> list[Found]:
@@ -340,7 +293,7 @@ def replicas_in(journal: Journal) -> list[Found]:
     for name, value in journal.facts(_REPLICA).items():
         match value:
             case [str(of_seller), bytes(of_root), int(score)]:
-                seller, root = _key(_REPLICA, name)
+                seller, root = owned(_REPLICA, name)
                 read.append(
                     Found(
                         seller=seller,
@@ -361,12 +314,3 @@ def _merged(base: Verified, sold: Verified, recipe: Recipe, root: Digest) -> Ver
     if weights_root(tensors) != root:
         return None
     return Verified(weights_root=root, architecture=architecture, tensors=tensors, base=base.base)
-
-
-def _name(prefix: str, key: _Owned) -> str:
-    return f"{prefix}{key[0]}/{key[1].hex()}"
-
-
-def _key(prefix: str, name: str) -> _Owned:
-    account, _, root = name.removeprefix(prefix).partition("/")
-    return Address(account), Digest(bytes.fromhex(root))

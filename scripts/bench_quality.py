@@ -8,7 +8,8 @@ rows, which nobody saw. Each method merges at its own α*, found by the same sea
 market's default goes on from there, and gives each unit a share of its own.
 
 Beside the methods stand what the buyer has without a market: its own model fine-tuned on the
-labels of the rows that chose α (the control), and what costs twice to run: the mean of both
+labels of the rows that chose α (the control: ten epochs over all of them, and, as the market's own
+control has it, stopped by a quarter of them), and what costs twice to run: the mean of both
 models' probabilities. Intervals are of the differences seed by seed, 95% by Student's t.
 
 Trained models are kept under runs/quality, named by their settings.
@@ -32,6 +33,7 @@ from broker_node.evaluate.curve import LossCurve, row_losses
 from broker_node.evaluate.gain import paired_gain
 from broker_node.evaluate.methods import MARKET, PAPER
 from broker_node.evaluate.search import SEARCHES
+from broker_node.evaluate.tuning import tuned
 from broker_node.evaluate.validation import draw_rows
 from broker_node.merge import lerp
 from broker_node.merge.registry import TRADED
@@ -67,9 +69,10 @@ METHODS: Final = {
 }
 """By name: alignment and merge."""
 CONTROL: Final = "control: silo A fine-tuned on the broker's labels"
-COMPARED: Final = (*(name for name in METHODS if name != REFERENCE), CONTROL)
+STOPPED: Final = "control: the same, stopped early, as of `--control tune`"
+COMPARED: Final = (*(name for name in METHODS if name != REFERENCE), CONTROL, STOPPED)
 ENSEMBLE: Final = "probability ensemble, twice the cost"
-CASES: Final = ("silo A", "silo B", "FedAvg .5", *METHODS, CONTROL, ENSEMBLE)
+CASES: Final = ("silo A", "silo B", "FedAvg .5", *METHODS, CONTROL, STOPPED, ENSEMBLE)
 
 
 def _pair_of(rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,6 +133,7 @@ def accuracies(dataset: Dataset, percent: int, seed: int) -> dict[str, float]:
         "FedAvg .5": interpolate(buyer.tensors, seller.tensors, Millionths(ONE // 2)),
         **{name: merged(how, buyer, seller, choice, score, seed) for name, how in METHODS.items()},
         CONTROL: fitted(dict(buyer.tensors), choice, seed=seed),
+        STOPPED: tuned(ARCHITECTURE, buyer.tensors, *_pair_of(choice), seed=seed).tensors,
     }
     measured = {name: _accuracy(tensors, halves.report) for name, tensors in found.items()}
     return {**measured, ENSEMBLE: _ensemble((buyer, seller), halves.report)}
@@ -154,11 +158,11 @@ def _table(column: str, by_seed: list[Mapping[str, float]]) -> Iterator[dict[str
             "against": None if case == REFERENCE else f"{PAPER.alignment} (the paper)",
             "ratio": None if case == REFERENCE else mean / paper,
         }
-    pairs = [*((case, REFERENCE) for case in COMPARED), (DEFAULT, CONTROL)]
+    pairs = [*((case, REFERENCE) for case in COMPARED), (DEFAULT, CONTROL), (DEFAULT, STOPPED)]
     for case, other in pairs:
         mean, half = _interval([found[case] - found[other] for found in by_seed])
         role = " (the default)" if case == DEFAULT else ""
-        against = "control" if other == CONTROL else PAPER.alignment
+        against = PAPER.alignment if other == REFERENCE else other
         yield {
             "case": f"{column}: {case}{role} less {against}, paired",
             "value": round(mean, 2),

@@ -7,6 +7,10 @@ between the losses at the ends. Losses are means over all places of the report's
 nobody else sees; α* is that of least loss on the broker's rows, and methods that look at rows
 look at those, without targets.
 
+Beside them stands the control: the buyer's model, without a seller, tuned on the broker's rows for
+as many steps of as much text as `learned-gauge` takes; once to the end, once stopped by a quarter
+of those rows.
+
 Trained models are kept under runs/transformers, named by their settings.
 """
 
@@ -45,6 +49,7 @@ from scripts.text_models import (
     parts,
     rows_of,
     text,
+    tuned,
     unigram_entropy,
 )
 
@@ -117,6 +122,22 @@ def path_of(method: str, buyer: Verified, seller: Verified, choice: Rows, report
     return Line(losses=tuple(found["report"]), best=best, seconds=seconds)
 
 
+def control_of(buyer: Verified, choice: Rows, report: Rows) -> Iterator[dict[str, Any]]:
+    """Tune the buyer's model on the broker's rows instead of merging it, and measure that."""
+    for stopping, name in ((False, "to the end"), (True, "stopped early")):
+        began = time.perf_counter()
+        side, steps = tuned(
+            buyer.architecture, buyer.tensors, choice,
+            seed=0, steps=learned_gauge.STEPS, stopping=stopping,
+        )  # fmt: skip
+        seconds = time.perf_counter() - began
+        yield {
+            "case": f"control: buyer tuned on the broker's rows, {name}: loss",
+            "value": round(mean_loss(buyer.architecture, side, report), 4),
+            "unit": f"nats a byte, after {steps} of {learned_gauge.STEPS} steps, {seconds:.1f} s",
+        }
+
+
 def _rows_of(paths: Mapping[str, Line]) -> Iterator[dict[str, Any]]:
     lowest = paths[weight_matching.NAME].barrier
     for method, path in paths.items():
@@ -136,7 +157,11 @@ def _rows_of(paths: Mapping[str, Line]) -> Iterator[dict[str, Any]]:
             "value": round(path.at(path.best), 4),
             "unit": f"nats a byte, α* {path.best / ONE:.1f}",
         }
-        yield {"case": f"{name}: aligning", "value": round(path.seconds, 1), "unit": "s"}
+        yield {
+            "case": f"{name}: aligning",
+            "value": round(path.seconds, 1),
+            "unit": "s, by the clock",
+        }
 
 
 def rows() -> list[dict[str, Any]]:
@@ -172,4 +197,4 @@ def rows() -> list[dict[str, Any]]:
             }
         )
     paths = {method: path_of(method, buyer, seller, choice, report) for method in METHODS}
-    return found + list(_rows_of(paths))
+    return [*found, *_rows_of(paths), *control_of(buyer, choice, report)]

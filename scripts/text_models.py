@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from broker_node.evaluate.curve import row_losses
 from broker_node.verify.checks import verify
 from broker_node.verify.stages import Received, Verified
 from node.data.files import DataError
@@ -28,6 +29,7 @@ from node.data.rows import Rows
 from node.params.architecture import Architecture, apply, layout, random_init
 from node.params.encoding import decode_file, encode_tensors, weights_root
 from node.params.families.base import TokenModel
+from node.params.permutation import Tensors
 from node.protocol.errors import MarketError
 
 CONTEXT: Final = 64
@@ -61,6 +63,13 @@ LAST_RATE: Final = 0.1
 """Of `LEARNING_RATE`, at the end of the cosine."""
 DECAY: Final = 0.1
 LARGEST_GRADIENT: Final = 1.0
+TUNING_RATE: Final = 1e-3
+"""At the first step of fine-tuning; it falls in a line to `LAST_TUNING_RATE` of it."""
+LAST_TUNING_RATE: Final = 0.05
+STOPPING: Final = 4
+"""One row in so many says when fine-tuning stops."""
+LOOKED_EVERY: Final = 10
+"""Steps, to see whether to stop."""
 
 
 def text() -> bytes:
@@ -157,6 +166,60 @@ def fitted(
         torch.nn.utils.clip_grad_norm_(tensors.values(), LARGEST_GRADIENT)
         optimizer.step()
     return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def tuned(
+    architecture: Architecture,
+    base: Tensors,
+    rows: Rows,
+    *,
+    seed: int,
+    steps: int,
+    stopping: bool,
+) -> tuple[Tensors, int]:
+    """Return a model after so many steps on the rows, and how many: Adam, `BATCH` rows a step.
+
+    `stopping`: every fourth row is kept from it, and the step of least loss on those is taken;
+    not having begun is among them.
+    """
+    model = architecture.model
+    assert isinstance(model, TokenModel)
+    held = np.arange(len(rows)) % STOPPING == 0 if stopping else np.zeros(len(rows), dtype=bool)
+    inputs_RF, targets_R = _sides(rows.take(np.flatnonzero(~held)))
+    wanted_RT = model.next_tokens(inputs_RF, targets_R)
+    names = list(base)
+    current = [base[name].detach().clone().requires_grad_() for name in names]
+    optimizer = torch.optim.Adam(current, lr=TUNING_RATE)
+    schedule = torch.optim.lr_scheduler.LinearLR(
+        optimizer, 1.0, LAST_TUNING_RATE, total_iters=steps
+    )
+    generator = torch.Generator().manual_seed(seed)
+
+    def seen() -> float:
+        side = dict(zip(names, current, strict=True))
+        stop = _sides(rows.take(np.flatnonzero(held)))
+        with torch.no_grad():
+            return float(row_losses(architecture, side, *stop).mean())
+
+    best: tuple[float, Tensors, int] = (seen() if stopping else math.inf, base, 0)
+    for step in range(1, steps + 1):
+        drawn_R = torch.randint(len(inputs_RF), (BATCH,), generator=generator)
+        logits_RTV = apply(architecture, dict(zip(names, current, strict=True)), inputs_RF[drawn_R])
+        loss = functional.cross_entropy(logits_RTV.flatten(0, 1), wanted_RT[drawn_R].flatten())
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        schedule.step()
+        last = step == steps
+        if last or (stopping and step % LOOKED_EVERY == 0):
+            side = {name: t.detach().clone() for name, t in zip(names, current, strict=True)}
+            found = seen() if stopping else -math.inf
+            best = min(best, (found, side, step), key=lambda one: one[0])
+    return best[1], best[2]
+
+
+def _sides(rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(rows.inputs_RF.copy()), torch.from_numpy(rows.targets_R.copy())
 
 
 def verified(architecture: Architecture, tensors: dict[str, torch.Tensor]) -> Verified:

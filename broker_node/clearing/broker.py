@@ -23,6 +23,7 @@ from broker_node.clearing.gathering import Gathering, Joined
 from broker_node.clearing.measuring import Measuring
 from broker_node.clearing.rules import RULES
 from broker_node.clearing.terms import Asked, Document
+from broker_node.findings import ComputedOtherwise
 from broker_node.mechanisms.base import RefusedInputError
 from broker_node.service import Broker
 from broker_node.verify.stages import Verified
@@ -172,18 +173,18 @@ class ClearingBroker(Broker):
             while (at := asked.stopped_by) is not None:  # the others have a round without it
                 self._off([joined.pop(at)], asked.off, document.encode())
                 del models[at]
-                measuring.close()
+                self._let_go(measuring)
                 measuring = self._measure(models)
                 document, asked = await self._ask(joined, measuring)
             if asked.off:
                 self._off(joined, asked.off, document.encode())
-                measuring.close()
+                self._let_go(measuring)
                 self._measuring.release()
                 return
             convening = await self._conduct.agree(joined, document, asked)
         except BaseException:
             if measuring is not None:
-                measuring.close()
+                self._let_go(measuring)
             self._measuring.release()
             raise
         await self._invite(convening)
@@ -225,7 +226,14 @@ class ClearingBroker(Broker):
             seed=self._seed(),
             method=appraiser.method,
             cache=self._cache,
+            runner=appraiser.runner(),
         )
+
+    def _let_go(self, measuring: Measuring) -> None:
+        """Close what measures a round, and tell what it computed otherwise than it was meant to."""
+        measuring.close()
+        for said in measuring.fallbacks():
+            self.station.observer.emit(ComputedOtherwise(during="round", reason=said))
 
     async def _ask(self, joined: list[Joined], measuring: Measuring) -> tuple[Document, Asked]:
         document = document_of(self._rounds, self.station.account, joined)
@@ -265,7 +273,7 @@ class ClearingBroker(Broker):
                     await trio.sleep(MEASURE_RETRY)
         finally:
             if measuring is not None:
-                measuring.close()
+                self._let_go(measuring)
             if held:
                 self._measuring.release()
         await self._conduct.finish(convening)

@@ -25,11 +25,12 @@ import torch
 
 from broker_node.clearing.terms import key_of
 from broker_node.evaluate.adapters import merged_pair
+from broker_node.evaluate.curve import ON_CPU, Runner
 from broker_node.evaluate.methods import align
 from broker_node.evaluate.validation import ValidationSet, draw_rows
 from broker_node.mechanisms.gain_cache import GainCache, OnceGain
 from broker_node.verify.stages import Verified
-from node.params.architecture import Architecture, apply
+from node.params.architecture import Architecture
 from node.params.merges import require_whole
 from node.params.permutation import Tensors
 from node.params.recipe import interpolate
@@ -55,8 +56,10 @@ class Measuring:
         seed: Digest,
         method: str,
         cache: Path | None = None,
+        runner: Runner = ON_CPU,
     ) -> None:
-        """`rows`: how many choose α, how many score; `cache`: what was measured before is there.
+        """`rows`: how many choose α, how many score; `cache`: what was measured before is there;
+        `runner`: what answers the rows. Models are lined up and fused on the CPU.
 
         Raises `RemoteProtocolError` for models of several architectures and for adapters, whose
         ranks of all subsets may not add up, `LocalProtocolError` for rows without classes.
@@ -72,7 +75,7 @@ class Measuring:
         choice, score = torch.from_numpy(drawn.choice), torch.from_numpy(drawn.score)
         self._choice = validation.inputs_RF[choice], validation.targets_R[choice]
         self._score = validation.inputs_RF[score], validation.targets_R[score]
-        self._method, self._path = method, cache
+        self._method, self._path, self._runner = method, cache, runner
         said = b"".join(model.weights_root for model in models) + validation.root + seed
         texts = " ".join(dict.fromkeys(model.architecture.text for model in models))
         said += f"{texts} {method} {ALPHAS} {rows}".encode()
@@ -142,10 +145,13 @@ class Measuring:
         right = self._right((fused.architecture, fused.tensors), self._score)
         return round(ONE * right / len(self._score[1])) / ONE
 
-    @torch.inference_mode()
+    def fallbacks(self) -> tuple[str, ...]:
+        """Return what could not be computed as it was meant to be, and what was done instead."""
+        return self._runner.fallbacks()
+
     def _right(
         self, model: tuple[Architecture, Tensors], rows: tuple[torch.Tensor, torch.Tensor]
     ) -> int:
         inputs_RF, targets_R = rows
-        outputs_RC = apply(*model, inputs_RF)
+        outputs_RC = self._runner.outputs(*model, inputs_RF)
         return int((outputs_RC.argmax(dim=1) == targets_R).sum())

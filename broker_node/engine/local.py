@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from broker_node.appraisal import Appraiser, Trial
+from broker_node.appraisal import Appraiser, Remeasured, Trial
 from broker_node.engine.engine import EngineSettings
 from broker_node.evaluate.device import device_of
 from broker_node.verify.stages import Verified
 from node.protocol.evaluation import Evaluation
 from node.protocol.offer import BrokerNotice, Offer
-from node.protocol.quorum import Figure
 from node.protocol.types import Digest
 
 
@@ -43,7 +42,9 @@ class LocalEngine:
     ) -> Trial:
         return self._appraiser.measure(base, sold, task=task, notice=notice)
 
-    def replay(self, subject: Evaluation, recipe: bytes, base: Verified, sold: Verified) -> Figure:
+    def replay(
+        self, subject: Evaluation, recipe: bytes, base: Verified, sold: Verified
+    ) -> Remeasured:
         return self._appraiser.replay(subject, recipe, base, sold)
 
     def settle(self) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Final, NoReturn, cast
 import numpy as np
 import torch
 
-from broker_node.appraisal import CODE_VERSION, Appraiser, Trial
+from broker_node.appraisal import CODE_VERSION, Appraiser, Remeasured, Trial
 from broker_node.engine import ray_tasks
 from broker_node.engine.cluster import Cluster, take_signals_back
 from broker_node.engine.engine import EngineError, EngineSettings, Tell
@@ -28,7 +28,6 @@ from node.params.families import factories
 from node.protocol.errors import MarketError
 from node.protocol.evaluation import Evaluation
 from node.protocol.offer import BrokerNotice, Offer
-from node.protocol.quorum import Figure
 from node.protocol.types import Digest
 
 MAX_HELD: Final = 2 * 1024**3
@@ -95,8 +94,10 @@ class RayEngine:
         found: Trial = self._of_pair(ray_tasks.measured, base, sold, task, notice)
         return found
 
-    def replay(self, subject: Evaluation, recipe: bytes, base: Verified, sold: Verified) -> Figure:
-        found: Figure = self._of_pair(ray_tasks.replayed, base, sold, subject, recipe)
+    def replay(
+        self, subject: Evaluation, recipe: bytes, base: Verified, sold: Verified
+    ) -> Remeasured:
+        found: Remeasured = self._of_pair(ray_tasks.replayed, base, sold, subject, recipe)
         return found
 
     def settle(self) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from broker_node.appraisal import CODE_VERSION, Appraiser, Trial
+from broker_node.appraisal import CODE_VERSION, Appraiser, Remeasured, Trial
 from broker_node.verify.stages import Verified
 from node.params.architecture import layout, parse_architecture
 from node.params.encoding import decode_tensors
@@ -27,7 +27,6 @@ from node.protocol.errors import MarketError
 from node.protocol.evaluation import Evaluation
 from node.protocol.merkle import StreamingRoot
 from node.protocol.offer import BrokerNotice, Offer
-from node.protocol.quorum import Figure
 from node.protocol.types import Digest
 
 T = TypeVar("T")
@@ -176,10 +175,10 @@ def replayed(
     said: tuple[Described, Described],
     subject: Evaluation,
     recipe: bytes,
-) -> Figure | MarketError | Spoilt | AnotherVersion:
+) -> Remeasured | MarketError | Spoilt | AnotherVersion:
     """Measure again what another broker measured."""
 
-    def compute(appraiser: Appraiser) -> Figure:
+    def compute(appraiser: Appraiser) -> Remeasured:
         base, sold = _pair(said, (base_blob, sold_blob), appraiser)
         return appraiser.replay(subject, recipe, base, sold)
 

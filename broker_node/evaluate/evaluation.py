@@ -35,6 +35,10 @@ DEFAULT_SEARCH: Final = "halving-brent"
 QUADRATIC_SEARCH: Final = "exact-quadratic"
 
 
+_SETTINGS: Final = ("alignment", "alpha_search", "merging")
+"""Of a broker, in the order in which a method names them."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated:
     """What one trial found; integers only, so that it can be signed."""
@@ -75,6 +79,19 @@ class Evaluated:
     def alpha(self) -> Millionths:
         """The merge weight: 0 is no trade, one million buys outright."""
         return self.recipe.alpha
+
+
+def apart(named: str, other: str) -> dict[str, tuple[str, str]]:
+    """Return by the name of the setting what differs between two methods, `Evaluated.named` each.
+
+    What is no such name, as a drill's, is compared whole, as ``method``.
+    """
+    sides = [each.split("+") for each in (named, other)]
+    if any(not 2 <= len(side) <= len(_SETTINGS) for side in sides):
+        return {} if named == other else {"method": (named, other)}
+    one, two = ([*side, lerp.NAME][: len(_SETTINGS)] for side in sides)
+    rows = zip(_SETTINGS, one, two, strict=True)
+    return {setting: (ours, theirs) for setting, ours, theirs in rows if ours != theirs}
 
 
 def _gather(

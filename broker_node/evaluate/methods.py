@@ -79,8 +79,18 @@ def alignment_for(alignment: str, seller: Verified) -> str:
 
 def merging_for(merging: str, aligned: Aligned) -> str:
     """Return the merge that can be had of a pair."""
-    linear = isinstance(aligned.buyer.architecture.model, Linear)
-    return lerp.NAME if linear or aligned.method == identity.NAME else merging
+    return _merging(merging, aligned.method, aligned.buyer)
+
+
+def _merging(merging: str, alignment: str, model: Verified) -> str:
+    linear = isinstance(model.architecture.model, Linear)
+    return lerp.NAME if linear or alignment == identity.NAME else merging
+
+
+def usual(seller: Verified) -> Method:
+    """Return what a broker does with a model for sale unless told otherwise: `MARKET`, or less."""
+    alignment = alignment_for(MARKET.alignment, seller)
+    return Method(alignment=alignment, merging=_merging(MARKET.merging, alignment, seller))
 
 
 def align(

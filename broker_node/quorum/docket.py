@@ -34,6 +34,8 @@ DAY: Final = 86_400
 Pair = tuple[Digest, Digest, str, str, tuple[int, ...], Digest]
 """Of which our own trial is: base, what is sold, architecture of each, layers sold, seed of the
 lead. Adapters of one root may be told apart by their scale alone, which their architecture says."""
+Own = tuple[Figure, str]
+"""What our own trial came to, and by which method."""
 _AGREED: Final = (BallotState.AGREED, BallotState.SIGNED)
 
 
@@ -75,7 +77,7 @@ class Docket:
         self._places: Final = places
         self._cases: OrderedDict[tuple[PeerId, Digest], Case] = OrderedDict()
         self._figures: OrderedDict[Digest, Figure] = OrderedDict()
-        self._own_trials: OrderedDict[Pair, Figure] = OrderedDict()
+        self._own_trials: OrderedDict[Pair, Own] = OrderedDict()
         self._signed: deque[tuple[UnixTime, Address]] = deque()
         self._of_buyer: Counter[Address] = Counter()
 
@@ -100,13 +102,13 @@ class Docket:
         while len(self._figures) > self._places:
             self._figures.popitem(last=False)
 
-    def own_trial(self, pair: Pair) -> Figure | None:
+    def own_trial(self, pair: Pair) -> Own | None:
         """Return what our own trial of these models came to."""
         return self._own_trials.get(pair)
 
-    def keep_own_trial(self, pair: Pair, figure: Figure) -> None:
+    def keep_own_trial(self, pair: Pair, own: Own) -> None:
         """Keep what our own trial came to: whatever recipes a lead tries, it is run once."""
-        self._own_trials[pair] = figure
+        self._own_trials[pair] = own
         while len(self._own_trials) > self._places:
             self._own_trials.popitem(last=False)
 

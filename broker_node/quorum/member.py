@@ -22,8 +22,9 @@ import trio
 
 from broker_node.appraisal import Appraiser
 from broker_node.blame import of_seller
+from broker_node.evaluate.evaluation import apart
 from broker_node.findings import ComputedOtherwise
-from broker_node.quorum.docket import Case, Docket
+from broker_node.quorum.docket import Case, Docket, Own
 from broker_node.quorum.pen import Pen
 from broker_node.quorum.replay import differs
 from broker_node.quorum.seats import Seats
@@ -195,23 +196,24 @@ class Member:
         if known is not None:
             return known
         ours, theirs = await self._model(terms.base), await self._model(terms.offer)
-        figure = await trio.to_thread.run_sync(
+        again = await trio.to_thread.run_sync(
             self._appraiser.replay, subject, recipe, ours, theirs, limiter=self._compute
         )
-        own = await self._own_trial(docket, terms, ours, theirs)
+        for said in again.fallbacks:
+            self._station.observer.emit(ComputedOtherwise(during="replay", reason=said))
+        figure = again.figure
+        own, method = await self._own_trial(docket, terms, ours, theirs)
         if not recipe_is_close(own, figure):
             raise RemoteProtocolError(
                 "recipe-differs",
                 f"its gain is {figure.gain}, bound {figure.bound}; of our own {own.gain}, "
-                f"bound {own.bound}; at most {RECIPE_TOLERANCE} apart; it was found by "
-                f"{subject.method}: brokers of a quorum need one alignment and one merging",
+                f"bound {own.bound}; at most {RECIPE_TOLERANCE} apart; "
+                + _why_apart(subject.method, method),
             )
         docket.keep_figure(subject.hash, figure)
         return figure
 
-    async def _own_trial(
-        self, docket: Docket, terms: Terms, base: Verified, sold: Verified
-    ) -> Figure:
+    async def _own_trial(self, docket: Docket, terms: Terms, base: Verified, sold: Verified) -> Own:
         """Return the figure of our own recipe, by the lead's seed; once for each pair."""
         offer, notice = terms.offer, (terms.notice_digest, terms.notice)
         roots = (base.weights_root, sold.weights_root)
@@ -225,7 +227,7 @@ class Member:
             )
             for said in trial.fallbacks:
                 self._station.observer.emit(ComputedOtherwise(during="trial", reason=said))
-            known = figure_of(trial.evaluation)
+            known = (figure_of(trial.evaluation), trial.evaluation.method)
             docket.keep_own_trial(pair, known)
         return known
 
@@ -303,6 +305,14 @@ class Member:
             if case is not None:
                 return docket, case
         raise RemoteProtocolError("unknown-trial", name.hex(), peer=peer)
+
+
+def _why_apart(said: str, ours: str) -> str:
+    """Return which settings of the lead's are others than ours, by what it and we found."""
+    found = [f"{name} = {one}, ours {two}" for name, (one, two) in apart(said, ours).items()]
+    if not found:
+        return f"both were found by {ours}"
+    return f"it was found by {'; '.join(found)[:200]}: brokers of a quorum need the same settings"
 
 
 def _check_subject(subject: Evaluation, notice: BrokerNotice, base: Offer, offer: Offer) -> None:

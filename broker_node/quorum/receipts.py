@@ -205,7 +205,7 @@ def check_measured_again(
     A recipe that was fitted to the rows passes: what it gains on them, it does gain.
     """
     said = figure_of(file.evaluation)
-    found = appraiser.replay(sealed(file.evaluation), file.recipe, base, sold)
+    found = appraiser.replay(sealed(file.evaluation), file.recipe, base, sold).figure
     for field, close in (
         ("loss_before", loss_is_close(said.loss_before, found.loss_before)),
         ("loss_after", loss_is_close(said.loss_after, found.loss_after)),

@@ -1,10 +1,10 @@
 """What is checked before a sender's tensors are computed with.
 
 In order of cost: names, shapes and element types against the architecture, or those of its
-layers that are sold; finite and of sane magnitude; the weights root; and, for a whole model
-that computes something, a finite output on probes; adapters do on the weights of their base. Some
-layers compute nothing by themselves: what they make of a buyer's model is seen when that is
-measured. Every refusal is a `RemoteProtocolError` with its own reason.
+layers that are sold; finite and of sane magnitude, of adapters what they change by too; the weights
+root; and, for a whole model that computes something, a finite output on probes; adapters do on the
+weights of their base. Some layers compute nothing by themselves: what they make of a buyer's model
+is seen when that is measured. Every refusal is a `RemoteProtocolError` with its own reason.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from broker_node.verify.stages import Received, Verified
 from node.params.architecture import Architecture, apply, layout
 from node.params.encoding import weights_root
 from node.params.families.base import TokenModel
+from node.params.families.lora import Lora
 from node.protocol.errors import RemoteProtocolError
 
 MAX_MAGNITUDE: Final = 1e6
@@ -64,6 +65,7 @@ def verify(received: Received) -> Verified:
             raise RemoteProtocolError("not-finite", f"{name}: {low} … {high}")
         if max(-low, high) > MAX_MAGNITUDE:
             raise RemoteProtocolError("bad-magnitude", f"{name}: {low:g} … {high:g}")
+    _require_small_changes(received)
     root = weights_root(dict(received.tensors))
     if root != received.weights_root:
         raise RemoteProtocolError(
@@ -83,3 +85,27 @@ def verify(received: Received) -> Verified:
         if not bool(torch.isfinite(logits_RC).all()):
             raise RemoteProtocolError("overflows", "the output on probes is not finite")
     return model
+
+
+def _require_small_changes(received: Received) -> None:
+    """Raise ``bad-magnitude`` for adapters that change a weight by more than a weight may be.
+
+    A change is α/r · B·A, of which α/r may be 2^20. B is bounded with that too, for any merge moves
+    the scale there.
+    """
+    model = received.architecture.model
+    if not isinstance(model, Lora):
+        return
+    for each in model.modules:
+        a_RI, b_OR = (received.tensors[name].double() for name in each.factors)
+        found = {"B": each.scale * float(b_OR.abs().max())}
+        # no entry of a product is larger than that of the norms, which cost nothing
+        found["B·A"] = each.scale * float(b_OR.norm(dim=1).max() * a_RI.norm(dim=0).max())
+        if found["B·A"] > MAX_MAGNITUDE:
+            found["B·A"] = each.scale * float((b_OR @ a_RI).abs().max())
+        for what, size in found.items():
+            if size > MAX_MAGNITUDE:
+                raise RemoteProtocolError(
+                    "bad-magnitude",
+                    f"{each.path}: α/r · {what} is up to {size:g}, at most {MAX_MAGNITUDE:g}"[:300],
+                )

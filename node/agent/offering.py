@@ -1,4 +1,4 @@
-"""Putting weights of ours on offer: signed, gossiped, and submitted to the broker."""
+"""Putting weights of ours on offer: signed, submitted to the broker, and gossiped then."""
 
 from __future__ import annotations
 
@@ -76,8 +76,10 @@ class Offering:
         if other is not None:
             told = OtherGoodsOffered(offer_digest=name, kind=other.kind, copied=other.copied)
             self._station.observer.emit(told)
-        await self._station.publish(data)
-        await self._submission.of_ours(data)
+        # whoever reads the root in gossip could be heard with it by the broker before us
+        self._station.take_in((data,))
+        async with self._station.held_back.holding(held.root, data):
+            await self._submission.of_ours(data)
         if self._settings.attests:
             await self._submission.of_oath(offer.weights_root)
         return name, offer

@@ -283,6 +283,7 @@ class Seller:
         root = Digest(name)
         if root not in self._station.served or not self._station.blobs.has(root):
             raise RemoteProtocolError("unknown-weights", name.hex()[:64], peer=peer)
+        self._station.held_back.asked_for(root)
         return served(self._station.blobs, root, part)
 
     def serve_goods(self, peer: PeerId, name: bytes, part: str) -> Served:

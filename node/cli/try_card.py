@@ -56,6 +56,14 @@ def card(document: dict[str, Any]) -> str:
         if document["metric"] is not None:
             name = _text(document["metric"])
             lines.append(f"| {name} | {_loss(own['metric'])} → {_loss(best['metric'])} |")
+    lines += [
+        f"| beside it: what a market's broker does with {'+'.join(each['sellers'])} by default, "
+        f"{_text(each['align'])}, {_text(each['merge'])} | loss {_loss(each['loss'])}, accuracy "
+        f"{percent(each['accuracy'])}, gain {percent(each['gain'])}, at least "
+        f"{percent(each['bound'])} |"
+        for each in document["methods"]
+        if each["usual"] and not each["refused"]
+    ]
     tuned = document["controls"]["tuned"]
     if tuned is not None:
         lines.append(

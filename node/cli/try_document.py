@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from broker_node.evaluate.methods import usual
 from broker_node.trying.making import Candidate
 from broker_node.trying.reading import Checkpoint, shown
 from broker_node.trying.receipt import TrialReceipt
@@ -16,6 +17,7 @@ from broker_node.trying.scoring import Score
 from broker_node.trying.trial import FEW_ROWS, Trial
 from node.data.clean import row_digests
 from node.params.architecture import apply
+from node.protocol.kinship import kin
 from node.protocol.types import ONE
 
 if TYPE_CHECKING:
@@ -74,7 +76,9 @@ def document_of(
             "seed": receipt.seed,
             "root": validation.root.hex(),
         },
-        "methods": [_method(each, labels) for each in trial.candidates],
+        "methods": [
+            {**_method(each, labels), "usual": _is_usual(each, models)} for each in trial.candidates
+        ],
         "controls": {
             "own": _scores(trial.buyer),
             "ensemble": None if trial.ensemble is None else _scores(trial.ensemble),
@@ -153,6 +157,16 @@ def _method(candidate: Candidate, labels: list[str]) -> dict[str, Any]:
         "row_evaluations": candidate.row_evaluations,
         "refused": candidate.refused or None,
     }
+
+
+def _is_usual(candidate: Candidate, models: Sequence[Checkpoint]) -> bool:
+    """Whether a market's broker would do this of one seller, unless it is told otherwise."""
+    buyer, *sellers = (model.traded for model in models)
+    sold = [sellers[place] for place in candidate.sellers]
+    if len(sold) != 1 or kin(sold[0].architecture.text) != kin(buyer.architecture.text):
+        return False
+    done = usual(sold[0])
+    return (candidate.align, candidate.merge) == (done.alignment, done.merging)
 
 
 def _share(alpha: int | None) -> float | None:

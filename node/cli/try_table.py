@@ -99,6 +99,8 @@ def _methods(document: dict[str, Any], out: Console) -> None:
     headings = ["from", "alignment", "merge", "α", "loss", "right %", *own_metric]
     rows = f"{document['rows']['choice']:,} rows that choose"
     title = f"Merged into A, gain with its 95 % bound; ★ is best on the {rows}"
+    if any(method["usual"] and not method["refused"] for method in document["methods"]):
+        title += ", ○ what a market's broker does by default"
     table = _table(title, [*headings, "gain %", "≥ %"], left=3)
     # no alignment of one name is broken
     names = [method["align"] for method in document["methods"] if "+" not in method["align"]]
@@ -107,12 +109,13 @@ def _methods(document: dict[str, Any], out: Console) -> None:
         ((at, method) for at, method in enumerate(document["methods"]) if not method["refused"]),
         key=lambda each: (each[1]["choice_loss"] is None, each[1]["choice_loss"]),
     )
-    for place, method in shown[:MAX_SHOWN]:
+    first = [each for at, each in enumerate(shown) if at < MAX_SHOWN or each[1]["usual"]]
+    for place, method in first:
         best = place == document["best"]
         table.add_row(
             "+".join(method["sellers"]),
             Text(method["align"]),
-            Text(method["merge"] + (" ★" if best else "")),
+            Text(method["merge"] + (" ★" if best else "") + (" ○" if method["usual"] else "")),
             alpha_text(method["alpha"]),
             *_figures(method, own=bool(own_metric)),
             _hundredths(method["gain"]),
@@ -141,8 +144,8 @@ def _methods(document: dict[str, Any], out: Console) -> None:
             )
     if shown:
         out.print(table)
-    if len(shown) > MAX_SHOWN:
-        out.print(Text(f"  and {len(shown) - MAX_SHOWN} more; --json has all"))
+    if len(shown) > len(first):
+        out.print(Text(f"  and {len(shown) - len(first)} more; --json has all"))
 
 
 def _figures(found: dict[str, Any], *, own: bool) -> list[str]:

@@ -138,6 +138,16 @@ async def broker_of(opened: Opened, station: Station) -> Broker:
                 "and nothing is for sale; say report"
             )
         from broker_node.clearing.broker import ClearingBroker
+        from broker_node.evaluate.device import device_of
+        from broker_node.findings import ComputedOtherwise
+
+        device = device_of(config.device)
+        if config.engine != "local":
+            said = (
+                f"engine = {config.engine}: rounds ({config.mechanism}) are measured by the "
+                f"broker's own process, on {device}"
+            )
+            opened.observer.emit(ComputedOtherwise(during="engine", reason=said))
 
         house = await trio.to_thread.run_sync(house_of_broker, opened)
         make = functools.partial(

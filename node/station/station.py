@@ -40,7 +40,8 @@ from node.protocol.messages import (
 from node.protocol.offer import BrokerNotice, Offer, Receipt, Statement
 from node.protocol.signing import address_of
 from node.protocol.types import Address, Digest, PeerId
-from node.protocol.verdict import Verdict
+from node.protocol.verdict import Verdict, accept
+from node.station.holding import HeldBack
 
 M = TypeVar("M", bound=StreamMessage)
 N = TypeVar("N", bound=StreamMessage)
@@ -48,6 +49,7 @@ Answer = Callable[[PeerId, StreamMessage], Awaitable[StreamMessage]]
 Question = type[StreamMessage]
 
 REPUBLISH_SECONDS: Final = 15.0
+MAX_TOLD_FIRST: Final = 4_096
 """Gossip has no memory: what is still good is said again for those who came later."""
 PRUNE_SECONDS: Final = 86_400.0
 TRADE_RETENTION_SECONDS: Final = 90 * 86_400
@@ -101,6 +103,8 @@ class Station:
         """Accounts under which brokers that we joined by sit in the escrow."""
         self._trade_retention = trade_retention
         self._making = 0
+        self.held_back = HeldBack(self.publish)
+        self._told_us_first: dict[bytes, None] = {}
         self.served: set[Digest] = set()
         """Roots of weights that brokers may fetch from us."""
         self.heard = trio.Event()
@@ -135,6 +139,7 @@ class Station:
             nursery.start_soon(self._prune_for_ever)
             nursery.start_soon(self._republish_for_ever)
             nursery.start_soon(self._drain_gossip)
+            nursery.start_soon(self.held_back.run)
 
     # ── saying ──
 
@@ -330,12 +335,21 @@ class Station:
 
     def _judge(self, sender: PeerId, data: bytes) -> Verdict:
         verdict = self.book.receive(data, self.clock())
+        if data in self._told_us_first:
+            del self._told_us_first[data]
+            verdict = accept() if verdict.reason == "duplicate" else verdict
         self.observer.emit(
             StatementJudged(sender=sender, verdict=verdict.judgement.value, reason=verdict.reason)
         )
         if verdict.accepted:
             self._ring()
         return verdict
+
+    def told_first(self, data: bytes) -> None:
+        """Pass this on when it comes by gossip: it is no news then, its issuer told us first."""
+        self._told_us_first[data] = None
+        if len(self._told_us_first) > MAX_TOLD_FIRST:
+            del self._told_us_first[next(iter(self._told_us_first))]
 
     def take_in(self, statements: tuple[bytes, ...]) -> None:
         """Judge statements that a broker listed, as if they had come by gossip."""
@@ -360,7 +374,8 @@ class Station:
     async def _republish_for_ever(self) -> None:
         while True:
             for data in self.journal.statements(self.clock()):
-                await self.network.publish(data)
+                if data not in self.held_back:
+                    await self.network.publish(data)
             await trio.sleep(REPUBLISH_SECONDS)
 
 

@@ -13,8 +13,9 @@ import torch
 import trio
 
 from broker_node.align.weight_matching import weight_matching
+from broker_node.commitments import MAX_OF_ROOT
 from broker_node.findings import LikenessExplained, NotCompared, ReplicaFound
-from broker_node.provenance import MAX_COMPARED, MAX_OF_ROOT, Provenance, replicas_in
+from broker_node.provenance import MAX_COMPARED, Provenance, replicas_in
 from broker_node.shelf import ModelShelf
 from broker_node.verify.comparing import Comparer
 from broker_node.verify.stages import Verified
@@ -240,7 +241,7 @@ async def test_a_crowd_that_claims_one_root_is_no_place_for_and_stands_behind_th
 async def test_a_store_full_of_claims_to_held_models_lets_the_next_offer_in(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker_node.provenance.MAX_COMMITMENTS", 4)
+    monkeypatch.setattr("broker_node.commitments.MAX_COMMITMENTS", 4)
     door = Door(journal, "report")
     for number in range(4):  # all first, and all held
         await door.offers(cast.Party(f"free {number}"), model(started(10 + number)))
@@ -254,7 +255,7 @@ async def test_a_store_full_of_claims_to_held_models_lets_the_next_offer_in(
 async def test_a_flood_of_claims_to_one_held_root_gives_way_before_its_first(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker_node.provenance.MAX_COMMITMENTS", 4)
+    monkeypatch.setattr("broker_node.commitments.MAX_COMMITMENTS", 4)
     door = Door(journal, "report")
     await door.offers(ANN, OWN)
     for number in range(4):
@@ -354,7 +355,7 @@ async def test_no_more_models_are_matched_than_is_said(
 async def test_a_crowd_of_commitments_makes_nobodys_held_model_a_strangers(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker_node.provenance.MAX_COMMITMENTS", 4)
+    monkeypatch.setattr("broker_node.commitments.MAX_COMMITMENTS", 4)
     door = Door(journal)
     await door.offers(ANN, OWN)
     for number in range(8):

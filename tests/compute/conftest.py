@@ -9,16 +9,20 @@ import torch
 from hypothesis import settings
 
 from broker_node.align.registry import ALIGNERS
+from broker_node.appraisal import MarketAppraiser, Trial
 from broker_node.evaluate.validation import ValidationSet
 from broker_node.verify.checks import verify
 from broker_node.verify.stages import Received, Verified
 from node.data.datasets import load_digits
 from node.data.split import split_test
+from node.params.adapters import Base
 from node.params.encoding import weights_root
 from node.params.recipe import interpolate
 from node.protocol.types import ONE, Millionths
 from node.training.registry import build_trainer
 from node.training.trainer import Task, Trainer
+from tests.params.learned_adapters import PERCEPTRON, base_of, buyers, sellers, verified
+from tests.protocol import cast
 
 # the machine may be shared: property tests are not timed
 settings.register_profile("untimed", deadline=None)
@@ -63,3 +67,32 @@ def trained(trainer: Trainer, tensors: dict[str, torch.Tensor], epochs: range) -
 def validation() -> ValidationSet:
     """The broker's rows of digits."""
     return ValidationSet.of(split_test(load_digits(Path("/nowhere"))).validation)
+
+
+@pytest.fixture(scope="session")
+def perceptron_base() -> Base:
+    """The perceptron that the adapters are of."""
+    torch.set_num_threads(1)
+    return base_of(PERCEPTRON)
+
+
+@pytest.fixture(scope="session")
+def adapter_appraiser(perceptron_base: Base, validation: ValidationSet) -> MarketAppraiser:
+    """A broker's, of adapters of that base; it measures the control too."""
+    return MarketAppraiser(validation, classes=10, base=perceptron_base, control=True)
+
+
+@pytest.fixture(scope="session")
+def adapter_pair(perceptron_base: Base) -> tuple[Verified, Verified]:
+    """A buyer's adapters and a seller's, of one half of the digits each."""
+    ours, theirs = (verified(each(PERCEPTRON), perceptron_base) for each in (buyers, sellers))
+    return ours, theirs
+
+
+@pytest.fixture(scope="session")
+def adapter_trial(
+    adapter_appraiser: MarketAppraiser, adapter_pair: tuple[Verified, Verified]
+) -> Trial:
+    """The sellers' tried on the buyers'."""
+    notice = (cast.NOTICE_DIGEST, cast.NOTICE)
+    return adapter_appraiser.measure(*adapter_pair, task="digits", notice=notice)

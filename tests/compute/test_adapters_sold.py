@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from broker_node.align.stages import Aligned
 from broker_node.appraisal import MarketAppraiser
@@ -18,10 +17,10 @@ from broker_node.evaluate.evaluation import evaluate
 from broker_node.evaluate.methods import align
 from broker_node.evaluate.validation import ValidationSet
 from broker_node.verify.checks import MAX_MAGNITUDE
-from node.data.datasets import load_digits
-from node.data.split import split_test
+from broker_node.verify.stages import Verified
 from node.params.adapters import MAX_SOLD_RANK, Adapter, Base, cosine
 from node.params.architecture import Architecture, layout
+from node.params.encoding import weights_root
 from node.params.families.lora import MAX_ALPHA, MAX_RANK
 from node.params.recipe import NO_ALIGNMENT
 from node.protocol import merkle
@@ -31,10 +30,8 @@ from node.protocol.parameters import encoded_length
 from node.protocol.pooling import JoinRound
 from node.protocol.types import ONE, Digest, Millionths, Wei
 from tests.params.learned_adapters import (
-    FOLDER,
     PERCEPTRON,
     adapter_of,
-    base_of,
     buyers,
     rows_of,
     sellers,
@@ -43,22 +40,6 @@ from tests.params.learned_adapters import (
 from tests.protocol import cast
 
 NOTICE = (cast.NOTICE_DIGEST, cast.NOTICE)
-
-
-@pytest.fixture(scope="module")
-def base() -> Base:
-    torch.set_num_threads(1)
-    return base_of(PERCEPTRON)
-
-
-@pytest.fixture(scope="module")
-def rows() -> ValidationSet:
-    return ValidationSet.of(split_test(load_digits(FOLDER)).validation)
-
-
-@pytest.fixture(scope="module")
-def appraiser(base: Base, rows: ValidationSet) -> MarketAppraiser:
-    return MarketAppraiser(rows, classes=10, base=base)
 
 
 def offer_of(architecture: Architecture, **changes: Any) -> Offer:
@@ -79,10 +60,12 @@ def of_rank(rank: int, base: Base) -> Architecture:
 
 
 @pytest.mark.parametrize("rank", [4, MAX_RANK])
-async def test_a_round_is_not_joined_with_adapters_of_any_rank(rank: int, base: Base) -> None:
+async def test_a_round_is_not_joined_with_adapters_of_any_rank(
+    rank: int, perceptron_base: Base
+) -> None:
     """One of them with padded ranks, or a few honest ones, have no sum: nobody pays for that."""
-    text = of_rank(rank, base).text
-    offer = offer_of(of_rank(4, base)) if rank == 4 else cast.offer(architecture=text)
+    text = of_rank(rank, perceptron_base).text
+    offer = offer_of(of_rank(4, perceptron_base)) if rank == 4 else cast.offer(architecture=text)
     gathered: list[Any] = []
     bases: Any = SimpleNamespace(offer=lambda *_: offer, data_of=lambda _: b"")
     broker: Any = SimpleNamespace(
@@ -102,7 +85,7 @@ async def test_a_round_is_not_joined_with_adapters_of_any_rank(rank: int, base: 
 
 
 @pytest.mark.parametrize("mechanism", ["eeg", "nash"])
-def test_a_call_refuses_adapters_at_their_trial(mechanism: str, base: Base) -> None:
+def test_a_call_refuses_adapters_at_their_trial(mechanism: str, perceptron_base: Base) -> None:
     nobody: Any = SimpleNamespace()
     settings: Any = SimpleNamespace(mechanism=mechanism, call_seconds=1)
     desk = CallDesk(nobody, nobody, settings)
@@ -120,7 +103,7 @@ def test_a_call_refuses_adapters_at_their_trial(mechanism: str, base: Base) -> N
         desk.tried(cast.word("trial"), tried)
     assert refused.value.reason == "adapters-pairwise"
     assert not desk._accounts
-    tried.offer = cast.offer(architecture=base.architecture.text)
+    tried.offer = cast.offer(architecture=perceptron_base.architecture.text)
     desk.tried(cast.word("trial"), tried)
     assert desk._accounts
 
@@ -142,31 +125,81 @@ def turned(adapter: Adapter, size: float) -> Adapter:
     return Adapter(Architecture("lora", config), tensors)
 
 
-def test_adapters_are_not_sold_whose_merges_no_broker_takes(
-    appraiser: MarketAppraiser, base: Base
+@pytest.mark.parametrize(("factor", "what"), [("lora_B", "B"), ("", "B·A")])
+def test_adapters_that_change_weights_beyond_measure_are_not_taken_in(
+    factor: str, what: str, perceptron_base: Base
 ) -> None:
-    ours, honest = verified(buyers(PERCEPTRON), base), sellers(PERCEPTRON)
+    """Their factors are sane, and their scale is what is not."""
+    honest = sellers(PERCEPTRON)
+    modules = {each.path: [each.rank, MAX_ALPHA] for each in honest.lora.modules}
+    architecture = Architecture("lora", {**honest.architecture.config, "modules": modules})
+    for times, taken in ((1, True), (1_000, False)):
+        tensors = {
+            name: times * tensor if factor in name else tensor
+            for name, tensor in honest.tensors.items()
+        }
+        if not factor:  # A alone is large: what B is by its scale stays as it was
+            tensors |= {name: t / times for name, t in tensors.items() if "lora_B" in name}
+        assert max(float(tensor.abs().max()) for tensor in tensors.values()) < MAX_MAGNITUDE / 100
+        loud = Adapter(architecture, tensors)
+        if taken:
+            assert verified(loud, perceptron_base).base is perceptron_base
+            continue
+        with pytest.raises(RemoteProtocolError) as refused:
+            verified(loud, perceptron_base)
+        assert refused.value.reason == "bad-magnitude"
+        assert f"α/r · {what} is up to" in refused.value.detail
+
+
+def test_a_factor_that_is_large_where_the_other_is_nothing_is_taken_in(
+    perceptron_base: Base,
+) -> None:
+    """What counts is the product: norms alone would refuse it."""
+    honest = sellers(PERCEPTRON)
+    tensors = {name: tensor.clone() for name, tensor in honest.tensors.items()}
+    for each in honest.lora.modules:
+        a, b = each.factors
+        tensors[a][0], tensors[b][:, 0] = 0.9 * MAX_MAGNITUDE, 0
+        tensors[b][:, 1:] *= 10
+    loud = Adapter(honest.architecture, tensors)
+    assert verified(loud, perceptron_base).tensors is tensors
+
+
+def unchecked(adapter: Adapter, base: Base) -> Verified:
+    """As if a broker had let it in."""
+    return dataclasses.replace(
+        verified(sellers(PERCEPTRON), base),
+        weights_root=weights_root(adapter.tensors),
+        architecture=adapter.architecture,
+        tensors=adapter.tensors,
+    )
+
+
+def test_adapters_are_not_sold_whose_merges_no_broker_takes(
+    adapter_appraiser: MarketAppraiser, perceptron_base: Base
+) -> None:
+    ours, honest = verified(buyers(PERCEPTRON), perceptron_base), sellers(PERCEPTRON)
     loud = turned(honest, size=1_000)
     assert cosine(loud, honest) == pytest.approx(1, abs=1e-6)
-    theirs = verified(loud, base)  # each of the factors is sane by itself
+    theirs = unchecked(loud, perceptron_base)
     with pytest.raises(RemoteProtocolError) as refused:
-        appraiser.measure(ours, theirs, task="digits", notice=NOTICE)
+        adapter_appraiser.measure(ours, theirs, task="digits", notice=NOTICE)
     assert refused.value.reason == "bad-magnitude"
     assert refused.value.detail.startswith("what is merged: ")
     # as loud as may be, and taken
-    quiet = verified(turned(honest, size=1), base)
-    trial = appraiser.measure(ours, quiet, task="digits", notice=NOTICE)
+    quiet = verified(turned(honest, size=1), perceptron_base)
+    trial = adapter_appraiser.measure(ours, quiet, task="digits", notice=NOTICE)
     assert trial.evaluation.gain > 500_000
 
 
 @pytest.mark.parametrize("alpha", [0, 1, ONE])
 def test_what_is_bought_outright_is_seen_as_the_next_merge_will_have_it(
-    alpha: int, base: Base, rows: ValidationSet
+    alpha: int, perceptron_base: Base, validation: ValidationSet
 ) -> None:
-    ours = verified(buyers(PERCEPTRON), base)
-    theirs = verified(turned(sellers(PERCEPTRON), size=0.9 * MAX_MAGNITUDE), base)
+    ours = verified(buyers(PERCEPTRON), perceptron_base)
+    theirs = unchecked(turned(sellers(PERCEPTRON), size=0.9 * MAX_MAGNITUDE), perceptron_base)
     aligned: Aligned = align("identity", ours, theirs, seed=0)
-    found = evaluate(whole_pair(aligned), rows, seed=Digest(bytes(32)))
+    found = evaluate(whole_pair(aligned), validation, seed=Digest(bytes(32)))
     share = Millionths(alpha)
     found = dataclasses.replace(found, recipe=NO_ALIGNMENT.with_alpha(share))
     merged = merged_pair(aligned, share)
@@ -179,12 +212,12 @@ def test_what_is_bought_outright_is_seen_as_the_next_merge_will_have_it(
 
 
 def test_what_is_sold_is_of_few_ranks_and_what_is_only_tried_upon_of_any(
-    appraiser: MarketAppraiser, base: Base
+    adapter_appraiser: MarketAppraiser, perceptron_base: Base
 ) -> None:
-    appraiser.screen(offer_of(of_rank(MAX_SOLD_RANK, base)))
-    padded = of_rank(MAX_SOLD_RANK + 1, base)
+    adapter_appraiser.screen(offer_of(of_rank(MAX_SOLD_RANK, perceptron_base)))
+    padded = of_rank(MAX_SOLD_RANK + 1, perceptron_base)
     with pytest.raises(RemoteProtocolError) as refused:
-        appraiser.screen(offer_of(padded))
+        adapter_appraiser.screen(offer_of(padded))
     assert refused.value.reason == "bad-rank"
     assert "layers.0: 257" in refused.value.detail
-    appraiser.screen(offer_of(padded, reserve=NOT_FOR_SALE))
+    adapter_appraiser.screen(offer_of(padded, reserve=NOT_FOR_SALE))

@@ -12,54 +12,24 @@ import trio
 
 from broker_node import trials
 from broker_node.appraisal import MarketAppraiser, Trial
-from broker_node.evaluate.validation import ValidationSet
 from broker_node.findings import MergeScanned
 from broker_node.scanning import Scanned, scan_of
 from broker_node.trials import Trials
 from broker_node.verify.stages import Verified
 from node.chronicle import TrialDone
-from node.data.datasets import load_digits
-from node.data.split import split_test
 from node.observe import Event, Observer
-from node.params.adapters import Base
 from node.params.architecture import Architecture
 from node.params.merges import merge_bought
 from node.protocol.types import ONE, Digest, Millionths
 from tests.params.learned_adapters import (
-    FOLDER,
     PERCEPTRON,
     base_of,
-    buyers,
-    sellers,
     strangers,
     verified,
 )
 from tests.protocol import cast
 
 NOTICE = (cast.NOTICE_DIGEST, cast.NOTICE)
-
-
-@pytest.fixture(scope="module")
-def base() -> Base:
-    torch.set_num_threads(1)
-    return base_of(PERCEPTRON)
-
-
-@pytest.fixture(scope="module")
-def appraiser(base: Base) -> MarketAppraiser:
-    rows = ValidationSet.of(split_test(load_digits(FOLDER)).validation)
-    return MarketAppraiser(rows, classes=10, base=base)
-
-
-@pytest.fixture(scope="module")
-def adapters(base: Base) -> tuple[Verified, Verified]:
-    ours, theirs = (verified(each(PERCEPTRON), base) for each in (buyers, sellers))
-    return ours, theirs
-
-
-@pytest.fixture(scope="module")
-def trial(appraiser: MarketAppraiser, adapters: tuple[Verified, Verified]) -> Trial:
-    return appraiser.measure(*adapters, task="digits", notice=NOTICE)
 
 
 class Desk:
@@ -77,18 +47,18 @@ class Desk:
 
 
 async def test_a_trial_of_adapters_is_looked_at_as_the_models_that_they_make(
-    appraiser: MarketAppraiser, adapters: tuple[Verified, Verified]
+    adapter_appraiser: MarketAppraiser, adapter_pair: tuple[Verified, Verified]
 ) -> None:
-    desk = Desk(appraiser)
-    await desk.measures(adapters)
+    desk = Desk(adapter_appraiser)
+    await desk.measures(adapter_pair)
     (seen,) = [event for event in desk.events if isinstance(event, MergeScanned)]
     assert (seen.verdict, seen.found, seen.rows) == ("not found", (), 300)
 
 
 def test_a_merge_of_adapters_that_went_wrong_is_found_out_on_its_base(
-    trial: Trial,
-    appraiser: MarketAppraiser,
-    adapters: tuple[Verified, Verified],
+    adapter_trial: Trial,
+    adapter_appraiser: MarketAppraiser,
+    adapter_pair: tuple[Verified, Verified],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def boosted(*sides: Any) -> tuple[Architecture, dict[str, torch.Tensor]]:
@@ -96,49 +66,52 @@ def test_a_merge_of_adapters_that_went_wrong_is_found_out_on_its_base(
         return architecture, {n: t if "lora_A" in n else 40 * t for n, t in tensors.items()}
 
     monkeypatch.setattr("broker_node.scanning.merge_bought", boosted)
-    seen = scan_of(trial, *adapters, appraiser.probes_RF)
+    seen = scan_of(adapter_trial, *adapter_pair, adapter_appraiser.probes_RF)
     assert seen.verdict == "found"
     assert any(one.startswith("spectral-norm layers.0.weight") for one in seen.found)
 
 
 @pytest.mark.parametrize("why", ["other-base", "no-base", "recipe"])
 def test_a_merge_that_cannot_be_made_again_is_not_scanned_and_says_why(
-    why: str, trial: Trial, appraiser: MarketAppraiser, adapters: tuple[Verified, Verified]
+    why: str,
+    adapter_trial: Trial,
+    adapter_appraiser: MarketAppraiser,
+    adapter_pair: tuple[Verified, Verified],
 ) -> None:
-    ours, theirs = adapters
-    asked = trial
+    ours, theirs = adapter_pair
+    asked = adapter_trial
     if why == "other-base":
         theirs = verified(strangers(PERCEPTRON), base_of(PERCEPTRON, seed=9))
     elif why == "no-base":
         ours = dataclasses.replace(ours, base=None)
     else:
-        asked = dataclasses.replace(trial, recipe=b"\xff" * 5_000)
-    seen = scan_of(asked, ours, theirs, appraiser.probes_RF)
+        asked = dataclasses.replace(adapter_trial, recipe=b"\xff" * 5_000)
+    seen = scan_of(asked, ours, theirs, adapter_appraiser.probes_RF)
     assert (seen.verdict, seen.rows) == ("not scanned", 0)
     assert 0 < len(seen.found[0]) <= 200
 
 
 def test_an_error_that_nobody_thought_of_is_not_scanned(
-    trial: Trial,
-    appraiser: MarketAppraiser,
-    adapters: tuple[Verified, Verified],
+    adapter_trial: Trial,
+    adapter_appraiser: MarketAppraiser,
+    adapter_pair: tuple[Verified, Verified],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def breaks(*_: object) -> None:
         raise RuntimeError("linalg.svd: the algorithm failed to converge")
 
     monkeypatch.setattr("broker_node.scanning.scan", breaks)
-    seen = scan_of(trial, *adapters, appraiser.probes_RF)
+    seen = scan_of(adapter_trial, *adapter_pair, adapter_appraiser.probes_RF)
     assert (seen.verdict, seen.rows) == ("not scanned", 0)
     assert "converge" in seen.found[0]
 
 
 async def test_a_look_that_is_cut_off_costs_no_measurement(
-    appraiser: MarketAppraiser,
-    adapters: tuple[Verified, Verified],
+    adapter_appraiser: MarketAppraiser,
+    adapter_pair: tuple[Verified, Verified],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    desk, scope = Desk(appraiser), trio.CancelScope()
+    desk, scope = Desk(adapter_appraiser), trio.CancelScope()
 
     def cut(*_: object) -> Scanned:
         trio.from_thread.run_sync(scope.cancel)
@@ -147,9 +120,9 @@ async def test_a_look_that_is_cut_off_costs_no_measurement(
 
     monkeypatch.setattr(trials, "scan_of", cut)
     with scope:
-        await desk.measures(adapters)
+        await desk.measures(adapter_pair)
     assert scope.cancelled_caught
     assert len([event for event in desk.events if isinstance(event, TrialDone)]) == 1
-    again = await desk.measures(adapters)  # known: neither measured nor looked at
+    again = await desk.measures(adapter_pair)  # known: neither measured nor looked at
     assert 0 < again.evaluation.alpha < Millionths(ONE)
     assert len(desk.events) == 1

@@ -136,7 +136,7 @@ def test_a_brokers_trial_by_the_default_is_replayed_from_its_recipe(
     assert recipe.shares
     assert recipe.alpha == subject.alpha
     anybody = MarketAppraiser(validation, classes=10)
-    figure = anybody.replay(subject, found.recipe, *pair)
+    figure = anybody.replay(subject, found.recipe, *pair).figure
     assert (figure.gain, figure.bound) == (subject.gain, subject.bound)
     # one share moved by a millionth is another recipe, and another model
     name, shares = next(iter(recipe.shares.items()))

@@ -11,7 +11,7 @@ from typing import Any
 
 import trio
 
-from broker_node.appraisal import Appraiser, DrillAppraiser, Trial
+from broker_node.appraisal import Appraiser, DrillAppraiser, Remeasured, Trial
 from broker_node.service import Broker
 from broker_node.verify.stages import Verified
 from node.agent.agent import Agent
@@ -53,9 +53,11 @@ class Measured(DrillAppraiser):
         trial = super().measure(base, sold, task=task, notice=notice)
         return dataclasses.replace(trial, evaluation=with_figure(trial.evaluation, self.figure()))
 
-    def replay(self, subject: Evaluation, recipe: bytes, base: Verified, sold: Verified) -> Figure:
+    def replay(
+        self, subject: Evaluation, recipe: bytes, base: Verified, sold: Verified
+    ) -> Remeasured:
         super().replay(subject, recipe, base, sold)
-        return self.figure()
+        return Remeasured(figure=self.figure())
 
 
 class OtherRows(DrillAppraiser):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from broker_node.appraisal import DrillAppraiser
+from broker_node.appraisal import DrillAppraiser, Remeasured
 from broker_node.quorum import lead as leading
 from broker_node.quorum import seats
 from broker_node.verify.stages import Verified
@@ -19,7 +19,7 @@ from node.protocol.eip712 import digest
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
 from node.protocol.evaluation import Evaluation
 from node.protocol.messages import Cosign, OpenFigure, Replay
-from node.protocol.quorum import Figure, signers_of
+from node.protocol.quorum import signers_of
 from node.protocol.types import PeerId
 from tests.protocol.cast import BUYER, DOMAIN, SELLER, Party, word
 from tests.quorum.chamber import NAMES, Room, Sale, open_room
@@ -51,7 +51,9 @@ class Counting(DrillAppraiser):
     def __init__(self) -> None:
         self.replays = 0
 
-    def replay(self, subject: Evaluation, recipe: bytes, base: Verified, sold: Verified) -> Figure:
+    def replay(
+        self, subject: Evaluation, recipe: bytes, base: Verified, sold: Verified
+    ) -> Remeasured:
         self.replays += 1
         return super().replay(subject, recipe, base, sold)
 

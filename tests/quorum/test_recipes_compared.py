@@ -75,6 +75,7 @@ async def test_a_recipe_is_worth_what_our_own_is_or_is_not_signed_for(
             else:
                 error = await refused("recipe-differs", liar.replay())
                 assert str(DrillAppraiser.GAIN) in error.detail
+                assert "both were found by drill" in error.detail
                 assert signatures_of(room["second"]) == []
 
 
@@ -90,7 +91,8 @@ async def test_the_own_trial_of_a_pair_is_run_once_for_each_lead(tmp_path: Path)
         docket._places = 1  # type: ignore[misc]
         for number in range(3):
             docket.keep_own_trial(
-                (Digest(bytes([number] * 32)),) * 2 + ("", "", (), Digest(b"")), own._own
+                (Digest(bytes([number] * 32)),) * 2 + ("", "", (), Digest(b"")),
+                (own._own, "drill"),
             )
         assert len(docket._own_trials) == 1
 
@@ -164,7 +166,7 @@ def _with_recipe(liar: Liar, pair: tuple[Verified, Verified], recipe: Recipe) ->
             merged_root=weights_root(merged),
         )
     )
-    figure = liar.lead.appraiser.replay(subject, recipe.encode(), base, sold)
+    figure = liar.lead.appraiser.replay(subject, recipe.encode(), base, sold).figure
     return Trial(evaluation=with_figure(subject, figure), recipe=recipe.encode())
 
 
@@ -220,7 +222,9 @@ async def test_honest_members_refuse_a_recipe_that_was_fitted_to_the_rows(
     moved = figure_of(fitted.evaluation).gain - figure_of(honest.evaluation).gain
     assert abs(moved) > 4 * RECIPE_TOLERANCE
     # whoever replays it alone finds nothing wrong
-    found = room["second"].appraiser.replay(sealed(fitted.evaluation), fitted.recipe, base, sold)
+    found = (
+        room["second"].appraiser.replay(sealed(fitted.evaluation), fitted.recipe, base, sold).figure
+    )
     assert found == figure_of(fitted.evaluation)
     liar.trial = fitted
     await refused("recipe-differs", liar.replay())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from broker_node.appraisal import MarketAppraiser, Trial
+from broker_node.appraisal import MarketAppraiser, Remeasured, Trial
 from broker_node.evaluate.validation import ValidationSet
 from broker_node.verify.stages import Verified
 from node.chronicle import PeerFault
@@ -17,7 +17,7 @@ from node.data.datasets import load_digits
 from node.data.split import split_test
 from node.protocol.evaluation import Evaluation
 from node.protocol.offer import BrokerNotice
-from node.protocol.quorum import GAIN_TOLERANCE, Figure
+from node.protocol.quorum import GAIN_TOLERANCE
 from node.protocol.types import Digest
 from tests.market.test_layer_subsets import DigitsAgent, offers
 from tests.quorum.quorum_market import (
@@ -59,7 +59,9 @@ class Threaded(MarketAppraiser):
         with self._threaded():
             return super().measure(base, sold, task=task, notice=notice)
 
-    def replay(self, subject: Evaluation, recipe: bytes, base: Verified, sold: Verified) -> Figure:
+    def replay(
+        self, subject: Evaluation, recipe: bytes, base: Verified, sold: Verified
+    ) -> Remeasured:
         with self._threaded():
             return super().replay(subject, recipe, base, sold)
 

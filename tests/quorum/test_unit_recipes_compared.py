@@ -113,7 +113,7 @@ def _fitted_to_the_score(liar: Liar, pair: tuple[Verified, Verified], rows: Vali
     lie = sealed(
         dataclasses.replace(subject, recipe_hash=recipe.hash, merged_root=weights_root(merged))
     )
-    figure = liar.lead.appraiser.replay(lie, recipe.encode(), base, sold)
+    figure = liar.lead.appraiser.replay(lie, recipe.encode(), base, sold).figure
     return Trial(evaluation=with_figure(lie, figure), recipe=recipe.encode())
 
 
@@ -127,7 +127,9 @@ async def test_shares_that_were_fitted_to_the_rows_that_score_are_refused(
     moved = figure_of(fitted.evaluation).gain - figure_of(honest.evaluation).gain
     assert moved > 4 * RECIPE_TOLERANCE
     # whoever replays it alone finds nothing wrong
-    found = room["third"].appraiser.replay(sealed(fitted.evaluation), fitted.recipe, base, sold)
+    found = (
+        room["third"].appraiser.replay(sealed(fitted.evaluation), fitted.recipe, base, sold).figure
+    )
     assert found == figure_of(fitted.evaluation)
     liar.trial = fitted
     await refused("recipe-differs", liar.replay())

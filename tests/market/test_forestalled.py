@@ -1,0 +1,95 @@
+"""A seller is safe from whoever reads its root in gossip, and is heard with it before it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from broker_node.findings import ReplicaFound
+from node.agent.agent import Agent
+from node.chronicle import StatementPublished
+from node.observe import Record
+from node.params.encoding import encode_tensors
+from node.protocol.errors import RemoteProtocolError
+from node.protocol.messages import Submit, Submitted
+from tests.market.market import Market, Party, eventually, open_market, weights
+from tests.market.strangers import offer_of
+
+WEIGHTS = weights("seller")
+
+
+async def claims(thief: Party, *, nonce: int = 7) -> bytes:
+    """Gossip an offer of another's root, and wait until the broker has heard it."""
+    _, data = thief.station.sign(offer_of(thief, encode_tensors(WEIGHTS), nonce=nonce))
+    await thief.station.publish(data)
+    broker = thief.market.broker
+    await eventually(lambda: broker.sees(thief) is not None, "the thief's claim")
+    return data
+
+
+async def submits(party: Party, market: Market, data: bytes) -> None:
+    await party.station.ask(market.broker.peer_id, Submit(statement=data), Submitted, seconds=10)
+
+
+async def test_a_root_that_a_thief_named_first_is_sold_by_who_has_its_bytes(
+    tmp_path: Path,
+) -> None:
+    async with open_market(tmp_path, replicas="refuse") as market:
+        seller = await market.join("seller", Agent)
+        buyer = await market.join("buyer", Agent)
+        thief = await market.join("thief", Agent)
+        claim = await claims(thief)
+        await seller.offer(WEIGHTS)
+        assert seller.blamed("submit") == []
+        with pytest.raises(RemoteProtocolError, match="unknown-weights"):
+            await submits(thief, market, claim)  # it has no bytes to show
+        assert market.broker.heard(ReplicaFound) == []
+        await market.see_paid(await buyer.buy(seller), buyer, seller)
+
+
+async def test_who_was_heard_first_shows_its_bytes_though_another_brought_them(
+    tmp_path: Path,
+) -> None:
+    """Someone who bought the model elsewhere comes to this door before its seller does."""
+    async with open_market(tmp_path, replicas="refuse") as market:
+        seller = await market.join("seller", Agent)
+        thief = await market.join("thief", Agent)
+        await claims(seller)
+        stolen = await claims(thief, nonce=8)
+        held = thief.station.blobs.put_bytes(encode_tensors(WEIGHTS))
+        thief.station.served.add(held.root)
+        await submits(thief, market, stolen)
+        await seller.offer(WEIGHTS)
+        assert seller.blamed("submit") == []
+        assert {found.seller for found in market.broker.heard(ReplicaFound)} == {thief.account}
+        with pytest.raises(RemoteProtocolError, match="replica"):
+            await submits(thief, market, stolen)
+
+
+async def test_nobody_reads_a_root_in_gossip_before_the_broker_has_it_of_its_seller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.station.station.REPUBLISH_SECONDS", 0.01)
+    async with open_market(tmp_path, replicas="refuse") as market:
+        seller = await market.join("seller", Agent)
+        reader = await market.join("reader", Agent)
+        intake, known = market.broker.shell.intake, list[bool]()
+        admit = intake.verified
+
+        async def slowly(offer: object) -> object:
+            with trio.move_on_after(0.5):
+                await reader.station.heard.wait()  # gossip would be here by now
+            known.append(reader.sees(seller) is not None)
+            return await admit(offer)
+
+        def published(record: Record) -> None:
+            if isinstance(record.event, StatementPublished) and record.event.kind == "offer":
+                known.append(market.broker.sees(seller) is None)
+
+        seller.station.observer.subscribe(published)
+        monkeypatch.setattr(intake, "verified", slowly)
+        await seller.offer(WEIGHTS)
+        assert known == [False, False]
+        await eventually(lambda: reader.sees(seller) is not None, "the offer, gossiped at last")
