@@ -15,8 +15,8 @@ from typing import Final, Protocol
 
 import torch
 
+from broker_node.admission import admitted, require_admissible
 from broker_node.align import identity
-from broker_node.align.matching import MAX_WORK, work_of
 from broker_node.evaluate.adapters import as_traded, whole_pair
 from broker_node.evaluate.control import own_gain
 from broker_node.evaluate.curve import Runner
@@ -32,27 +32,21 @@ from broker_node.evaluate.methods import PAPER, ROWS, Method, align
 from broker_node.evaluate.tuning import tuned_gain
 from broker_node.evaluate.validation import ValidationSet
 from broker_node.quorum.replay import differs, merged_again, replayed
-from broker_node.verify.checks import verify
 from broker_node.verify.computing import computing
-from broker_node.verify.stages import Received, Verified
+from broker_node.verify.stages import Verified
 from node.params.adapters import Base, require_base, require_sellable
 from node.params.architecture import (
     Architecture,
-    layout,
     parse_architecture,
-    permutation_spec,
 )
-from node.params.encoding import decode_file, decode_tensors, weights_root
+from node.params.encoding import weights_root
 from node.params.families.base import TokenModel
 from node.params.families.lora import Lora
 from node.params.families.shapes import Shapes
-from node.params.permutation import PermutationSpec, restrict
 from node.params.recipe import Recipe, apply_recipe
-from node.protocol import merkle
 from node.protocol.errors import LocalProtocolError, MarketError, RemoteProtocolError
 from node.protocol.evaluation import Evaluation, rows_due, trial_seed
 from node.protocol.offer import BrokerNotice, Offer
-from node.protocol.parameters import encoded_length
 from node.protocol.quorum import Figure
 from node.protocol.types import ONE, Digest, Millionths
 
@@ -121,51 +115,6 @@ class Appraiser(Protocol):
         self, subject: Evaluation, recipe: bytes, base: Verified, sold: Verified
     ) -> Remeasured:
         """Measure again what another broker measured. Raises `RemoteProtocolError`."""
-
-
-def _screen(architecture: Architecture, offer: Offer, *, matches: bool) -> None:
-    """Raise `RemoteProtocolError` for what could not be admitted; nothing is matched if so said."""
-    tensors = layout(architecture, offer.layers)
-    if matches and offer.for_sale:
-        sold = {spec.name for spec in tensors}
-        _require_matchable(restrict(permutation_spec(architecture), sold))
-    expected = encoded_length(tensors)
-    if offer.byte_length != expected or offer.leaf_count != merkle.leaf_count(expected):
-        raise RemoteProtocolError("wrong-size", f"{offer.byte_length} bytes, not {expected}")
-
-
-def _require_matchable(spec: PermutationSpec) -> None:
-    """Raise `RemoteProtocolError("too-wide")` for what would take too long to align.
-
-    Besides time that bounds memory: of one group at most 2,596 units are taken, of which a
-    matrix is 51 MiB of float64, and a few of them are in use at once.
-    """
-    work = work_of(spec, sweeps=1)
-    if work > MAX_WORK:
-        widest = max(group.size for group in spec.groups.values())
-        raise RemoteProtocolError(
-            "too-wide",
-            f"groups of up to {widest} units: {work:.3g} steps of matching, "
-            f"of at most {MAX_WORK:.3g}",
-        )
-
-
-def _admit(blob: Path | memoryview, offer: Offer, base: Base | None = None) -> Verified:
-    architecture = parse_architecture(offer.architecture)
-    expected = layout(architecture, offer.layers)
-    if isinstance(blob, Path):
-        tensors = decode_file(blob, expected)
-    else:
-        tensors = decode_tensors(blob, expected)
-    return verify(
-        Received(
-            weights_root=offer.weights_root,
-            architecture=architecture,
-            tensors=tensors,
-            layers=offer.layers,
-            base=base if isinstance(architecture.model, Lora) else None,
-        )
-    )
 
 
 class MarketAppraiser:
@@ -238,7 +187,7 @@ class MarketAppraiser:
             if offer.for_sale:
                 require_sellable(architecture.model)
         self._require_fitting(architecture)  # before symmetries are made of what a stranger wrote
-        _screen(architecture, offer, matches=self._made.alignment != identity.NAME)
+        require_admissible(architecture, offer, matches=self._made.alignment != identity.NAME)
 
     def _require_fitting(self, architecture: Architecture) -> None:
         """Raise `RemoteProtocolError` ``wrong-architecture`` for a model of other rows."""
@@ -254,7 +203,7 @@ class MarketAppraiser:
 
     def admit(self, blob: Path | memoryview, offer: Offer) -> Verified:
         self.screen(offer)
-        return _admit(blob, offer, self._base)
+        return admitted(blob, offer, self._base)
 
     def measure(
         self, base: Verified, sold: Verified, *, task: str, notice: tuple[Digest, BrokerNotice]
@@ -355,11 +304,11 @@ class DrillAppraiser:
         architecture = parse_architecture(offer.architecture)
         if not isinstance(architecture.model, Shapes):
             raise RemoteProtocolError("drill-only", architecture.text[:200])
-        _screen(architecture, offer, matches=False)
+        require_admissible(architecture, offer, matches=False)
 
     def admit(self, blob: Path | memoryview, offer: Offer) -> Verified:
         self.screen(offer)
-        return _admit(blob, offer)
+        return admitted(blob, offer)
 
     def measure(
         self, base: Verified, sold: Verified, *, task: str, notice: tuple[Digest, BrokerNotice]

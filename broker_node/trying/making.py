@@ -163,7 +163,7 @@ class Maker:
                 found = align(name, self.buyer, seller, self.choice.inputs_RF, seed=self.seed)
             except MarketError:
                 continue
-            least = min(least, _distance(self.buyer.tensors, found.transformed))
+            least = min(least, distance(self.buyer.tensors, found.transformed))
         return least
 
     def _line(self, place: int, seller: Verified, name: str) -> None:
@@ -298,7 +298,7 @@ def refused(places: tuple[int, ...], name: str, merge: str, error: MarketError) 
     )
 
 
-def _distance(ours: Tensors, theirs: Tensors) -> float:
+def distance(ours: Tensors, theirs: Tensors) -> float:
     """Return ‖ours − theirs‖ / ‖ours‖ over all tensors, in float64."""
     apart = sum(float((ours[n].double() - theirs[n].double()).square().sum()) for n in ours)
     whole = sum(float(tensor.double().square().sum()) for tensor in ours.values())

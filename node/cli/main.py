@@ -25,6 +25,7 @@ from node.cli.keys import keys
 from node.cli.mechanism import mechanism
 from node.cli.starting import interruptible_start
 from node.cli.status import status
+from node.cli.survey import survey
 from node.cli.trades import trade
 from node.cli.try_ import try_
 from node.cli.verify import trade_receipt, verify
@@ -124,7 +125,7 @@ def chain(node: Invocation, directory: Path, host: str, port: int, as_json: bool
 trade.add_command(trade_receipt)
 for command in (standing, leave, take_bond, report, collect):
     contracts.add_command(command)
-for command in (keys, status, doctor, trade, devnet, contracts, verify, mechanism, try_):
+for command in (keys, status, doctor, trade, devnet, contracts, verify, mechanism, try_, survey):
     cli.add_command(command)
 
 

@@ -42,11 +42,20 @@ def require_room(out: Path, models: Sequence[Path], *, force: bool) -> None:
     files of our names. A model that is read is never written over.
     """
     try:
+        names = names_of(adapters=any(path.is_dir() for path in models))
+    except (OSError, ValueError) as error:
+        raise TryError(f"--out {str(out)!r:.120}: {error}") from error
+    read = [path / name for path in models for name in ("", TENSORS, CONFIG)]
+    require_free(out, names, read, force=force)
+
+
+def require_free(out: Path, names: Sequence[str], read: Sequence[Path], *, force: bool) -> None:
+    """Raise `TryError` unless files of these names can be written to `out`, and none is `read`."""
+    try:
         if out.exists() and not out.is_dir():
             raise TryError(f"--out {out} is a file: name a folder")
-        names = names_of(adapters=any(path.is_dir() for path in models))
         held = [name for name in names if (out / name).exists()]
-        inputs = {(path / name).resolve() for path in models for name in ("", TENSORS, CONFIG)}
+        inputs = {path.resolve() for path in read} if held else set()
         for name in held:
             if (out / name).resolve() in inputs:
                 raise TryError(f"--out {out} would write over the model {out / name}: name another")
@@ -97,7 +106,7 @@ def write_all(
             (draft / CURVES).write_text(curves(document), encoding="utf-8")
             (draft / PLOT).write_bytes(plot(document))
             (draft / RECEIPT).write_text(write(receipt) + "\n", encoding="ascii")
-            _settle(draft, out, names)
+            settle(draft, out, names)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
@@ -105,7 +114,7 @@ def write_all(
     return {name.partition(".")[0]: str(out / name) for name in names}
 
 
-def _settle(draft: Path, out: Path, names: Sequence[str]) -> None:
+def settle(draft: Path, out: Path, names: Sequence[str]) -> None:
     """Put the files in place: by one rename if there is no folder yet, else one by one."""
     if not out.exists():
         draft.rename(out)

@@ -63,7 +63,8 @@ def _control(document: dict[str, Any]) -> str:
     return f" Control: fine-tuned on those labels, A gains {percent(tuned['gain'], 1)} by itself."
 
 
-def _table(title: str, headings: Sequence[str], left: int) -> Table:
+def table_of(title: str, headings: Sequence[str], left: int) -> Table:
+    """Return an empty table whose first `left` columns are words."""
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.padding = (0, 1, 0, 0)  # eighty columns are enough
     for place, heading in enumerate(headings):
@@ -79,7 +80,7 @@ def _models(document: dict[str, Any], out: Console) -> None:
         f"{legible(file_name(rows['data']), 40)}; {rows['choice']:,} others choose"
     )
     own_metric = [] if document["metric"] is None else [legible(document["metric"], 20)]
-    table = _table(title, ["model", "file", "root", "loss", "right %", *own_metric], left=3)
+    table = table_of(title, ["model", "file", "root", "loss", "right %", *own_metric], left=3)
     for model in document["models"]:
         table.add_row(
             model["name"],
@@ -101,7 +102,7 @@ def _methods(document: dict[str, Any], out: Console) -> None:
     title = f"Merged into A, gain with its 95 % bound; ★ is best on the {rows}"
     if any(method["usual"] and not method["refused"] for method in document["methods"]):
         title += ", ○ what a market's broker does by default"
-    table = _table(title, [*headings, "gain %", "≥ %"], left=3)
+    table = table_of(title, [*headings, "gain %", "≥ %"], left=3)
     # no alignment of one name is broken
     names = [method["align"] for method in document["methods"] if "+" not in method["align"]]
     table.columns[1].min_width = min(20, max(map(len, names), default=0))
@@ -118,8 +119,8 @@ def _methods(document: dict[str, Any], out: Console) -> None:
             Text(method["merge"] + (" ★" if best else "") + (" ○" if method["usual"] else "")),
             alpha_text(method["alpha"]),
             *_figures(method, own=bool(own_metric)),
-            _hundredths(method["gain"]),
-            _hundredths(method["bound"]),
+            hundredths(method["gain"]),
+            hundredths(method["bound"]),
             style="bold" if best else "",
         )
     tuned = document["controls"]["tuned"]
@@ -127,7 +128,7 @@ def _methods(document: dict[str, Any], out: Console) -> None:
         table.add_row(
             "A", Text("fine-tuned"), Text("control"), NONE,
             *_figures(tuned, own=bool(own_metric)),
-            _hundredths(tuned["gain"]), _hundredths(tuned["bound"]),
+            hundredths(tuned["gain"]), hundredths(tuned["bound"]),
             style="dim",
         )  # fmt: skip
     for method in document["controls"]["widths"]:
@@ -138,8 +139,8 @@ def _methods(document: dict[str, Any], out: Console) -> None:
                 Text("control"),
                 alpha_text(method["alpha"]),
                 *_figures(method, own=bool(own_metric)),
-                _hundredths(method["gain"]),
-                _hundredths(method["bound"]),
+                hundredths(method["gain"]),
+                hundredths(method["bound"]),
                 style="dim",
             )
     if shown:
@@ -151,14 +152,15 @@ def _methods(document: dict[str, Any], out: Console) -> None:
 def _figures(found: dict[str, Any], *, own: bool) -> list[str]:
     cells = [
         NONE if found["loss"] is None else three_digits(found["loss"]),
-        _hundredths(found["accuracy"]),
+        hundredths(found["accuracy"]),
     ]
     if own:
         cells.append(NONE if found["metric"] is None else f"{found['metric']:.4g}")
     return cells
 
 
-def _hundredths(fraction: float | None) -> str:
+def hundredths(fraction: float | None) -> str:
+    """Return a fraction in hundredths, for a column of percent."""
     return percent(fraction, 1).removesuffix(" %")
 
 

@@ -38,7 +38,8 @@ def test_help_names_every_setting_and_command(pm_node: Command) -> None:
         assert row.flag in ran.out
     for command in ("init", "keys", "status", "doctor", "trade", "config", "devnet", "chain"):
         assert command in ran.out
-    assert "mechanism" in ran.out
+    for command in ("mechanism", "try", "survey"):
+        assert f"\n  {command} " in ran.out
 
 
 def test_the_help_of_contracts_names_the_way_in_and_the_way_out(pm_node: Command) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from broker_node import appraisal
+from broker_node import admission
 from broker_node.align.matching import MAX_WORK, sweeps_of, work_of
 from broker_node.appraisal import MarketAppraiser
 from broker_node.evaluate.methods import MARKET
@@ -147,7 +147,7 @@ def test_a_model_of_other_rows_is_refused_before_its_symmetries_are_looked_for(
     def costly(_: Architecture) -> None:
         raise AssertionError("a graph is traced in seconds, for whoever writes its name")
 
-    monkeypatch.setattr(appraisal, "permutation_spec", costly)
+    monkeypatch.setattr(admission, "permutation_spec", costly)
     with pytest.raises(RemoteProtocolError) as refused:
         broker_of(inputs_RF).screen(offer_for(made))
     assert refused.value.reason == "wrong-architecture"
