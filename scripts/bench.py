@@ -23,7 +23,7 @@ HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parent
 
 BENCHMARKS: Final[Mapping[str, str]] = {
-    "align": "aligning the units of one model to those of another",
+    "align": "lining up the units of two models, against the algorithm as published",
     "alpha": "the search for the best share of a merge",
     "delivery": "making the goods of one trade, next to plain SHA-256",
     "eeg": "clearing the weight market, on one core",
@@ -38,7 +38,6 @@ BENCHMARKS: Final[Mapping[str, str]] = {
     "replicas": "copies in disguise told from models that learned the same by themselves",
     "quality": "accuracy of one merge by alignment method, beside what else the buyer could do",
     "resnet": "residual networks on Fashion-MNIST, merged by every alignment",
-    "specs": "symmetries derived from a transformer's graph, and matching by them",
     "transfer": "verified transfer of a parameter set over loopback",
     "transformers": "loss barriers between two language models, by alignment method",
     "widths": "merging models of other hidden widths, beside the controls of that",

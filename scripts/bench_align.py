@@ -3,7 +3,9 @@
 Pairs are a trained-size network and a permuted, rescaled, noisy copy of it. The baseline is
 the same coordinate descent written down literally: the whole model permuted anew for every
 similarity, an assignment solved by scipy every time, started once from the numbering.
-Both work on the same canonical scales; `objective` is what each attains.
+Both work on the same canonical scales; `objective` is what each attains. Then the same for
+language models, by symmetries read off their graph (`transformer_matching`): a quarter of an hour,
+which --quick leaves out.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from broker_node.verify.stages import Received, Verified
 from node.params.architecture import Architecture, permutation_spec, random_init
 from node.params.encoding import weights_root
 from node.params.permutation import PermutationSpec, Tensors, permute, rescale
+from scripts.transformer_matching import transformer_rows
 
 NETWORKS: Final = {
     "784-32-32-32-16-10": [784, 32, 32, 32, 16, 10],
@@ -109,8 +112,8 @@ def _milliseconds(work: Callable[[], object]) -> float:
     return 1e3 * statistics.median(times)
 
 
-def rows() -> list[dict[str, Any]]:
-    """Measure now, on one thread."""
+def rows(*, quick: bool = False) -> list[dict[str, Any]]:
+    """Measure now, on one thread; perceptrons alone if `quick`."""
     torch.set_num_threads(1)
     measured: list[dict[str, Any]] = []
     for label, widths in NETWORKS.items():
@@ -143,4 +146,4 @@ def rows() -> list[dict[str, Any]]:
                 "ratio": objective / attained,
             },
         ]
-    return measured
+    return measured if quick else measured + transformer_rows()

@@ -1,8 +1,8 @@
 """What a device does of a broker's work, set against what the device can do at most.
 
 Peaks first, measured here: a copy within the device, products of square matrices, and copies to
-it. Then matching of the `transformer768x12` pair of `bench_specs` (similarities of weights in
-bfloat16 on the device, assignments on the CPU), with the shares that products, assignments and
+it. Then matching of the pair `transformer768x12` (`transformer_matching`; similarities of weights
+in bfloat16 on the device, assignments on the CPU), with the shares that products, assignments and
 transfers have of its time, and against Git Re-Basin's algorithm on the CPU; and the screen of a
 trial (11 values of α of an MLP on 8,192 rows) in stacked passes, against one pass for each α,
 against `torch.compile`, and against the CPU. Times are the wall's, the best of three, the device
@@ -33,7 +33,7 @@ from node.params import blocks
 from node.params.architecture import Architecture, apply, random_init
 from node.params.derivation.derive import derive
 from node.params.recipe import interpolate
-from scripts.bench_specs import TOKENS, Decoder, planted_pair, published_algorithm
+from scripts.transformer_matching import TOKENS, Decoder, planted_pair, published_algorithm
 
 REPEATS: Final = 3
 CPU: Final = "the CPU"

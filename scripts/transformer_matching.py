@@ -172,7 +172,7 @@ def _against_published(
     ]
 
 
-def rows() -> list[dict[str, Any]]:
+def transformer_rows() -> list[dict[str, Any]]:
     """Measure now, on one thread."""
     torch.set_num_threads(1)
     torch.manual_seed(1)
