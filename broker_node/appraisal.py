@@ -31,6 +31,7 @@ from broker_node.evaluate.gain import Gain
 from broker_node.evaluate.methods import PAPER, ROWS, Method, align
 from broker_node.evaluate.tuning import tuned_gain
 from broker_node.evaluate.validation import ValidationSet
+from broker_node.evaluate.work import multiplications
 from broker_node.quorum.replay import differs, merged_again, replayed
 from broker_node.verify.computing import computing
 from broker_node.verify.stages import Verified
@@ -52,6 +53,11 @@ from node.protocol.types import ONE, Digest, Millionths
 
 CODE_VERSION: Final = "pm-node/3"
 """Of what a replay must agree with; changes with any change of the figures."""
+MAX_FORWARD: Final = 2e11
+"""Multiplications of one pass over the rows of a trial, which makes some tens of them: a minute and
+more, in a thread that nothing can stop. Perceptrons of 40 million weights on 5,000 rows; of
+residual networks the smallest, on digits, but not on MNIST."""
+MAX_ON_DEVICE: Final = 100 * MAX_FORWARD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -200,6 +206,11 @@ class MarketAppraiser:
             raise RemoteProtocolError("wrong-architecture", str(error)[:200]) from error
         if not fits:
             raise RemoteProtocolError("wrong-architecture", architecture.text[:200])
+        work = sum(self.rows) * multiplications(architecture)
+        if work > (MAX_FORWARD if self._device == "cpu" else MAX_ON_DEVICE):
+            raise RemoteProtocolError(
+                "too-costly", f"{work:.3g} multiplications for the {sum(self.rows)} rows of a trial"
+            )
 
     def admit(self, blob: Path | memoryview, offer: Offer) -> Verified:
         self.screen(offer)

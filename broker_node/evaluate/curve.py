@@ -12,7 +12,7 @@ from torch.nn import functional
 from node.params.architecture import Architecture, apply
 from node.params.families.base import TokenModel
 from node.params.families.linear import Linear
-from node.params.families.own import OwnModule
+from node.params.families.modules import ModuleModel
 from node.params.permutation import Tensors
 from node.params.recipe import interpolate
 from node.protocol.errors import LocalProtocolError
@@ -21,7 +21,7 @@ from node.protocol.types import Millionths
 MAX_PLACES: Final = 4096
 """Places of token sequences that are answered at once: a bound on memory."""
 MAX_ROWS: Final = 1024
-"""Rows that a module of an operator's own answers at once; what it holds meanwhile is not known."""
+"""Rows that a module answers at once, other than affine layers: it may hold a megabyte a row."""
 
 
 @torch.inference_mode()
@@ -29,7 +29,7 @@ def outputs_of(
     architecture: Architecture, tensors: Tensors, inputs_RF: torch.Tensor
 ) -> torch.Tensor:
     """Return what a model answers to every row, outputs_RO in float64; of tokens, outputs_RTO."""
-    rows = MAX_ROWS if isinstance(architecture.model, OwnModule) else len(inputs_RF)
+    rows = MAX_ROWS if isinstance(architecture.model, ModuleModel) else len(inputs_RF)
     answers = [
         apply(architecture, tensors, batch) for batch in torch.split(inputs_RF, max(1, rows))
     ]

@@ -18,6 +18,7 @@ import torch
 from broker_node.evaluate.curve import ON_CPU, Runner, row_losses, training_loss, wanted_of
 from broker_node.evaluate.gain import Gain, paired_gain
 from broker_node.evaluate.validation import ValidationSet, draw_rows
+from broker_node.evaluate.work import multiplications
 from node.params.architecture import Architecture, apply
 from node.params.permutation import Tensors
 from node.protocol.errors import LocalProtocolError
@@ -34,9 +35,9 @@ LEAST_ROWS: Final = 8
 MAX_ROWS: Final = 4_096
 """Of those that chose α."""
 MAX_WORK: Final = 5e11
-"""Steps x rows of a batch x parameters: a minute, at worst. The epochs are fewer beyond it."""
-TRIAL_WORK: Final = 5e10
-"""The same of a broker's trial: seconds."""
+"""Multiplications of all forward passes: a minute, at worst. The epochs are fewer beyond it."""
+TRIAL_WORK: Final = 5e9
+"""The same of a broker's trial, which a buyer waits for: of the order of a second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -68,11 +69,13 @@ def tuned(
         raise LocalProtocolError(f"{rows} rows to fine-tune on, at least {LEAST_ROWS}")
     held = rows // STOPPING
     fitted = rows - held
-    parameters = sum(tensor.numel() for tensor in base.values())
     wanted = wanted_of(architecture, inputs_RF[:rows], targets_R[:rows])
-    epochs = min(EPOCHS, int(work * rows / (fitted * parameters * wanted.numel())))
+    each = multiplications(architecture)
+    epochs = min(EPOCHS, int(work / (fitted * each)))
     if epochs < 1:
-        raise LocalProtocolError(f"{parameters:,} parameters are too many to fine-tune on {rows}")
+        raise LocalProtocolError(
+            f"{each:,} multiplications a row are too many to fine-tune on {rows} rows"
+        )
     stop_RF, stop_R = inputs_RF[fitted:rows], targets_R[fitted:rows]
     names = list(base)
     current = [base[name].detach().clone().requires_grad_() for name in names]

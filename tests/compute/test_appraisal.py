@@ -153,6 +153,25 @@ def test_a_model_of_other_rows_is_refused_before_its_symmetries_are_looked_for(
     assert refused.value.reason == "wrong-architecture"
 
 
+@pytest.mark.parametrize(
+    ("depth", "widen", "taken"), [(10, 1, True), (76, 10, False)], ids=["small", "434 MiB"]
+)
+def test_a_network_that_a_trial_would_never_end_of_is_refused_from_its_offer_alone(
+    depth: int, widen: int, taken: bool
+) -> None:
+    made = Architecture(
+        "resnet", {"classes": 10, "depth": depth, "image": [1, 8, 8], "widen": widen}
+    )
+    broker = broker_of(torch.zeros(600, 64))
+    if taken:
+        broker.screen(offer_for(made))
+        return
+    with pytest.raises(RemoteProtocolError) as refused:
+        broker.screen(offer_for(made))
+    assert refused.value.reason == "too-costly"
+    assert "600 rows" in refused.value.detail
+
+
 def test_only_what_is_sold_is_matched(appraiser: MarketAppraiser) -> None:
     wide = offer_of(784, 3_000, 256, 10, layers=(2,))
     appraiser.screen(wide)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -222,9 +223,10 @@ def test_who_sums_in_another_order_agrees_on_what_a_recipe_is_worth(
     grad = torch.autograd.grad
     draws = torch.Generator().manual_seed(0)
 
-    def shaken(loss: torch.Tensor, of: list[torch.Tensor]) -> list[torch.Tensor]:
+    def shaken(loss: torch.Tensor, of: list[torch.Tensor], **how: Any) -> list[torch.Tensor]:
         return [
-            each * (1 + 1e-6 * torch.randn(each.shape, generator=draws)) for each in grad(loss, of)
+            each * (1 + 1e-6 * torch.randn(each.shape, generator=draws))
+            for each in grad(loss, of, **how)
         ]
 
     monkeypatch.setattr(torch.autograd, "grad", shaken)

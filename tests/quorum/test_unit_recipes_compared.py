@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,10 +42,10 @@ class Elsewhere(MarketAppraiser):
         true = torch.autograd.grad
         draws = torch.Generator().manual_seed(1)
 
-        def rounded(loss: torch.Tensor, of: list[torch.Tensor]) -> list[torch.Tensor]:
+        def rounded(loss: torch.Tensor, of: list[torch.Tensor], **how: Any) -> list[torch.Tensor]:
             return [
                 each * (1 + 1e-6 * torch.randn(each.shape, generator=draws))
-                for each in true(loss, of)
+                for each in true(loss, of, **how)
             ]
 
         with pytest.MonkeyPatch.context() as patch:
