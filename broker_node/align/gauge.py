@@ -6,8 +6,9 @@ brought to the balanced gauge first: every unit's incoming weights (with its bia
 outgoing weights have the same norm. It is the one rescaling that minimises the sum of
 squares of all weights, and gradient descent conserves the difference of the two norms (Du,
 Hu and Lee 2018, Theorem 2.1), so that a trained model stands near it already, and no
-rescaling by a seller changes the merge. Incoming norms of 1 have a closed form and cost
-less; which of the two gains more was within the noise of what was measured.
+rescaling of such units by a seller changes the merge. Incoming norms of 1 have a closed form and
+cost less; which of the two is worth more was within the noise of what was measured. Scales that
+normalisation layers take up, and bases of attention heads, are no part of it.
 
 A unit without incoming or without outgoing weights contributes nothing, whatever stands on
 its other side: `without_dead_units` clears that side before anything is compared, so that
