@@ -4,7 +4,8 @@ A commitment counts from when this broker first heard of it, and of one second i
 it did: whatever its seller says of the time is not asked, for a root is public as soon as it is
 gossiped, and to say that one has it costs nothing. So nobody has it by saying so, either: whoever
 has *shown* the bytes, from its own peer, comes before all who have not, however early those were
-heard. Who would be the first of a root is asked to show them, also where they are on the shelf.
+heard. Who would be the first of a root is asked to show them, also where they are on the shelf: the
+bytes themselves, for the hashes of their leaves are given to anybody who names a trade.
 
 All is in the journal, and bounded: of one root the earliest `MAX_OF_ROOT` are kept, and of all
 `MAX_COMMITMENTS`, where those go first that cost nobody a held model.

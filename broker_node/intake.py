@@ -6,6 +6,7 @@ statement ─► screened ─► book, or bases ─► fetched once ─► verif
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -18,7 +19,7 @@ from broker_node.provenance import Provenance
 from broker_node.settings import BrokerSettings
 from broker_node.shelf import ModelShelf
 from broker_node.verify.stages import Verified
-from node.net.transfer import Source, fetch_blob, fetch_hashes
+from node.net.transfer import BlobSink, CheckingSink, Source, fetch_blob
 from node.protocol import cbor
 from node.protocol.attestation import Attest, check_attest
 from node.protocol.errors import MarketError, RemoteProtocolError
@@ -123,8 +124,9 @@ class Intake:
         """
         self.provenance.require(offer)
         model = await self.verified(offer)
-        if self.provenance.unshown(offer):
-            await self._shows(offer)
+        async with self._turns.of((offer.seller, offer.weights_root)):
+            if self.provenance.unshown(offer):
+                await self._shows(offer)
         await self.provenance.judge(offer, model)
         return model
 
@@ -174,37 +176,44 @@ class Intake:
         return model
 
     async def _download(self, offer: Offer) -> bool:
-        """Return whether the bytes came from the seller, and were not here already.
+        """Return whether all bytes came from the seller, and none were here already.
 
         Raises ``seller-unreachable`` for what may pass: it is the seller's, and not ours.
         """
         blobs, root = self._station.blobs, offer.weights_root
         if blobs.has(root):
             return False
+        arrived_before = False
+
+        def resumed(hashes: bytes) -> BlobSink:
+            nonlocal arrived_before
+            sink = blobs.writer(root, offer.byte_length, hashes)
+            missing = sum(length for _, length in sink.missing())
+            arrived_before = missing < offer.byte_length  # perhaps of another seller
+            return sink
+
         with of_seller(offer.peer_id):
-            await fetch_blob(
-                self._station.network,
-                self._source(offer),
-                lambda hashes: blobs.writer(root, offer.byte_length, hashes),
-                root=root,
-                byte_length=offer.byte_length,
-            )
-        return True
+            await self._fetch_into(offer, resumed)
+        return not arrived_before
 
     async def _shows(self, offer: Offer) -> None:
         """Have a seller show that it has the bytes of a model that came from elsewhere, or raise.
 
-        The hashes of all leaves are asked for, a thirty-second of the bytes: they cannot be made
-        from the root, and are served to brokers alone, as the bytes are.
+        All of them are fetched again, checked and not kept. The hashes of the leaves would not do:
+        whoever names a trade, paid or not, is given them, and so could pass them on as its own.
         """
         with of_seller(offer.peer_id):
-            await fetch_hashes(
-                self._station.network,
-                self._source(offer),
-                root=offer.weights_root,
-                byte_length=offer.byte_length,
-            )
+            await self._fetch_into(offer, lambda hashes: CheckingSink(offer.byte_length, hashes))
         self.provenance.noted(offer, shown=True)
+
+    async def _fetch_into(self, offer: Offer, open_sink: Callable[[bytes], BlobSink]) -> None:
+        await fetch_blob(
+            self._station.network,
+            self._source(offer),
+            open_sink,
+            root=offer.weights_root,
+            byte_length=offer.byte_length,
+        )
 
     def _source(self, offer: Offer) -> Source:
         return Source(

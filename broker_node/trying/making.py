@@ -13,6 +13,7 @@ from typing import Final
 from broker_node.align.partial import NAME as PARTIAL
 from broker_node.align.stages import Aligned
 from broker_node.evaluate.gain import Gain
+from broker_node.evaluate.methods import Method
 from broker_node.trying.methods import (
     CHAIN,
     LERP,
@@ -91,9 +92,12 @@ class Maker:
         seed: int,
         aligners: Sequence[str],
         mergers: dict[str, Merger],
+        usual: Sequence[Method | None],
     ) -> None:
         self.buyer, self.sellers, self.choice = buyer, sellers, choice
         self.seed, self.aligners, self.mergers = seed, aligners, mergers
+        self.usual = usual
+        """By seller: what is measured and listed whatever else is, and whatever it equals."""
         self.replicas: dict[int, float] = {}
         self.repeated: dict[int, int] = {}
         self.independent: list[int] = []
@@ -118,6 +122,7 @@ class Maker:
             for name in self._aligners(seller):
                 self._line(place, seller, name)
             self._others((place,))
+            self._default(place)
         together = tuple(place for place in self.independent if place in self.pairs)
         if len(together) > 1:
             self._others(together)
@@ -146,8 +151,24 @@ class Maker:
             if len(kept) == len(places) and (merge == OUTRIGHT or kept != best):
                 self._merged(places, kept, merge)
 
+    def _default(self, place: int) -> None:
+        """Merge one seller as a market's broker would, unless that was done or is left out."""
+        usual = self.usual[place]
+        if usual is None or usual.merging not in self.mergers:
+            return
+        if any(is_usual(each, self.usual) for each in self.candidates if place in each.sellers):
+            return
+        for _, aligned in self.pairs.get(place, []):
+            if aligned.method == usual.alignment:
+                self._merged((place,), [aligned], usual.merging)
+
     def _aligners(self, seller: Verified) -> Sequence[str]:
-        """Return the alignments for a seller: one of other widths has its own, and no other."""
+        """Return the alignments for a seller: one of other widths has its own, and no other.
+
+        None where nothing is to be merged.
+        """
+        if not self.mergers:
+            return ()
         if seller.architecture != self.buyer.architecture:
             return [PARTIAL] if PARTIAL in self.aligners else self.aligners
         return [name for name in self.aligners if name != PARTIAL] or self.aligners
@@ -207,10 +228,13 @@ class Maker:
             self._keep(self._candidate(places, names, merge, found))
 
     def _keep(self, candidate: Candidate) -> None:
-        """Keep a candidate, unless a method before it made the same model of the same sellers."""
+        """Keep a candidate, unless a method before it made the same model of the same sellers.
+
+        What a broker would do is kept beside its equal, so that it can be told by its name.
+        """
         assert candidate.tensors is not None
         made = candidate.sellers, weights_root(dict(candidate.tensors))
-        if made not in self._made:
+        if made not in self._made or is_usual(candidate, self.usual):
             self._made.add(made)
             self.candidates.append(candidate)
 
@@ -276,6 +300,14 @@ class Maker:
                     row_evaluations=evaluated,
                 )
             )
+
+
+def is_usual(candidate: Candidate, usual: Sequence[Method | None]) -> bool:
+    """Return whether a candidate is what a broker would do of its one seller (`usual` by place)."""
+    if len(candidate.sellers) != 1:
+        return False
+    done = usual[candidate.sellers[0]]
+    return done is not None and (candidate.align, candidate.merge) == (done.alignment, done.merging)
 
 
 def made_by(

@@ -20,11 +20,14 @@ from broker_node.align.registry import ALIGNERS
 from broker_node.align.stages import Aligned
 from broker_node.evaluate.curve import LossCurve
 from broker_node.evaluate.evaluation import DEFAULT_SEARCH, QUADRATIC_SEARCH
+from broker_node.evaluate.methods import Method, usual
 from broker_node.evaluate.search import SEARCHES
 from broker_node.trying.errors import TryError
 from broker_node.verify.stages import Verified
 from node.params.permutation import Tensors
 from node.params.recipe import Recipe, interpolate
+from node.protocol.errors import MarketError
+from node.protocol.kinship import kin
 from node.protocol.types import ONE, Millionths
 
 LERP: Final = "lerp"
@@ -90,6 +93,19 @@ def recipe_of(aligned: Aligned) -> Recipe | None:
     return aligned.recipe
 
 
+def usual_of(buyer: Verified, seller: Verified) -> Method | None:
+    """Return what a market's broker would do of both unless told otherwise; None if nothing.
+
+    Nothing is done of two architectures, or of a module whose symmetries cannot be read.
+    """
+    if kin(seller.architecture.text) != kin(buyer.architecture.text):
+        return None
+    try:
+        return usual(seller)
+    except MarketError:
+        return None
+
+
 def aligners(chosen: Sequence[str] = (), *, adapters: bool = False) -> list[str]:
     """Return the alignment methods to go through. Raises `TryError` for an unknown one.
 
@@ -108,7 +124,7 @@ def mergers(
     """Return the merge methods to go through, by name. Raises `TryError` for an unknown one.
 
     `lerp` and `outright` are as above; all others are those of the registry of merge methods, and
-    make no `adapters`.
+    make no `adapters`. `ensemble` may be chosen, and makes no model: a trial scores it anyway.
     """
     known: dict[str, Merger] = {LERP: _lerp, OUTRIGHT: _outright}
     if not adapters and importlib.util.find_spec(_REGISTRY) is not None:
@@ -117,7 +133,8 @@ def mergers(
         for name, merger in module.MERGERS.items():
             if name not in {LERP, OUTRIGHT, ENSEMBLE}:
                 known[name] = _registered(merger, stages.Rows, seed, ancestor)
-    return {name: known[name] for name in _chosen("--merge", chosen, list(known))}
+    named = _chosen("--merge", chosen, [*known, ENSEMBLE])
+    return {name: known[name] for name in named if name != ENSEMBLE}
 
 
 def _registered(merger: Any, rows_type: Any, seed: int, ancestor: Verified | None) -> Merger:

@@ -94,8 +94,30 @@ def score_ensemble(
         logs_NRC = torch.stack([functional.log_softmax(each, dim=-1) for each in answers])
         return torch.logsumexp(logs_NRC, dim=0) - math.log(len(answers))
 
+    return _answered(architecture, model, rows, metric)
+
+
+@torch.inference_mode()
+def score_scaled(
+    architecture: Architecture,
+    tensors: Tensors,
+    factor: float,
+    rows: Rows,
+    metric: Metric | None = None,
+) -> Score:
+    """Return what `factor` times a model's own outputs scores. Raises as `score`."""
+
+    def model(inputs_RF: torch.Tensor) -> torch.Tensor:
+        return factor * outputs_of(architecture, tensors, inputs_RF)
+
+    return _answered(architecture, model, rows, metric)
+
+
+def _answered(architecture: Architecture, model: Model, rows: Rows, metric: Metric | None) -> Score:
+    """Return what answers of any origin score, all rows at once."""
     outputs_RO = model(rows.inputs_RF)
     wanted = wanted_of(architecture, rows.inputs_RF, rows.targets_R)
+    values = rows.targets_R.is_floating_point()
     return Score(
         losses_R=losses_of(outputs_RO, wanted),
         accuracy=None if values else accuracy_of(outputs_RO, wanted),

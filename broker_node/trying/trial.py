@@ -17,11 +17,12 @@ from typing import Final
 import torch
 
 from broker_node.align.stages import Aligned
-from broker_node.evaluate.gain import Gain, paired_gain
+from broker_node.evaluate.gain import paired_gain
+from broker_node.evaluate.methods import Method
 from broker_node.evaluate.metrics import Metric
 from broker_node.evaluate.search import SCREEN
-from broker_node.evaluate.tuning import tuned
 from broker_node.evaluate.validation import ValidationSet, draw_rows
+from broker_node.trying.controls import Control, scaled_alone, tuned_alone
 from broker_node.trying.errors import TryError
 from broker_node.trying.making import Candidate, Maker, refused
 from broker_node.trying.methods import Merger, Rows
@@ -78,9 +79,12 @@ class Trial:
     widths: tuple[Candidate, ...]
     """Controls of sellers of other widths (`broker_node.trying.widths`); never the best."""
     curves: tuple[Curve, ...]
-    tuned: Score | None
+    tuned: Control | None
     """The buyer's model fine-tuned on the choice half; None where that cannot be done."""
-    tuned_gain: Gain | None
+    scaled: Control | None
+    """Its own outputs times the factor that the choice half likes best."""
+    usual: tuple[Method | None, ...]
+    """By seller, what a market's broker would do; None where nothing, or nobody said."""
     best: int | None
     """The candidate of lowest loss on the choice half; None if none is below the buyer's own."""
 
@@ -129,18 +133,23 @@ def run_trial(
     aligners: Sequence[str],
     mergers: dict[str, Merger],
     metric: Metric | None = None,
+    usual: Sequence[Method | None] = (),
 ) -> Trial:
-    """Return what every method gives; deterministic under `seed`. Raises `TryError`."""
+    """Return what every method gives; deterministic under `seed`. Raises `TryError`.
+
+    `usual`: by seller, the method of `aligners` and `mergers` that is measured whatever else is
+    (`broker_node.trying.methods.usual_of`).
+    """
     drawn = split_seed(seed, validation.root)
     choice, scored = split(validation, drawn)
-    made = Maker(buyer, sellers, choice, seed=seed, aligners=aligners, mergers=mergers)
+    usual = tuple(usual) or (None,) * len(sellers)
+    made = Maker(buyer, sellers, choice, seed=seed, aligners=aligners, mergers=mergers, usual=usual)
     made.run()
     own = score(buyer.architecture, buyer.tensors, scored, metric)
     found = [_scored(each, buyer, scored, own, metric) for each in made.candidates]
     before = score(buyer.architecture, buyer.tensors, choice).loss
     usable = [place for place, each in enumerate(found) if each.gain is not None]
     best = min(usable, key=lambda place: found[place].choice_loss, default=None)
-    tuned_score, tuned_gain = _tuned(buyer, choice, scored, own, drawn, metric)
     members = [buyer, *(sellers[place] for place in made.independent)]
     return Trial(
         seed=drawn,
@@ -165,32 +174,15 @@ def run_trial(
         replicas=made.replicas,
         repeated=made.repeated,
         candidates=tuple(found),
-        tuned=tuned_score,
-        tuned_gain=tuned_gain,
+        tuned=tuned_alone(buyer, choice, scored, own, drawn, metric),
+        scaled=scaled_alone(buyer, choice, scored, own, metric),
+        usual=usual,
         curves=tuple(
             _curve(buyer, aligned, place, name, alpha, choice, scored)
             for place, name, aligned, alpha in made.lines
         ),
         best=best if best is not None and found[best].choice_loss < before else None,
     )
-
-
-def _tuned(
-    buyer: Verified, choice: Rows, scored: Rows, own: Score, drawn: Digest, metric: Metric | None
-) -> tuple[Score | None, Gain | None]:
-    """Return what the buyer's model comes to by the labels of the choice half alone."""
-    try:
-        found = tuned(
-            buyer.architecture,
-            buyer.tensors,
-            choice.inputs_RF,
-            choice.targets_R,
-            seed=int.from_bytes(drawn[:8], "big"),
-        )
-        result = score(buyer.architecture, found.tensors, scored, metric)
-        return result, paired_gain(own.losses_R, result.losses_R)
-    except MarketError:
-        return None, None
 
 
 def _scored(

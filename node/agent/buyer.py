@@ -226,7 +226,11 @@ class Buyer:
             self._station.clock(),
         )
         record = replace(record, broker_signature=signatures, notice=tried.notice_signed)
-        check_recipe(record)
+        try:
+            await trio.to_thread.run_sync(check_recipe, record)
+        except RemoteProtocolError as error:
+            error.peer = broker
+            raise
         check_length(record)
         measured, result = record.evaluation, tried.result
         if not may_be_told_as(

@@ -15,7 +15,12 @@ from node.params.architecture import Architecture, layout, parse_architecture, p
 from node.params.encoding import decode_file, encode_tensors
 from node.params.errors import StoreError
 from node.params.fusion import fuse_merges
-from node.params.merges import architecture_after, mean_of_merges, merge_bought
+from node.params.merges import (
+    architecture_after,
+    mean_of_merges,
+    merge_bought,
+    require_applicable,
+)
 from node.params.recipe import Recipe
 from node.params.store import BlobStore
 from node.protocol import merkle
@@ -114,12 +119,19 @@ def merge(blobs: BlobStore, record: PurchaseRecord) -> Digest:
 
 
 def check_recipe(record: PurchaseRecord) -> None:
-    """Raise `RemoteProtocolError` unless the recipe is the one that was measured."""
+    """Raise `RemoteProtocolError` unless the recipe was measured, and can be applied by us.
+
+    ``bad-recipe`` for other groups of units, or other sizes, than our own architecture has. To
+    derive those of a module takes of the order of a second a block, so that this belongs in a
+    thread.
+    """
     recipe = Recipe.decode(record.recipe)
     if recipe.hash != record.evaluation.recipe_hash or recipe.alpha != record.evaluation.alpha:
         raise RemoteProtocolError("wrong-recipe", "not the one that was measured")
     if record.quote.leaf_count != merkle.leaf_count(record.quote.byte_length):
         raise RemoteProtocolError("wrong-size", f"{record.quote.leaf_count} leaves")
+    own, sold = map(parse_architecture, (record.own_architecture, record.evaluation.architecture))
+    require_applicable(own, layout(sold, record.layers), recipe)
 
 
 def check_length(record: PurchaseRecord) -> None:

@@ -39,6 +39,7 @@ class Submission:
         """Have a broker fetch and verify our own offer; keep trying while they are all away.
 
         That it cannot fetch from us is no matter of its own: then `UNREACHED_SECONDS` are all.
+        The market is not kept waiting for so long (`node.station.holding`).
         """
         told, pause, unreached_since = "", FIRST_RETRY_SECONDS, None
         while (error := await self._submit(data)) is not None:

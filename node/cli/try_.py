@@ -98,7 +98,8 @@ def rows_options(command: Any) -> Any:
     "--merge",
     multiple=True,
     metavar="NAME",
-    help="only this merge method, such as lerp or outright; may be repeated",
+    help="only this merge method, such as lerp or outright; may be repeated. `ensemble` runs all "
+    "models and writes none",
 )
 @click.option(
     "--tuned-from", type=FILE, default=None,
@@ -127,7 +128,9 @@ def try_(node: Invocation | None, /, **options: Any) -> int:
     with A by every alignment, merged by every method, and measured on ROWS. One half of the rows,
     drawn by --seed, chooses alpha, alignment and method; the other half, which chose nothing,
     scores. The gain is the drop of the loss; "≥" and "at least" are its one-sided 95% bound,
-    paired over rows.
+    paired over rows. In the table ★ is the best on the rows that choose, ○ what a market's broker
+    does unless told otherwise. Controls (A fine-tuned, A's outputs scaled by one number) are what
+    A gains without B; a merge that is not above them is told.
 
     \b
     pm-node try a.safetensors b.safetensors --data val.csv --out merged
@@ -138,8 +141,15 @@ def try_(node: Invocation | None, /, **options: Any) -> int:
     Ranks may differ, and add; --out is then a folder of PEFT too.
 
     An architecture is known for chains of layers NAME.weight, NAME.bias with ReLU between them;
-    name another one with --architecture. For any module of PyTorch name the function of yours that
-    builds it, and the shape of a row: its symmetries are read off its graph.
+    name another one with --architecture, with all of these keys:
+
+    \b
+    {"name": "resnet", "config": {"classes": 10, "depth": 16, "image": [3, 32, 32], "widen": 1}}
+    {"name": "gpt", "config": {"context": 64, "depth": 2, "heads": 4, "hidden": 256,
+      "norm": "rms", "tied": false, "vocabulary": 256, "width": 64}}
+
+    A ResNet's depth is 6n + 4; norm is rms or layer. For any module of PyTorch name the function
+    of yours that builds it, and the shape of a row: its symmetries are read off its graph.
 
     \b
     pm-node try a.safetensors b.safetensors --data digits --module mine:build --input 1,8,8
@@ -164,6 +174,11 @@ def try_(node: Invocation | None, /, **options: Any) -> int:
         raise click.UsageError(f"{len(paths)} models, at most {MAX_MODELS}")
     if not options["data"]:
         raise click.UsageError("say with --data on which rows; see --help")
+    if set(options["merge"]) == {"ensemble"} and options["out"] is not None:
+        raise click.UsageError(
+            "--merge ensemble writes no model, for it runs all of them: keep their files and leave "
+            "out --out, or name a merge to write too, such as --merge lerp"
+        )
     if options["sign"] and options["out"] is None:
         raise click.UsageError("--sign signs a receipt: say with --out where it goes")
     as_json = options["as_json"] or invocation.json_output
@@ -173,7 +188,7 @@ def try_(node: Invocation | None, /, **options: Any) -> int:
 def _run(node: Invocation, options: dict[str, Any], *, seed: int, as_json: bool) -> int:
     from rich.console import Console
 
-    from broker_node.trying.methods import aligners, mergers
+    from broker_node.trying.methods import aligners, mergers, usual_of
     from broker_node.trying.reading import read_checkpoint
     from broker_node.trying.receipt import receipt_of
     from broker_node.trying.trial import run_trial
@@ -209,6 +224,7 @@ def _run(node: Invocation, options: dict[str, Any], *, seed: int, as_json: bool)
             aligners=chosen,
             mergers=merges,
             metric=metric,
+            usual=[usual_of(buyer.traded, model.traded) for model in models[1:]],
         )
         receipt = receipt_of(
             trial,
@@ -219,7 +235,15 @@ def _run(node: Invocation, options: dict[str, Any], *, seed: int, as_json: bool)
             rows=described,
             account_key=key,
         )
-        document = document_of(trial, models, own, validation, receipt, metric=options["metric"])
+        document = document_of(
+            trial,
+            models,
+            own,
+            validation,
+            receipt,
+            metric=options["metric"],
+            merges=sorted(set(options["merge"])),
+        )
         if out is not None:
             document["files"] = write_all(out, document, trial, models, receipt)
     if as_json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from node.cli.try_document import file_name
+from node.cli.try_document import best_control, file_name
 from node.devnet.report.words import NONE, alpha_text, legible, percent
 
 _SPECIAL: Final = str.maketrans({char: f"\\{char}" for char in "\\`*_{}[]<>()#+|!~"})
@@ -64,17 +64,25 @@ def card(document: dict[str, Any]) -> str:
         for each in document["methods"]
         if each["usual"] and not each["refused"]
     ]
-    tuned = document["controls"]["tuned"]
-    if tuned is not None:
-        lines.append(
-            "| control: A fine-tuned on the rows that chose, no merge | loss "
-            f"{_loss(tuned['loss'])}, accuracy {percent(tuned['accuracy'])}, gain "
-            f"{percent(tuned['gain'])}, at least {percent(tuned['bound'])} |"
-        )
+    for name, words in (
+        ("tuned", "A fine-tuned on the rows that chose, no merge"),
+        ("scaled", "A's own outputs scaled by the one number that those rows like best, no merge"),
+    ):
+        control = document["controls"][name]
+        if control is not None:
+            lines.append(
+                f"| control: {words} | loss "
+                f"{_loss(control['loss'])}, accuracy {percent(control['accuracy'])}, gain "
+                f"{percent(control['gain'])}, at least {percent(control['bound'])} |"
+            )
+    highest = best_control(document)
+    if highest is not None and found["above_controls"] is False:
+        lines.append(f"| **not above its best control** | {highest[0]}, {percent(highest[1])} |")
     ensemble = document["controls"]["ensemble"]
     if ensemble is not None:
         lines.append(
-            f"| beside it: an ensemble, which runs all models | loss {_loss(ensemble['loss'])}, "
+            f"| beside it: an ensemble, which runs all of {', '.join(ensemble['members'])} and is "
+            f"in no file | loss {_loss(ensemble['loss'])}, "
             f"accuracy {percent(ensemble['accuracy'])} |"
         )
     lines += [

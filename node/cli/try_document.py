@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from broker_node.evaluate.methods import usual
-from broker_node.trying.making import Candidate
+from broker_node.trying.controls import Control
+from broker_node.trying.making import Candidate, is_usual
+from broker_node.trying.methods import OUTRIGHT
 from broker_node.trying.reading import Checkpoint, shown
 from broker_node.trying.receipt import TrialReceipt
+from broker_node.trying.scales import STRANGE, scale_spread
 from broker_node.trying.scoring import Score
 from broker_node.trying.trial import FEW_ROWS, Trial
 from node.data.clean import row_digests
+from node.devnet.report.words import legible
 from node.params.architecture import apply
-from node.protocol.kinship import kin
 from node.protocol.types import ONE
 
 if TYPE_CHECKING:
@@ -48,12 +50,16 @@ def document_of(
     receipt: TrialReceipt,
     *,
     metric: str | None,
+    merges: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return all that was found; numbers that are not finite are null."""
+    """Return all that was found; numbers that are not finite are null.
+
+    `merges` are those that the user named, none of them if all were tried.
+    """
     labels = labels_of(models)
     evaluation = receipt.evaluation
     chosen = None if trial.best is None else trial.candidates[trial.best]
-    return {
+    document: dict[str, Any] = {
         "format": FORMAT,
         "architecture": shown(models[0].traded.architecture),
         "models": [
@@ -77,16 +83,20 @@ def document_of(
             "root": validation.root.hex(),
         },
         "methods": [
-            {**_method(each, labels), "usual": _is_usual(each, models)} for each in trial.candidates
+            {**_method(each, labels), "usual": is_usual(each, trial.usual)}
+            for each in trial.candidates
         ],
         "controls": {
             "own": _scores(trial.buyer),
-            "ensemble": None if trial.ensemble is None else _scores(trial.ensemble),
-            "tuned": None if trial.tuned is None or trial.tuned_gain is None else {
-                **_scores(trial.tuned),
-                "gain": trial.tuned_gain.gain / ONE,
-                "bound": trial.tuned_gain.bound / ONE,
+            "ensemble": None if trial.ensemble is None else {
+                **_scores(trial.ensemble),
+                "members": [
+                    label for place, label in enumerate(labels, start=-1)
+                    if place not in trial.replicas and place not in trial.repeated
+                ],
             },
+            "tuned": _control(trial.tuned),
+            "scaled": _control(trial.scaled),
             "widths": [_method(each, labels) for each in trial.widths],
         },
         "curves": [
@@ -107,6 +117,7 @@ def document_of(
             for curve in trial.curves
         ],
         "metric": metric,
+        "merges": list(merges),
         "best": trial.best,
         "gains": trial.best is not None,
         "result": {
@@ -122,12 +133,43 @@ def document_of(
             ),
             "gain": evaluation.gain / ONE,
             "bound": evaluation.bound / ONE,
+            "above_controls": None,
             "merged_root": evaluation.merged_root.hex(),
             "signed_by": receipt.account,
         },
         "warnings": list(_warnings(trial, models, labels, chosen)),
         "files": None,
     }  # fmt: skip
+    control = best_control(document)
+    if chosen is not None and control is not None:
+        document["result"]["above_controls"] = document["result"]["gain"] > control[1]
+    return document
+
+
+def best_control(document: dict[str, Any]) -> tuple[str, float] | None:
+    """Return the control that gains most, in words, and what it gains.
+
+    B alone in A's widths, the other of `widths`, is no control here: it is B that was bought.
+    """
+    controls = document["controls"]
+    found = [
+        (words, controls[name]["gain"])
+        for name, words in (("tuned", "A fine-tuned"), ("scaled", "A scaled"))
+        if controls[name] is not None
+    ]
+    found += [
+        (f"{'+'.join(each['sellers'])} by {each['align']}, {each['merge']}", each["gain"])
+        for each in controls["widths"]
+        if not each["refused"] and each["merge"] != OUTRIGHT
+    ]
+    return max(found, key=lambda each: each[1], default=None)
+
+
+def _control(control: Control | None) -> dict[str, Any] | None:
+    if control is None:
+        return None
+    gain = control.gain
+    return {**_scores(control.score), "gain": gain.gain / ONE, "bound": gain.bound / ONE}
 
 
 def _scores(found: Score) -> dict[str, Any]:
@@ -157,16 +199,6 @@ def _method(candidate: Candidate, labels: list[str]) -> dict[str, Any]:
         "row_evaluations": candidate.row_evaluations,
         "refused": candidate.refused or None,
     }
-
-
-def _is_usual(candidate: Candidate, models: Sequence[Checkpoint]) -> bool:
-    """Whether a market's broker would do this of one seller, unless it is told otherwise."""
-    buyer, *sellers = (model.traded for model in models)
-    sold = [sellers[place] for place in candidate.sellers]
-    if len(sold) != 1 or kin(sold[0].architecture.text) != kin(buyer.architecture.text):
-        return False
-    done = usual(sold[0])
-    return (candidate.align, candidate.merge) == (done.alignment, done.merging)
 
 
 def _share(alpha: int | None) -> float | None:
@@ -207,6 +239,7 @@ def _warnings(
     found.extend(_of_classes(trial))
     found.extend(_of_answers(trial, models, labels))
     found.extend(_of_curves(trial, labels))
+    found.extend(_of_scales(trial, models, labels))
     shared = shared_rows(trial.choice.inputs_RF, trial.scored.inputs_RF)
     if shared:
         text = (
@@ -244,6 +277,27 @@ def _of_answers(
         if float((outputs_RO - outputs_RO[0]).abs().max()) <= FLAT * float(outputs_RO.abs().max()):
             text = f"{label} answers every row alike: it has learned nothing that these rows show"
             found.append(("constant", text))
+    return found
+
+
+def _of_scales(
+    trial: Trial, models: Sequence[Checkpoint], labels: list[str]
+) -> list[tuple[str, str]]:
+    """Return which sold models came in scales far stranger than A's (`STRANGE`)."""
+    own = scale_spread(models[0].model)
+    found = []
+    for place, (label, model) in enumerate(zip(labels[1:], models[1:], strict=True)):
+        if own is None or place in trial.replicas or place in trial.repeated:
+            continue
+        theirs = scale_spread(model.model)
+        if theirs is not None and theirs > own + STRANGE:
+            text = (
+                f"{label} ({legible(model.path.name, 60)}) has ReLU units in strange scales: nine "
+                f"in ten within a factor of {2**theirs:.0f} of balanced, A's within {2**own:.1f}. "
+                "What it computes is the same, and matching undoes them; `identity` merges them as "
+                "they are, and says little of the model"
+            )
+            found.append(("rescaled", text))
     return found
 
 

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from broker_node.trying.methods import LERP
-from node.cli.try_document import file_name
+from broker_node.trying.methods import ENSEMBLE, LERP
+from node.cli.try_document import best_control, file_name
 from node.devnet.report.words import NONE, alpha_text, legible, percent, three_digits
 
 MAX_SHOWN: Final = 20
@@ -31,15 +31,19 @@ def print_document(document: dict[str, Any]) -> None:
     for warning in document["warnings"]:
         out.print(Text(f"! {warning['name']}: {legible(warning['text'], 300)}", style="yellow"))
     out.print(Text(outcome(document), style="bold"), soft_wrap=True)
+    if ENSEMBLE in document["merges"]:
+        out.print(Text(of_ensemble(document)), soft_wrap=True)
     for path in (document["files"] or {}).values():
         out.print(Text(f"  {path}"), soft_wrap=True)
-    if document["files"] is None:
+    if document["files"] is None and document["merges"] != [ENSEMBLE]:
         out.print(Text("  nothing is written; --out FOLDER writes the merge and its receipt"))
 
 
 def outcome(document: dict[str, Any]) -> str:
     """Return the result in one sentence."""
     found, rows = document["result"], document["rows"]
+    if document["merges"] == [ENSEMBLE]:
+        return "No merge was asked for: an ensemble is none."
     if not document["gains"]:
         return f"No merge improves A on the {rows['choice']:,} rows that choose; A stays as it is."
     accuracy = ""
@@ -56,11 +60,33 @@ def outcome(document: dict[str, Any]) -> str:
 
 
 def _control(document: dict[str, Any]) -> str:
-    """Return what A gains by the labels alone, for the end of the outcome."""
-    tuned = document["controls"]["tuned"]
-    if tuned is None:
-        return ""
-    return f" Control: fine-tuned on those labels, A gains {percent(tuned['gain'], 1)} by itself."
+    """Return what A gains by the labels alone, and whether any control does as well."""
+    tuned, said = document["controls"]["tuned"], ""
+    if tuned is not None:
+        gain = percent(tuned["gain"], 1)
+        said = f" Control: fine-tuned on those labels, A gains {gain} by itself."
+    best = best_control(document)
+    if best is None or document["result"]["above_controls"]:
+        return said
+    return f"{said} The merge is not above its best control: {best[0]}, {percent(best[1], 1)}."
+
+
+def of_ensemble(document: dict[str, Any]) -> str:
+    """Return what an ensemble is made of, and that it is no file, in one sentence."""
+    found, own = document["controls"]["ensemble"], document["controls"]["own"]
+    if found is None:
+        return "Ensemble: none, for no model but A is left."
+    files = {model["name"]: file_name(model["file"]) for model in document["models"]}
+    members = ", ".join(legible(f"{name} ({files[name]})", 80) for name in found["members"])
+    mean = "answers" if document["rows"]["kind"] == "values" else "probabilities"
+    return (
+        f"Ensemble: the mean of the {mean} of {members}: loss {_loss(own)} → {_loss(found)}. It "
+        "runs all of them and is no single model: no file is written of it; keep theirs."
+    )
+
+
+def _loss(found: dict[str, Any]) -> str:
+    return NONE if found["loss"] is None else three_digits(found["loss"])
 
 
 def table_of(title: str, headings: Sequence[str], left: int) -> Table:
@@ -123,14 +149,15 @@ def _methods(document: dict[str, Any], out: Console) -> None:
             hundredths(method["bound"]),
             style="bold" if best else "",
         )
-    tuned = document["controls"]["tuned"]
-    if tuned is not None and shown:
-        table.add_row(
-            "A", Text("fine-tuned"), Text("control"), NONE,
-            *_figures(tuned, own=bool(own_metric)),
-            hundredths(tuned["gain"]), hundredths(tuned["bound"]),
-            style="dim",
-        )  # fmt: skip
+    for name, words in (("tuned", "fine-tuned"), ("scaled", "scaled")):
+        control = document["controls"][name]
+        if control is not None and shown:
+            table.add_row(
+                "A", Text(words), Text("control"), NONE,
+                *_figures(control, own=bool(own_metric)),
+                hundredths(control["gain"]), hundredths(control["bound"]),
+                style="dim",
+            )  # fmt: skip
     for method in document["controls"]["widths"]:
         if not method["refused"]:
             table.add_row(
@@ -150,10 +177,7 @@ def _methods(document: dict[str, Any], out: Console) -> None:
 
 
 def _figures(found: dict[str, Any], *, own: bool) -> list[str]:
-    cells = [
-        NONE if found["loss"] is None else three_digits(found["loss"]),
-        hundredths(found["accuracy"]),
-    ]
+    cells = [_loss(found), hundredths(found["accuracy"])]
     if own:
         cells.append(NONE if found["metric"] is None else f"{found['metric']:.4g}")
     return cells

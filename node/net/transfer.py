@@ -101,6 +101,29 @@ class MemorySink:
         """There is nothing to let go of."""
 
 
+class CheckingSink:
+    """A sink that checks every leaf and keeps none: for whoever is to show that it has a blob."""
+
+    def __init__(self, byte_length: int, hashes: bytes) -> None:
+        self.root = merkle.root_of_hashes(hashes, byte_length)
+        self._byte_length = byte_length
+        self._hashes = hashes
+
+    def missing(self) -> list[tuple[int, int]]:
+        return [(0, self._byte_length)]
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        bad = merkle.verify_leaves(self._hashes, offset // LEAF_BYTES, data, self._byte_length)
+        if bad is not None:
+            raise RemoteProtocolError("wrong-chunk", f"leaf {bad}")
+
+    def finish(self) -> None:
+        """There is nothing to keep."""
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """Who serves a blob, over which protocol and under which name."""

@@ -20,12 +20,14 @@ from node.params.adapters import (
     weighted_sum,
 )
 from node.params.architecture import Architecture, permutation_spec
+from node.params.families.base import ArchitectureError
 from node.params.families.lora import Lora
-from node.params.permutation import Tensors
-from node.params.recipe import NO_ALIGNMENT, Recipe, apply_recipe, check_recipe
+from node.params.permutation import Tensors, restrict
+from node.params.recipe import NO_ALIGNMENT, Recipe, apply_recipe, check_recipe, check_shares
 from node.protocol import kinship
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.kinship import require_kin
+from node.protocol.parameters import Layout
 from node.protocol.types import ONE, Millionths
 
 
@@ -70,11 +72,32 @@ def merge_bought(
     require_kin(own[0].text, sold[0].text)
     if not is_adapter(own[0]):
         return own[0], apply_recipe(own[0], own[1], sold[1], recipe)
-    check_recipe(permutation_spec(own[0]), recipe)
-    if recipe != NO_ALIGNMENT.with_alpha(recipe.alpha):
-        raise RemoteProtocolError("bad-recipe", "of adapters a recipe says the share alone")
+    _require_share_alone(recipe)
     found = merged(Adapter(*own), Adapter(*sold), recipe.alpha)
     return found.architecture, dict(found.tensors)
+
+
+def require_applicable(own: Architecture, sold: Layout, recipe: Recipe) -> None:
+    """Raise `RemoteProtocolError("bad-recipe")` for a recipe that `merge_bought` would refuse.
+
+    `sold` names the tensors that are to be merged into weights of our `own`; none need be here.
+    """
+    if is_adapter(own):
+        return _require_share_alone(recipe)
+    shapes = {spec.name: spec.shape for spec in sold}
+    check_shares(recipe.shares, shapes)
+    if not recipe.permutations and not recipe.scales:
+        return None
+    try:
+        spec = permutation_spec(own)
+    except ArchitectureError as error:
+        raise RemoteProtocolError("bad-recipe", f"it renumbers units: {error}"[:300]) from error
+    return check_recipe(restrict(spec, shapes), recipe)
+
+
+def _require_share_alone(recipe: Recipe) -> None:
+    if recipe != NO_ALIGNMENT.with_alpha(recipe.alpha):
+        raise RemoteProtocolError("bad-recipe", "of adapters a recipe says the share alone")
 
 
 def unscaled(architecture: Architecture, tensors: Tensors) -> dict[str, torch.Tensor]:

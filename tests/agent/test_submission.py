@@ -14,9 +14,11 @@ from node.agent.selection import in_turn
 from node.agent.submission import UNREACHED_SECONDS, Submission
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.types import Address, Digest, PeerId, UnixTime
+from node.station.holding import HOLD_SECONDS, HeldBack
 
 BROKER = PeerId("broker")
 STRANGER = PeerId("stranger")
+ROOT = Digest(bytes(32))
 
 
 class OnlyOne(Brokers):
@@ -71,6 +73,50 @@ async def test_a_seller_waits_for_a_broker_that_is_away(autojump_clock: MockCloc
     await broker.submission().of_ours(b"")
     assert trio.current_time() - begun > 4 * UNREACHED_SECONDS
     assert broker.asked == 101
+
+
+class Gossip:
+    """What was published, and when, while a node's holds run."""
+
+    def __init__(self) -> None:
+        self.published: list[tuple[bytes, float]] = []
+        self.held = HeldBack(self.publish)
+        self._begun = trio.current_time()
+
+    async def publish(self, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self.published.append((data, trio.current_time() - self._begun))
+
+    async def offers(self, broker: Broker, data: bytes) -> None:
+        async with self.held.holding(ROOT, data):
+            await broker.submission().of_ours(data)
+
+
+@pytest.mark.parametrize("reason", ["timeout", "unreachable", "quota-exceeded"])
+async def test_an_offer_is_published_in_time_though_its_broker_says_for_ever_that_it_is_busy(
+    reason: str, autojump_clock: MockClock
+) -> None:
+    broker, gossip = Broker(reason), Gossip()
+    with trio.move_on_after(10 * HOLD_SECONDS):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(gossip.held.run)
+            nursery.start_soon(gossip.offers, broker, b"offer")
+    assert gossip.published == [(b"offer", HOLD_SECONDS)]
+    assert b"offer" not in gossip.held  # and is said again with all others
+
+
+async def test_an_offer_that_its_broker_has_taken_is_published_at_once_and_once(
+    autojump_clock: MockClock,
+) -> None:
+    gossip = Gossip()
+    with trio.move_on_after(10 * HOLD_SECONDS):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(gossip.held.run)
+            await gossip.offers(Broker(""), b"first")
+            await trio.sleep(HOLD_SECONDS / 2)
+            nursery.start_soon(gossip.offers, Broker("timeout"), b"second")
+    # the end of the first is none of a second of the same weights
+    assert gossip.published == [(b"first", 0), (b"second", 1.5 * HOLD_SECONDS)]
 
 
 @pytest.mark.parametrize("reason", ["unreachable", "timeout", "seller-unreachable", "expired"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from broker_node.trying.reading import METADATA_KEY, read_checkpoint
 from broker_node.trying.scoring import score
 from node.cli import try_files
 from node.data.datasets import load_digits
-from node.params.architecture import permutation_spec
+from node.params.architecture import Architecture, permutation_spec
 from node.params.encoding import load_safetensors, save_safetensors
 from node.params.permutation import permute
 from node.training.registry import build_trainer
@@ -339,6 +340,11 @@ def test_help_alone_is_enough_and_needs_nothing_heavy(pm_node: Command) -> None:
         *("IDX", ".npz", "CSV", "digits", "pm-node try a.safetensors b.safetensors"),
     ):
         assert fragment in " ".join(ran.out.split())
+    given = re.findall(r'{"name": "(?:[^{}]|{[^{}]*})*}', ran.out)
+    built = [Architecture(each["name"], each["config"]) for each in map(json.loads, given)]
+    assert [each.name for each in built] == ["resnet", "gpt"]
+    assert "★" in ran.out
+    assert "○" in ran.out
     code = (
         "import sys, node.cli.main as main\n"
         "assert main.run(['try', '--help']) == 0\n"

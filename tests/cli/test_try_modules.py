@@ -39,6 +39,17 @@ class Net(nn.Module):
 def build(width=8):
     return Net(width)
 
+class Sorting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.into, self.out = nn.Linear(64, 20), nn.Linear(20, 10)
+
+    def forward(self, rows):
+        return self.out(torch.sort(self.into(rows))[0])
+
+def sorting():
+    return Sorting()
+
 def breaks():
     raise OSError("no licence")
 '''
@@ -153,6 +164,23 @@ def test_a_recipe_of_a_module_is_replayed_from_the_weights_alone(
     ran = pm_node("verify", "out/receipt.json", *sides, *named(here)[:2])
     assert ran.code == 0, ran.err
     assert f"by {align}+lerp" in ran.out
+
+
+def test_a_module_whose_graph_cannot_be_read_is_tried_as_it_is_numbered(
+    pm_node: Command, here: Path
+) -> None:
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(seed)
+        layers = {"into": nn.Linear(64, 20), "out": nn.Linear(20, 10)}
+        save_file(nn.ModuleDict(layers).state_dict(), f"{name}.safetensors")
+    module = ("--module", f"{module_in(here)}:sorting", "--input", "64")
+    for align in (("--align", "identity"), ()):
+        more = (*module, *align, "--merge", "lerp", "--merge", "unit-alpha", "--json")
+        ran = tried(pm_node, here, *more, "--out", "out", "--force")
+        assert (ran.code, ran.err) == (0, "")
+        assert Path("out/merged.safetensors").exists()
+        assert not any(method["usual"] for method in ran.json["methods"])
+        assert ran.json["controls"]["scaled"] is not None
 
 
 def test_an_architecture_file_says_what_module_and_input_say(pm_node: Command, here: Path) -> None:

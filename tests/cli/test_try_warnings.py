@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from node.cli.try_document import shared_rows, valleys
 from node.data.own_rows import read_rows
-from node.params.architecture import Architecture, random_init
+from node.params.architecture import Architecture, permutation_spec, random_init
+from node.params.permutation import Tensors, rescale
 from tests.cli.conftest import Command
 
 NET = Architecture("mlp", {"widths": [64, 8, 10]})
@@ -96,3 +97,31 @@ def test_the_control_stands_beside_the_gain(pm_node: Command, models: Path) -> N
     tuned = document["controls"]["tuned"]
     assert tuned["bound"] < tuned["gain"]
     assert tuned["loss"] < document["controls"]["own"]["loss"]
+
+
+def rescaled(tensors: Tensors, power: int, share: float = 1.0) -> dict[str, torch.Tensor]:
+    """The same function: hidden units times 2^±power, or a share of them."""
+    spec = permutation_spec(NET)
+    (name,) = spec.groups
+    drawn = torch.Generator().manual_seed(0)
+    count = spec.groups[name].size
+    signs_U = 2.0 * torch.randint(0, 2, (count,), generator=drawn) - 1
+    meant_U = torch.arange(count) < share * count
+    return rescale(spec, tensors, {name: torch.where(meant_U, 2.0 ** (power * signs_U), 1.0)})
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_a_sold_model_in_strange_scales_is_named_and_an_honest_one_is_not(
+    pm_node: Command, models: Path, share: float
+) -> None:
+    files = [models / f"{name}.safetensors" for name in ("a", "b")]
+    assert "rescaled" not in names_of(pm_node, *files, "--data", "digits")
+    save_file(rescaled(random_init(NET, 2), 4, share), files[1])
+    document = pm_node("try", *files, "--data", "digits", *FAST, "--json").json
+    (said,) = [each["text"] for each in document["warnings"] if each["name"] == "rescaled"]
+    assert "B (b.safetensors)" in said
+    assert "`identity`" in said
+    assert len(said) <= 300  # as many as the table shows
+    # A's own scales are A's affair, and a seller's like A's are not strange beside them
+    save_file(rescaled(random_init(NET, 1), 4, share), files[0])
+    assert "rescaled" not in names_of(pm_node, *files, "--data", "digits")

@@ -12,10 +12,11 @@ from node.agent.agent import Agent
 from node.chronicle import StatementPublished
 from node.observe import Record
 from node.params.encoding import encode_tensors
+from node.protocol import merkle
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.messages import Submit, Submitted
 from tests.market.market import Market, Party, eventually, open_market, weights
-from tests.market.strangers import offer_of
+from tests.market.strangers import offer_of, root_of
 
 WEIGHTS = weights("seller")
 
@@ -66,6 +67,50 @@ async def test_who_was_heard_first_shows_its_bytes_though_another_brought_them(
         assert {found.seller for found in market.broker.heard(ReplicaFound)} == {thief.account}
         with pytest.raises(RemoteProtocolError, match="replica"):
             await submits(thief, market, stolen)
+
+
+async def test_a_thief_that_has_only_the_hashes_of_the_leaves_has_shown_nothing(
+    tmp_path: Path,
+) -> None:
+    """They are given to whoever names a trade, paid or not: anybody can pass them on."""
+    async with open_market(tmp_path, replicas="refuse") as market:
+        seller = await market.join("seller", Agent)
+        buyer = await market.join("buyer", Agent)
+        thief = await market.join("thief", Agent)
+        claim = await claims(thief)
+        await seller.offer(WEIGHTS)
+        blobs, blob = thief.station.blobs, encode_tensors(WEIGHTS)
+        held = blobs.put_bytes(blob)
+        thief.station.served.add(held.root)
+        # a perfect list of hashes, and all of the bytes but one
+        blobs.path(held.root).write_bytes(blob[:-1] + bytes([blob[-1] ^ 1]))
+        with pytest.raises(RemoteProtocolError, match="wrong-chunk"):
+            await submits(thief, market, claim)
+        assert market.broker.heard(ReplicaFound) == []
+        await market.see_paid(await buyer.buy(seller), buyer, seller)
+
+
+async def test_the_rest_of_anothers_download_shows_no_bytes_of_a_whole_model(
+    tmp_path: Path,
+) -> None:
+    async with open_market(tmp_path, replicas="refuse") as market:
+        seller = await market.join("seller", Agent)
+        thief = await market.join("thief", Agent)
+        blob, blobs = encode_tensors(WEIGHTS), market.broker.station.blobs
+        root, hashes = root_of(blob), merkle.leaf_hashes(blob)
+        sink = blobs.writer(root, len(blob), hashes)  # cut off just before its end
+        await trio.to_thread.run_sync(sink.write, 0, blob)
+        sink.close()
+        claim = await claims(thief)
+        await claims(seller)
+        held = thief.station.blobs.put_bytes(blob)
+        thief.station.served.add(held.root)
+        thief.station.blobs.path(root).write_bytes(bytes(len(blob)))
+        with pytest.raises(RemoteProtocolError, match="wrong-chunk"):
+            await submits(thief, market, claim)
+        await seller.offer(WEIGHTS)
+        assert seller.blamed("submit") == []
+        assert market.broker.heard(ReplicaFound) == []
 
 
 async def test_nobody_reads_a_root_in_gossip_before_the_broker_has_it_of_its_seller(
