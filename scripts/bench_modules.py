@@ -33,7 +33,7 @@ from node.data.files import DataError
 from node.data.rows import Dataset
 from node.data.split import split_test
 from node.params.architecture import Architecture, apply
-from node.params.families.factories import allow
+from node.params.families.factories import Entry, allow
 from node.params.families.own import OwnModule
 from node.params.permutation import Tensors
 from node.params.recipe import interpolate
@@ -106,7 +106,7 @@ def accuracy(architecture: Architecture, tensors: Tensors, rows: Rows) -> float:
 
 def measured(dataset: Dataset, case: str, seed: int) -> Found:
     """Return what a pair and its merges score on the report's rows."""
-    allow(FACTORY)
+    allow(Entry(FACTORY, (1, 28, 28)))
     architecture = Architecture("module", {"factory": FACTORY, "input": [1, 28, 28]})
     generator = torch.Generator().manual_seed(seed)
     drawn_R = torch.randperm(len(dataset.train), generator=generator)[:TRAINED].numpy()

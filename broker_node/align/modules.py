@@ -8,7 +8,6 @@ they are refused by name, and `symmetric_matching` matches them by weights.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -88,19 +87,19 @@ def reset_normalisation(
 
     A merge of two models keeps neither's statistics: its units vary less than those of either,
     and what normalises them must be measured on the merge itself (Jordan et al. 2022, REPAIR).
-    Nothing but those buffers changes; a merge that was reset has no recipe. Raises
-    `AlignmentError` without BatchNorm or without rows.
+    Nothing but those buffers changes; a merge that was reset has no recipe. The module is the
+    caller's to lose: it is left with what was found (not every module can be copied). Raises
+    `AlignmentError` without BatchNorm, without rows, and for whatever the module itself raises.
     """
-    merged = copy.deepcopy(module)
-    merged.load_state_dict(dict(tensors))
-    merged.eval()
     norms = [
         layer
-        for layer in merged.modules()
+        for layer in module.modules()
         if isinstance(layer, _BatchNorm) and layer.track_running_stats
     ]
     if not norms:
         raise AlignmentError("there is no normalisation with running statistics to reset")
+    module.load_state_dict(dict(tensors))
+    module.eval()
     for layer in norms:
         layer.reset_running_stats()
         layer.momentum = None  # of all batches alike
@@ -108,11 +107,19 @@ def reset_normalisation(
     counted = 0
     with torch.no_grad():
         for inputs in batches:
-            merged(*inputs)
+            try:
+                module(*inputs)
+            except torch.OutOfMemoryError:
+                raise  # of a device: a smaller batch may do
+            except Exception as error:  # an operator's own module may raise anything
+                told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                raise AlignmentError(
+                    f"the module fails on the rows it is reset on: {told}"
+                ) from error
             counted += 1
     if counted == 0:
         raise AlignmentError("normalisation is reset on rows, and there are none")
-    return _detached(merged.state_dict())
+    return _detached(module.state_dict())
 
 
 def _detached(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

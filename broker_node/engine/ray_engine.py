@@ -60,7 +60,7 @@ class RayEngine:
                 appraiser={"reference": self._cluster.put(appraiser)},
                 code=CODE_VERSION,
                 threads=threads,
-                modules=factories.said(),
+                modules=tuple(map(str, factories.entries())),
             )
         except BaseException:
             self._cluster.close()

@@ -45,7 +45,7 @@ class Context:
     threads: int
     """Of PyTorch, as many as at the broker: the order of float sums depends on it."""
     modules: tuple[str, ...] = ()
-    """Functions that build models, as the broker's operator has named them."""
+    """Of an operator's own, which the broker's has allowed, as its settings say them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,8 @@ from broker_node.merge.pairs import completed, merged_model, require_one
 from broker_node.merge.stages import Merged, MergeError, Rows
 from broker_node.verify.stages import Verified
 from node.params.architecture import Architecture
-from node.params.families.own import OwnModule, facts_of
+from node.params.families.own import OwnModule
+from node.params.families.own_facts import facts_of
 from node.params.permutation import Tensors
 from node.protocol.types import ONE, Millionths
 

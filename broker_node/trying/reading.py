@@ -27,7 +27,8 @@ from node.params.encoding import load_safetensors, weights_root
 from node.params.errors import ProfileError
 from node.params.families.base import MAX_PARAMETERS, MAX_TENSORS, ArchitectureError
 from node.params.families.own import NAME as OWN
-from node.params.families.own import OwnModule, facts_of
+from node.params.families.own import OwnModule
+from node.params.families.own_facts import facts_of
 from node.params.merges import is_adapter
 from node.params.peft import read_adapter
 from node.params.profile import Limits, check_header
@@ -83,6 +84,11 @@ def parse_flag(text: str) -> Architecture:
 
     Raises `TryError` that lists the families which are known.
     """
+    return built(*flag_said(text))
+
+
+def flag_said(text: str) -> tuple[str, str, Mapping[str, object]]:
+    """Return what `built` takes, nothing of which is built yet. Raises `TryError`."""
     name, colon, widths = text.partition(":")
     path = Path(text)
     if not colon or path.suffix == ".json":
@@ -97,10 +103,10 @@ def parse_flag(text: str) -> Architecture:
     if name == "linear" and len(sizes) != 2:
         raise TryError(f"--architecture {text!r:.80}: linear has two widths; {_known()}")
     config = {"widths": sizes} if name == "mlp" else {"inputs": sizes[0], "outputs": sizes[1]}
-    return built(f"--architecture {text:.80}", name, config)
+    return f"--architecture {text:.80}", name, config
 
 
-def _of_json(path: Path) -> Architecture:
+def _of_json(path: Path) -> tuple[str, str, Mapping[str, object]]:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_JSON_BYTES + 1)
@@ -115,7 +121,7 @@ def _of_json(path: Path) -> Architecture:
         raise TryError(f"{path} is not JSON: {error!s:.120}") from error
     match value:
         case {"name": str(name), "config": dict(config), **more} if not more:
-            return built(str(path), name, config)
+            return str(path), name, config
         case _:
             raise TryError(f'{path} must be {{"name": "mlp", "config": {{"widths": [784, 10]}}}}')
 

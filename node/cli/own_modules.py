@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def module_option(command: Any) -> Any:
-    """Add ``--module``; `allow_modules` does as it says."""
+    """Add ``--module``; `named_architecture` and `allow_as_said` do as it says."""
     return click.option(
         "--module", "modules_named", multiple=True, metavar="MODULE:FUNCTION",
         help="a function of yours that builds the model, perhaps followed by a JSON object of its "
@@ -34,47 +32,92 @@ def shape_options(command: Any) -> Any:
         click.option(
             "--input", "input_shape", default=None, metavar="SIDE,SIDE,...",
             help="the shape of one row as the --module takes it, such as 3,32,32; it answers a "
-            "batch of rows with logits",
+            "batch of rows with logits. A file that names another shape is refused",
         ),
     ):  # fmt: skip
         command = option(command)
     return command
 
 
-def look_here() -> None:
-    """Let what the user names be imported from the working directory, as ``python -m`` does."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-
-
-def allow_modules(options: Mapping[str, Any]) -> None:
-    """Import the functions that the user named. Raises `TryError`."""
+def _named(options: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return each ``--module`` with its keywords, once it was imported. Raises `TryError`."""
     from broker_node.trying.errors import TryError
-    from node.params.families.factories import FactoryError, allow_said
+    from node.params.families.factories import FactoryError, imported, read_named
 
-    if not options["modules_named"]:
-        return
-    look_here()
     try:
-        allow_said(options["modules_named"])
+        named = [read_named(text) for text in options["modules_named"]]
+        for name, _ in named:
+            imported(name)
     except FactoryError as error:
         raise TryError(f"--module {error}") from error
+    return named
+
+
+def _allow(named: list[tuple[str, dict[str, Any]]], config: Mapping[str, object]) -> None:
+    """Allow what a configuration says, if its function is named with these very keywords.
+
+    Raises `TryError` for other keywords; of another function nothing is known afterwards either.
+    """
+    from broker_node.trying.errors import TryError
+    from node.params.families.base import ArchitectureError
+    from node.params.families.factories import allow, options_text
+    from node.params.families.own import OwnModule
+
+    try:
+        entry = OwnModule.read_entry(config)
+    except ArchitectureError:
+        return  # whoever reads it all says what is wrong
+    known = [options_text(keywords) for name, keywords in named if name == entry.name]
+    if entry.options in known:
+        allow(entry)
+    elif known:
+        raise TryError(
+            f"--module {entry.name:.100} has the keywords {known[0]:.150}, and those of what it is "
+            f"to build are {entry.options:.150}: write the same ones"
+        )
+
+
+def allow_as_said(options: Mapping[str, Any], text: str) -> None:
+    """Allow the one shape that the text of an architecture names, if ``--module`` builds it.
+
+    The text is that of a receipt which the user has this command replay. Raises `TryError`.
+    """
+    from node.params.families import own
+    from node.protocol import bounded_json
+
+    named = _named(options)
+    try:
+        value: object = bounded_json.loads(text)
+    except ValueError:
+        return  # whoever reads it all says what is wrong
+    match value:
+        case {"name": own.NAME, "config": dict(config)}:
+            _allow(named, config)
 
 
 def named_architecture(options: Mapping[str, Any]) -> Architecture | None:
     """Return what ``--architecture``, or ``--module`` and ``--input``, say; None for neither.
 
-    Raises `TryError`, and `click.UsageError` for options that do not go together.
+    Of what the functions build, just that is allowed. Raises `TryError`, and `click.UsageError`
+    for options that do not go together.
     """
-    from broker_node.trying.reading import built, parse_flag
-    from node.params.families import factories, own
+    from broker_node.trying.reading import built, flag_said
+    from node.params.families import own
 
-    named, sides = options["modules_named"], options["input_shape"]
+    sides, named = options["input_shape"], _named(options)
     if sides is None:
         if options["tokens"] is not None:
             raise click.UsageError("--tokens says what the numbers of --input are: name that too")
-        return None if options["architecture"] is None else parse_flag(options["architecture"])
+        if options["architecture"] is not None:
+            said = flag_said(options["architecture"])
+            if said[1] == own.NAME:
+                _allow(named, said[2])
+            return built(*said)
+        if named:
+            raise click.UsageError(
+                f"--module {named[0][0]:.100} is named: say with --input what shape a row has"
+            )
+        return None
     if options["architecture"] is not None:
         raise click.UsageError("--architecture and --input both say what A is: leave one out")
     if len(named) != 1:
@@ -82,10 +125,11 @@ def named_architecture(options: Mapping[str, Any]) -> Architecture | None:
     parts = [side.strip() for side in sides.split(",")]
     if not all(part.isascii() and part.isdecimal() for part in parts):
         raise click.UsageError(f"--input {sides!r:.60}: write sides such as 3,32,32")
-    name, keywords = factories.read_entry(named[0])
+    name, keywords = named[0]
     config: dict[str, object] = {"factory": name, "input": [int(part[:12]) for part in parts]}
     if keywords:
         config["options"] = keywords
     if options["tokens"] is not None:
         config["tokens"] = options["tokens"]
+    _allow(named, config)
     return built(f"--module {name:.100}", own.NAME, config)

@@ -13,8 +13,6 @@ import click
 from node.cli.exits import DONE
 from node.cli.invocation import Invocation
 from node.cli.own_modules import (
-    allow_modules,
-    look_here,
     module_option,
     named_architecture,
     shape_options,
@@ -149,7 +147,8 @@ def try_(node: Invocation | None, /, **options: Any) -> int:
       "norm": "rms", "tied": false, "vocabulary": 256, "width": 64}}
 
     A ResNet's depth is 6n + 4; norm is rms or layer. For any module of PyTorch name the function
-    of yours that builds it, and the shape of a row: its symmetries are read off its graph.
+    of yours that builds it, and the shape of a row, here or in a file for --architecture: its
+    symmetries are read off its graph.
 
     \b
     pm-node try a.safetensors b.safetensors --data digits --module mine:build --input 1,8,8
@@ -196,7 +195,6 @@ def _run(node: Invocation, options: dict[str, Any], *, seed: int, as_json: bool)
     from node.cli.try_files import require_room, write_all
     from node.cli.try_table import print_document
 
-    allow_modules(options)
     adapters = options["base"] is not None or any(path.is_dir() for path in options["models"])
     chosen, out = aligners(options["align"], adapters=adapters), options["out"]
     if out is not None:
@@ -207,7 +205,6 @@ def _run(node: Invocation, options: dict[str, Any], *, seed: int, as_json: bool)
     with console.status("reading") if console.is_terminal else _nothing():
         named = named_architecture(options)
         models = read_models(options["models"], named, options["order"], base=options["base"])
-        _require_told(models[0], options)
         buyer = models[0]
         ancestor = None
         if options["tuned_from"] is not None:
@@ -298,16 +295,6 @@ def read_models(
     return models
 
 
-def _require_told(buyer: Checkpoint, options: dict[str, Any]) -> None:
-    """Raise `click.UsageError` for a function that was named and a file that is not its."""
-    told = options["architecture"] is not None or options["base"] is not None
-    if options["modules_named"] and not told and buyer.model.architecture.name != "module":
-        raise click.UsageError(
-            f"--module is named, and {buyer.path} does not say that it is of it: say with --input "
-            "what shape a row has"
-        )
-
-
 def read_validation(
     buyer: Checkpoint, options: dict[str, Any]
 ) -> tuple[OwnRows, ValidationSet, Described]:
@@ -349,6 +336,7 @@ def load_metric(name: str) -> Metric:
     """
     from broker_node.evaluate.metrics import MetricError, metric_named
     from broker_node.trying.errors import TryError
+    from node.params.families.factories import look_here
 
     look_here()
     try:

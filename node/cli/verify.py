@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from node.cli.invocation import Invocation, on_node
-from node.cli.own_modules import allow_modules, module_option
+from node.cli.own_modules import allow_as_said, module_option
 from node.cli.try_ import rows_options
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def verify(
 
     Weights are safetensors, or as a node keeps them: in its data directory, blobs/ROOT, where ROOT
     is the receipt's base_root or sold_root without 0x. Adapters are folders of PEFT, of the model
-    in --adapter-base. Of a model that a function of yours builds, name that with --module.
+    in --adapter-base. Of a model that a function of yours builds, name that with --module: it is
+    built for rows of the shape that the receipt says, and run.
 
     The rows of a trade are those of --dataset in --data-folder, divided as --protocol says. With
     --chain and --escrow, those who signed must have seats in that escrow now. Without --escrow it
@@ -88,7 +89,6 @@ def verify(
     from node.protocol.errors import RemoteProtocolError
     from node.roles.shells import adapter_base
 
-    allow_modules(options)
     allow_said(node.load().config.modules)
     if is_of_trial(receipt):
         verify_trial(node, receipt, base, sold, merged, options)
@@ -109,6 +109,7 @@ def verify(
     check_signed(file, shared_rows=config.protocol == "paper")
     threshold = _check_seats(file, config, node.home(config).root)
     evaluation = file.evaluation
+    allow_as_said(options, evaluation.architecture)
     architecture = parse_architecture(evaluation.architecture)
     below = adapter_base(config)
     ours, theirs = (

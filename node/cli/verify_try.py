@@ -10,6 +10,7 @@ from typing import Any, Final
 import click
 
 from node.cli.invocation import Invocation
+from node.cli.own_modules import allow_as_said
 
 SPLIT: Final = "whether the rows, or the seed that divides them, were picked once figures were seen"
 LABELLED: Final = "whether any model was trained on the rows"
@@ -34,6 +35,7 @@ def verify_trial(
     from node.roles.shells import adapter_base
 
     file = read(receipt)
+    allow_as_said(options, file.evaluation.architecture)
     architecture = parse_architecture(file.evaluation.architecture)
     below = adapter_base(node.load().config)
     if is_adapter(architecture):

@@ -25,6 +25,7 @@ MAX_BROKERS: Final = 64
 _INTEGER: Final = re.compile(r"[+-]?[0-9](_?[0-9])*")
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
 _DIGEST: Final = re.compile(r"0x[0-9a-fA-F]{64}")
+_BEFORE_NAME: Final = re.compile(r",\s*(?=[A-Za-z_]|$)")
 _QUORUM: Final = re.compile(r"([1-9][0-9]?)/([1-9][0-9]?)")
 _MULTIADDR: Final = re.compile(r"/(ip[46]|dns[46]?)/([^/\s]+)/tcp/([0-9]{1,5})(/p2p/([^/\s]+))?")
 
@@ -162,8 +163,10 @@ def _several(one: Callable[[object], T]) -> Callable[[object], tuple[T, ...]]:
 
 
 def _factories(raw: object) -> tuple[str, ...]:
-    """Read names of functions; one alone may have options, in which there are commas."""
-    return (_text(raw),) if isinstance(raw, str) and "{" in raw else _several(_text)(raw)
+    """Read entries, in which there are commas: one text with options is one entry."""
+    if not isinstance(raw, str):
+        return _several(_text)(raw)
+    return _several(_text)([raw] if "{" in raw else _BEFORE_NAME.split(raw))
 
 
 def _layers(raw: object) -> tuple[int, ...]:
@@ -228,8 +231,8 @@ KINDS: Final[Mapping[str, Kind]] = {
         ),
         Kind(
             "factories",
-            "MODULE:FUNCTION, perhaps with a JSON object of its options; several by commas, "
-            "or by repeating the flag",
+            "MODULE:FUNCTION SIDE,SIDE,..., perhaps with tokens=N and a JSON object of options; "
+            "several by commas, or by repeating the flag",
             _factories,
             show=", ".join,
             toml=_list_toml,

@@ -98,8 +98,9 @@ class Config:
         "path", None, "JSON file of {name, config} of the model that the trainer `module` trains"
     )
     modules: tuple[str, ...] = _setting(
-        "factories", (), "functions of one's own that build models, which others' texts may name; "
-        "they are imported and run, unconfined (default: none)",
+        "factories", (), "models of one's own, which others' texts may name: MODULE:FUNCTION that "
+        "builds it, the shape of a row, perhaps tokens=N and keywords as JSON, such as mine:build "
+        "1,8,8. The working directory counts; imported and run, unconfined (default: none)",
     )  # fmt: skip
     dataset: str = _setting("text", "mnist", "where examples come from")
     data_folder: Path | None = _setting("path", None, "folder of data files of one's own")

@@ -37,7 +37,9 @@ from node.identity import (
 )
 from node.journal import Journal
 from node.observe import Console, JsonLines, Level, Observer
-from node.params.families.factories import allow_said
+from node.params.families.base import ArchitectureError
+from node.params.families.factories import FactoryError, allow_said
+from node.params.families.own import prepare
 from node.protocol import cbor
 from node.protocol.eip712 import Domain
 from node.protocol.types import NO_ADDRESS, Address, Wei
@@ -78,6 +80,18 @@ class Opened:
     """The chain, for whatever else of it is opened."""
 
 
+def _allow_modules(config: Config) -> None:
+    """Import what the setting `modules` names, and look at it once, before any peer is heard.
+
+    Raises `FactoryError` for what is not to be had, or is no good.
+    """
+    allow_said(config.modules)
+    try:
+        prepare()
+    except ArchitectureError as error:
+        raise FactoryError(f"the setting `modules`: {error.detail}") from error
+
+
 def open_observer(
     config: Config,
     home: Home,
@@ -111,7 +125,7 @@ def open_node(
     `sleep` is how a silent chain is waited for; what it raises ends the wait.
     Raises `MarketError` if anything but the chain's silence is in the way.
     """
-    allow_said(config.modules)
+    _allow_modules(config)
     market = _market(config, environ, elsewhere=endpoint is None)
     chain_url = market.chain
     if endpoint is None:

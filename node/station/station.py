@@ -49,8 +49,9 @@ Answer = Callable[[PeerId, StreamMessage], Awaitable[StreamMessage]]
 Question = type[StreamMessage]
 
 REPUBLISH_SECONDS: Final = 15.0
-MAX_TOLD_FIRST: Final = 4_096
 """Gossip has no memory: what is still good is said again for those who came later."""
+MAX_TOLD_FIRST: Final = 4_096
+"""Statements that are remembered to be no news, should gossip bring them later."""
 PRUNE_SECONDS: Final = 86_400.0
 TRADE_RETENTION_SECONDS: Final = 90 * 86_400
 REQUEST_SECONDS: Final = 20.0

@@ -12,6 +12,7 @@ from typing import Final
 import torch
 from torch.nn import functional
 
+from node.params.alone import drawing
 from node.params.families.own import OwnModule, OwnTokens
 from node.protocol.errors import LocalProtocolError
 from node.training.mlp import MlpTrainer, trainer_of_rows
@@ -31,22 +32,23 @@ class ModuleTrainer(MlpTrainer):
         assert isinstance(model, OwnModule)
         order_R = torch.from_numpy(self.batch_order(epoch))
         total, seen = 0.0, 0
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed + epoch)  # what dropout drops
-            module = model.module_with(parameters).train()
-            steps = torch.optim.SGD(
-                module.parameters(), lr=self.settings.learning_rate, momentum=MOMENTUM
-            )
-            for batch_R in torch.split(order_R, self.settings.batch_rows):
-                if len(batch_R) < LEAST_BATCH:
-                    continue
+        seeds = torch.Generator().manual_seed(self.seed + epoch)
+        module = model.module_with(parameters).train()
+        steps = torch.optim.SGD(
+            module.parameters(), lr=self.settings.learning_rate, momentum=MOMENTUM
+        )
+        for batch_R in torch.split(order_R, self.settings.batch_rows):
+            if len(batch_R) < LEAST_BATCH:
+                continue
+            steps.zero_grad()
+            # what dropout drops: a step at a time, for nobody else draws meanwhile
+            with drawing(int(torch.randint(2**62, (), generator=seeds))):
                 logits_RC = model.run(module, self.inputs_RF[batch_R])
                 loss = functional.cross_entropy(logits_RC, self.labels_R[batch_R])
-                steps.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
-                steps.step()
-                total += loss.item() * len(batch_R)
-                seen += len(batch_R)
+            steps.step()
+            total += loss.item() * len(batch_R)
+            seen += len(batch_R)
         return TrainedEpoch(parameters=model.tensors_of(module), loss=total / max(1, seen))
 
 

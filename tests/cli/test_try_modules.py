@@ -50,6 +50,9 @@ class Sorting(nn.Module):
 def sorting():
     return Sorting()
 
+def lazy():
+    return nn.Sequential(nn.Flatten(), *(nn.ReLU() for _ in range(4)), nn.LazyLinear(10))
+
 def breaks():
     raise OSError("no licence")
 '''
@@ -187,6 +190,9 @@ def test_an_architecture_file_says_what_module_and_input_say(pm_node: Command, h
     name = f"{module_in(here)}:build"
     document = {"name": "module", "config": {"factory": name, "input": [1, 8, 8]}}
     Path("net.json").write_text(json.dumps(document))
+    other = tried(pm_node, here, "--architecture", "net.json", "--module", name + ' {"width": 9}')
+    assert other.code == 2
+    assert 'has the keywords {"width":9}, and those of what it is to build are {}' in other.err
     fast = ("--align", "identity", "--merge", "lerp", "--json")
     ran = tried(pm_node, here, "--architecture", "net.json", "--module", name, *fast)
     assert ran.code == 0, ran.err
@@ -202,7 +208,7 @@ def test_a_file_from_elsewhere_imports_nothing_that_was_not_named(
         separators=(",", ":"),
     )
     save_file(load_file("a.safetensors"), "a.safetensors", {"pm-node.architecture": text})
-    ran = tried(pm_node, here, "--module", f"{module_in(here)}:build")
+    ran = tried(pm_node, here)
     assert ran.code == 2
     assert "unknown-architecture: this node was not told of 'spy_of_a_peer:build'" in ran.err
     assert not Path("spied").exists()
@@ -220,7 +226,8 @@ def test_a_file_from_elsewhere_imports_nothing_that_was_not_named(
         (("--module", '{m}:build {{"width": 9}}', "--input", "1,8,8"), "is [8], not [9]"),
         (("--module", '{m}:build {{"depth": 9}}', "--input", "1,8,8"), "cannot build: TypeError"),
         (("--module", "{m}:build", "--input", "1,28,28"), "rows have 64 features, the model"),
-        (("--module", "{m}:build"), "--module and --input"),
+        (("--module", "{m}:build"), "say with --input what shape a row has"),
+        (("--module", "{m}:lazy", "--input", "1,8,8"), "5.weight of {m}:lazy has no shape"),
         (("--input", "1,8,8"), "--input is of one --module"),
         (("--module", "{m}:build", "--tokens", "9"), "name that too"),
         (("--module", "{m}:build", "--input", "8", "--architecture", "mlp:4-2"), "leave one out"),
@@ -232,7 +239,7 @@ def test_what_cannot_be_used_is_one_line_that_says_why(
 ) -> None:
     ran = tried(pm_node, here, *(word.format(m=module_in(here)) for word in more))
     assert ran.code == 2
-    assert told in ran.err
+    assert told.replace("{m}", module_in(here)) in ran.err
     assert ran.err.count("\n") == 1
     assert "Traceback" not in ran.err
 
@@ -249,4 +256,10 @@ def test_a_node_that_is_told_of_a_function_that_is_not_there_does_not_start(
     pm_node: Command, here: Path
 ) -> None:
     role = ("--role", "agent", "--dataset", "digits", "--data-dir", "node")
-    pm_node(*role, "--modules", "gone_for_good:f").refused(2, "'gone_for_good:f' cannot be loaded")
+    for said, told in (
+        ("gone_for_good:f 1,8,8", "'gone_for_good:f' cannot be loaded"),
+        (f"{module_in(here)}:build", "and the shape of a row, such as mine.models:build 3,32,32"),
+        # the function is there, and it is looked at before any peer is heard
+        (f"{module_in(here)}:build 3,8,8", "fails on rows of [3, 8, 8]"),
+    ):
+        pm_node(*role, "--modules", said).refused(2, told)

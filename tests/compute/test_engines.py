@@ -26,12 +26,17 @@ from broker_node.engine.local import LocalEngine
 from broker_node.engine.ray_engine import RayEngine
 from broker_node.engine.registry import ENGINES
 from broker_node.evaluate.validation import ValidationSet
+from broker_node.trying.reading import admitted
 from broker_node.verify.stages import Verified
+from node.params.architecture import random_init
 from node.params.encoding import encode_tensors, weights_root
+from node.params.families import factories
 from node.protocol import merkle
 from node.protocol.errors import LocalProtocolError, MarketError, RemoteProtocolError
 from node.protocol.offer import Offer
 from tests.compute.lost_worker import WaitingAppraiser
+from tests.params import own_modules as mine
+from tests.params.own_modules import FEATURES, own
 from tests.protocol import cast
 
 NOTICE = (cast.NOTICE_DIGEST, cast.NOTICE)
@@ -208,7 +213,10 @@ def appraiser(validation: ValidationSet) -> MarketAppraiser:
 @pytest.fixture(scope="module")
 def cluster(appraiser: MarketAppraiser, told: list[str]) -> Iterator[RayEngine]:
     torch.set_num_threads(1)
-    engine = RayEngine(appraiser, EngineSettings(), told.append)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(factories, "_allowed", {})
+        own(mine.perceptron, FEATURES)
+        engine = RayEngine(appraiser, EngineSettings(), told.append)
     yield engine
     engine.close()
 
@@ -397,6 +405,22 @@ def test_a_gpu_that_nobody_has_is_missed_at_the_start(
     with pytest.raises(EngineError, match="no-gpu"):
         RayEngine(appraiser, EngineSettings(device="cuda"), print)
     assert RayEngine(appraiser, EngineSettings(device="auto"), print).at_once >= 1
+
+
+@needs_ray
+def test_workers_measure_modules_that_the_brokers_operator_has_named_and_no_others(
+    cluster: RayEngine, appraiser: MarketAppraiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(factories, "_allowed", {})
+    of_both = own(mine.perceptron, FEATURES)
+    ours, theirs = (admitted(of_both, random_init(of_both, seed)) for seed in (0, 1))
+    here = appraiser.measure(ours, theirs, task="digits", notice=NOTICE)
+    assert plain(cluster.measure(ours, theirs, task="digits", notice=NOTICE)) == plain(here)
+    # named since, here alone
+    untold = own(mine.perceptron, FEATURES, options={"hidden": 21})
+    ours, theirs = (admitted(untold, random_init(untold, seed)) for seed in (0, 1))
+    with pytest.raises(MarketError, match="unknown-architecture"):
+        cluster.measure(ours, theirs, task="digits", notice=NOTICE)
 
 
 @needs_ray

@@ -238,6 +238,25 @@ def test_a_merge_that_is_reset_is_better_where_the_plain_one_is_starved_of_varia
     assert found <= losses[1] + 1e-6
 
 
+def test_a_module_that_cannot_be_copied_is_reset_too() -> None:
+    architecture, rows = own(mine.of_old_weight_norm, *IMAGE), some_rows()
+    tensors = stirred(architecture, 0)
+    found = reset(architecture, tensors, rows.inputs_RF)
+    assert {n for n in tensors if not torch.equal(found[n], tensors[n])} == {
+        "1.running_mean",
+        "1.running_var",
+    }
+
+
+def test_what_a_module_raises_as_it_is_reset_is_named() -> None:
+    architecture, rows = own(mine.fussy, FEATURES), some_rows()
+    sides = [verified(architecture, stirred(architecture, seed)) for seed in (0, 1)]
+    pair = ALIGNERS["identity"](*sides, seed=0)
+    with pytest.raises(AlignmentError, match="it is reset on: IndexError: not in training"):
+        run("reset", pair, rows)
+    assert run("lerp", pair, rows).tensors is not None
+
+
 def test_a_module_whose_graph_cannot_be_read_is_merged_as_it_is_numbered() -> None:
     architecture, rows = own(mine.sorting, FEATURES), some_rows()
     buyer, seller = (verified(architecture, random_init(architecture, seed)) for seed in (0, 1))

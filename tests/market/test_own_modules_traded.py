@@ -142,19 +142,22 @@ async def test_an_operator_names_the_model_and_its_function_in_the_settings(
         '"options": {"width": 6}}}'
     )
     (tmp_path / "config.toml").write_text(
-        f"modules = ['{name}', '{name} {{\"width\": 6}}']\narchitecture = 'net.json'\n"
+        f"modules = ['{name} 1,8,8', '{name} 1,8,8 {{\"width\": 6}}']\narchitecture = 'net.json'\n"
         "trainer = 'module'\ndataset = 'digits'\n"
     )
     config = load(file=tmp_path / "config.toml").config
-    assert config.modules == (name, f'{name} {{"width": 6}}')
+    assert config.modules == (f"{name} 1,8,8", f'{name} 1,8,8 {{"width": 6}}')
     with pytest.raises(LocalProtocolError, match="unknown-architecture"):
         await trainer_of(config)  # as a node would that had not begun by allowing them
     factories.allow_said(config.modules)
     learner = await trainer_of(config)
     assert isinstance(learner, ModuleTrainer)
     assert learner.architecture.config["options"] == {"width": 6}
-    flags = load(flags={"modules": (name, "other.module:build")}).config.modules
-    assert flags == load(environ={"PMNODE_MODULES": f"{name}, other.module:build"}).config.modules
+    said = (f"{name} 1,8,8", "other.module:build 128 tokens=9")
+    assert load(flags={"modules": said}).config.modules == said
+    assert load(environ={"PMNODE_MODULES": ", ".join(said)}).config.modules == said
+    single = f'{name} 1,8,8 {{"depth": 3, "width": 6}}'
+    assert load(environ={"PMNODE_MODULES": single}).config.modules == (single,)
 
 
 def test_a_trainer_without_a_module_says_which_setting_is_missing() -> None:

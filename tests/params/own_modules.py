@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
 from node.params.architecture import Architecture
-from node.params.families.factories import allow
+from node.params.families.factories import Entry, allow, options_text
 
 SIDE = 8
 FEATURES = SIDE * SIDE
@@ -172,14 +174,96 @@ def complex_weights() -> nn.Module:
     return module
 
 
+def lazy() -> nn.Module:
+    return nn.Sequential(nn.Linear(FEATURES, 9), nn.LazyLinear(CLASSES))
+
+
+class Counting(nn.Module):
+    """Answers by how often it was asked, which it writes where its weights are."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, CLASSES)
+        self.kind, self.asked = kind, nn.Parameter(torch.zeros(1))
+        if kind == "buffer":
+            del self.asked
+            self.register_buffer("asked", torch.zeros(1))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            if self.kind == "made":
+                self.register_buffer("later", torch.zeros(1))
+            else:
+                self.asked.add_(1)
+        answer: torch.Tensor = self.layer(rows) * self.asked
+        return answer
+
+
+def counting_in_a_buffer() -> nn.Module:
+    return Counting("buffer")
+
+
+def counting_in_a_parameter() -> nn.Module:
+    return Counting("parameter")
+
+
+def making_a_buffer() -> nn.Module:
+    return Counting("made")
+
+
+def of_old_weight_norm() -> nn.Module:
+    """With a tensor that is no leaf: `copy.deepcopy` cannot have it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is old
+        conv = nn.utils.weight_norm(nn.Conv2d(1, 6, 3, padding=1))
+    return nn.Sequential(
+        conv, nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(6, CLASSES),
+    )  # fmt: skip
+
+
+class Fussy(nn.Module):
+    """Answers in evaluation alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.layer = nn.BatchNorm1d(FEATURES), nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        if self.norm.training:
+            raise IndexError("not\nin training")
+        answer: torch.Tensor = self.layer(self.norm(rows))
+        return answer
+
+
+def fussy() -> nn.Module:
+    return Fussy()
+
+
+built: list[int] = []
+"""A mark for each time that `spied` was called."""
+
+
+def spied(width: int = 16) -> nn.Module:
+    built.append(width)
+    return nn.Sequential(nn.Flatten(), nn.Linear(FEATURES, width), nn.Linear(width, CLASSES))
+
+
 def name_of(factory: Callable[..., object]) -> str:
     return f"{__name__}:{factory.__name__}"
 
 
-def own(factory: Callable[..., object], *sides: int, **more: object) -> Architecture:
+def entry_of(
+    factory: Callable[..., object],
+    *sides: int,
+    options: dict[str, object] | None = None,
+    tokens: int = 0,
+) -> Entry:
+    """What allows that a function of this file is called."""
+    return Entry(name_of(factory), sides, tokens, options_text(options or {}))
+
+
+def own(factory: Callable[..., object], *sides: int, **more: Any) -> Architecture:
     """What a function of this file builds, once it is allowed."""
-    options = more.pop("options", {})
-    assert isinstance(options, dict)
-    allow(name_of(factory), options)
-    config = {"factory": name_of(factory), "input": list(sides), **more}
-    return Architecture("module", config | ({"options": options} if options else {}))
+    allow(entry_of(factory, *sides, **more))
+    return Architecture("module", {"factory": name_of(factory), "input": list(sides), **more})

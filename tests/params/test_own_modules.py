@@ -23,11 +23,12 @@ from node.params.architecture import (
     random_init,
 )
 from node.params.derivation.derive import derive
-from node.params.families import factories
+from node.params.families import factories, own_facts
 from node.params.families.base import ArchitectureError, TokenModel
-from node.params.families.factories import FactoryError, allow, allow_said
+from node.params.families.factories import FactoryError, allow_said, read_entry
 from node.params.families.gpt import derived_symmetries
-from node.params.families.own import OwnModule, facts_of
+from node.params.families.own import OwnModule, prepare
+from node.params.families.own_facts import facts_of
 from node.params.permutation import PermutationSpec, permute
 from node.params.symmetry import GaugeKind, plain_groups
 from tests.params import own_modules as mine
@@ -37,6 +38,9 @@ from tests.params.own_modules import FEATURES, IMAGE, own
 @pytest.fixture(autouse=True)
 def told_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(factories, "_allowed", {})
+
+
+SMALL = {"classes": 10, "depth": 10, "image": IMAGE, "widen": 1}
 
 
 def model_of(architecture: Architecture) -> OwnModule:
@@ -73,14 +77,33 @@ def test_a_function_that_the_operator_has_not_named_is_not_even_imported(
     assert "trap_of_a_peer" not in sys.modules
 
 
-def test_no_stranger_chooses_what_a_function_is_called_with() -> None:
-    known = own(mine.residual, *IMAGE, options={"width": 6})
-    for options in ({"width": 7}, {"width": True}, {"width": 6, "weights": "http://x"}, None):
-        config = {**known.config, "options": options} if options else dict(known.config)
-        if options is None:
-            del config["options"]
-        with pytest.raises(ArchitectureError, match=r"unknown-architecture.*width.:6"):
-            Architecture("module", config)
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"options": {"width": 17}},
+        {"options": {"width": True}},
+        {"options": {"width": 16, "weights": "http://x"}},
+        {"options": None},
+        {"input": [1 << 20]},
+        {"input": [8, 8]},
+        {"input": [1, FEATURES]},
+        {"tokens": 1 << 18},
+    ],
+    ids=str,
+)
+def test_no_stranger_chooses_what_a_function_is_called_with_nor_on_what_it_runs(
+    said: dict[str, object],
+) -> None:
+    known = own(mine.spied, FEATURES, options={"width": 16})
+    config = {
+        name: value for name, value in (dict(known.config) | said).items() if value is not None
+    }
+    text = json.dumps({"config": config, "name": "module"}, separators=(",", ":"), sort_keys=True)
+    mine.built.clear()
+    with pytest.raises(ArchitectureError, match=r"known is `.*:spied 64 \{.width.:16\}`, and not"):
+        parse_architecture(text)
+    assert not mine.built
+    assert parse_architecture(known.text) == known
 
 
 @pytest.mark.parametrize(
@@ -134,12 +157,15 @@ def test_whatever_a_text_says_is_a_refusal_and_no_crash(config: dict[str, Any]) 
 @pytest.mark.parametrize(
     ("said", "told"),
     [
-        ("nowhere_to_be_found:f", "ModuleNotFoundError"),
-        (f"{mine.__name__}:nothing", "AttributeError"),
-        (f"{mine.__name__}:SIDE", "is a int, and no function"),
+        ("nowhere_to_be_found:f 4", "ModuleNotFoundError"),
+        (f"{mine.__name__}:nothing 4", "AttributeError"),
+        (f"{mine.__name__}:SIDE 4", "is a int, and no function"),
         ("no colon", "write MODULE:FUNCTION"),
-        (f'{mine.__name__}:residual {{"width": 0.5}}', "integer, text or boolean"),
+        (f'{mine.__name__}:residual 1,8,8 {{"width": 0.5}}', "integer, text or boolean"),
         (f"{mine.__name__}:residual [1]", "write MODULE:FUNCTION"),
+        (f"{mine.__name__}:residual", "and the shape of a row, such as"),
+        (f"{mine.__name__}:residual 1,8,", "and the shape of a row, such as"),
+        (f"{mine.__name__}:residual 64 tokens=many", "and the shape of a row, such as"),
         (f"{mine.__name__}:residual {{", "not JSON"),
     ],
 )
@@ -149,12 +175,27 @@ def test_an_operator_is_told_what_is_wrong_with_a_name(said: str, told: str) -> 
 
 
 def test_what_one_process_was_told_another_of_the_same_operator_can_be_told() -> None:
-    allow(mine.name_of(mine.residual), {"width": 6})
-    allow(mine.name_of(mine.perceptron))
-    told = factories.said()
+    name = mine.name_of(mine.residual)
+    said = [f'{name} 1,8,8 {{"width":6}}', f"{name} 1,8,8", f"{name} 128 tokens=9"]
+    allow_said([said[0].replace("8,8", "8 ,  8"), *said[1:]])
+    told = factories.entries()
+    assert told[0] == mine.entry_of(mine.residual, *IMAGE, options={"width": 6})
+    assert list(map(str, told)) == said
     factories._allowed.clear()
-    allow_said(told)
-    assert factories.said() == told
+    allow_said(map(str, told))
+    assert factories.entries() == told
+
+
+@given(
+    sides=st.lists(st.integers(0, 10**9 - 1), min_size=1, max_size=6),
+    tokens=st.integers(0, 10**9 - 1),
+    options=st.dictionaries(st.text(max_size=9), st.text(max_size=9) | st.integers(0, 99)),
+)
+def test_an_entry_is_read_back_from_its_text(
+    sides: list[int], tokens: int, options: dict[str, object]
+) -> None:
+    entry = mine.entry_of(mine.residual, *sides, options=options, tokens=tokens)
+    assert read_entry(str(entry)) == entry
 
 
 # ------------------------------------------------------------------- what is no good
@@ -170,6 +211,10 @@ def test_what_one_process_was_told_another_of_the_same_operator_can_be_told() ->
         (mine.stumbling, r"fails on rows of \[64\]: IndexError"),
         (mine.of_one_precision, "in torch.float64: RuntimeError"),
         (mine.complex_weights, "phase, which is complex"),
+        (mine.lazy, r"1.weight of .*:lazy has no shape .* nn.Linear in the place of nn.LazyLinear"),
+        (mine.counting_in_a_buffer, "writes asked as it answers"),
+        (mine.counting_in_a_parameter, "writes asked as it answers"),
+        (mine.making_a_buffer, "writes later as it answers"),
     ],
 )
 def test_a_module_that_is_no_good_is_named_with_what_it_raised(
@@ -256,7 +301,73 @@ def test_threads_that_run_one_model_at_once_do_not_mix_weights_up() -> None:
         assert all(pool.map(asked, range(4)))
 
 
+def test_threads_that_build_models_at_once_draw_what_they_would_alone() -> None:
+    ours, theirs = own(mine.turning, FEATURES), Architecture("resnet", SMALL)
+
+    def drawn(at: int) -> list[torch.Tensor]:
+        known = model_of(ours).module_with(random_init(ours, at))
+        return [
+            *known.state_dict().values(), known.get_buffer("turn"),
+            *random_init(theirs, at).values(),
+        ]  # fmt: skip
+
+    alone = [drawn(at) for at in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(10):
+            for at, found in enumerate(pool.map(drawn, range(3))):
+                assert all(torch.equal(a, b) for a, b in zip(alone[at], found, strict=True))
+
+
 # ------------------------------------------------------------------------- symmetries
+
+
+def test_symmetries_that_threads_ask_for_at_once_are_derived_for_each() -> None:
+    models = [
+        model_of(own(mine.perceptron, FEATURES, options={"hidden": 17 + at})) for at in range(6)
+    ]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(OwnModule.symmetries, models))
+    assert [{group.size for group in each.groups.values()} for each in found] == [
+        {17 + at, 16} for at in range(6)
+    ]
+
+
+def test_graphs_that_threads_trace_at_once_are_each_its_own() -> None:
+    modules = [mine.perceptron(17 + at).eval() for at in range(6)]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda module: derive(module, (torch.zeros(2, FEATURES),)), modules))
+    assert [{group.size for group in each.groups.values()} for each in found] == [
+        {17 + at, 16} for at in range(6)
+    ]
+
+
+def test_what_an_operator_names_is_looked_at_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    widths, name = (25, 26), mine.name_of(mine.perceptron)
+    for hidden in widths:
+        factories.allow(mine.entry_of(mine.perceptron, FEATURES, options={"hidden": hidden}))
+    factories.allow(mine.entry_of(mine.sorting, FEATURES))  # its graph cannot be read
+    prepare()
+    monkeypatch.setattr(own_facts, "derive_checked", lambda *_: 1 // 0)
+    for hidden in widths:
+        config = {"factory": name, "input": [FEATURES], "options": {"hidden": hidden}}
+        spec = permutation_spec(Architecture("module", config))
+        assert {group.size for group in spec.groups.values()} == {hidden, 16}
+    factories.allow(mine.entry_of(mine.residual, 3, 8, 8))
+    with pytest.raises(ArchitectureError, match=r"fails on rows of \[3, 8, 8\]"):
+        prepare()
+
+
+def test_what_went_wrong_once_as_symmetries_were_asked_for_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = model_of(own(mine.perceptron, FEATURES, options={"hidden": 23}))
+    with monkeypatch.context() as patched:
+        patched.setattr(own_facts, "derive_checked", lambda *_: 1 // 0)
+        with pytest.raises(ArchitectureError, match=r"no-symmetries.*ZeroDivisionError"):
+            model.symmetries()
+    assert {group.size for group in model.symmetries().groups.values()} == {23, 16}
 
 
 def agrees(by_hand: PermutationSpec, plain: PermutationSpec) -> set[str]:
@@ -288,8 +399,7 @@ def test_plain_groups_and_their_roles_are_those_of_the_perceptron_and_the_residu
 
     by_hand = permutation_spec(Architecture("mlp", {"widths": [7, 6, 5, 4]}))
     assert not agrees(by_hand, plain_groups(derive(Relu(), (torch.zeros(2, 7),))))
-    config = {"classes": 10, "depth": 10, "image": IMAGE, "widen": 1}
-    network: Any = Architecture("resnet", config)
+    network: Any = Architecture("resnet", SMALL)
     derived = derive(network.model.build().eval(), (torch.zeros(2, *IMAGE),))
     assert not agrees(permutation_spec(network), plain_groups(derived))
 

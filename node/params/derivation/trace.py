@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from node.params.alone import ALONE
 from node.params.derivation.errors import UnderivableError
 
 
@@ -97,7 +98,8 @@ def trace(
     if not tensors:
         raise UnderivableError("bad-module", "a module without tensors")
     ties = ties_of(tensors)
-    with evaluating(module), torch.no_grad(), _silence():
+    # two threads that trace at once spoil each other's graph, or fail
+    with ALONE, evaluating(module), torch.no_grad(), _silence():
         try:
             program = torch.export.export(module, tuple(args), dict(kwargs or {}), strict=False)
             program = program.run_decompositions({})

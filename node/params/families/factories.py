@@ -1,9 +1,10 @@
 """Functions that build modules of an operator's own, by the names that texts call them by.
 
 An architecture of the family `module` says ``package.module:function``. Code never travels: such a
-name is looked up among those that the operator of this process has allowed, each with the options
-that it may be called with, and was imported then. A text that names anything else makes nothing
-happen: no import, no call, and no option that a stranger chose ever reaches a function.
+name is looked up among the entries that the operator of this process has allowed, and was imported
+then. An entry says everything that a text does: options, the shape of a row, how many tokens there
+are. A text that says anything else makes nothing happen: no import, no call, and neither an option
+nor a size that a stranger chose ever reaches a function.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final, TypeAlias
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeAlias, cast
 
 from node.params.families.base import ArchitectureError
 from node.protocol import bounded_json
@@ -26,8 +30,11 @@ MAX_TEXT: Final = 1024
 """Of one option's name or text."""
 _WORD: Final = r"[A-Za-z_][A-Za-z0-9_]*"
 _NAME: Final = re.compile(rf"{_WORD}(\.{_WORD})*:{_WORD}")
-_allowed: Final[dict[str, dict[str, Factory]]] = {}
-"""By name, and by the canonical text of the options."""
+_ENTRY: Final = re.compile(
+    rf"(?P<name>{_WORD}(\.{_WORD})*:{_WORD})"
+    r"\s+(?P<sides>[0-9]{1,9}(\s*,\s*[0-9]{1,9}){0,5})(\s+tokens=(?P<tokens>[0-9]{1,9}))?"
+)
+_allowed: Final[dict[Entry, Factory]] = {}
 
 
 class FactoryError(LocalProtocolError):
@@ -70,20 +77,62 @@ def read_options(text: str) -> dict[str, Option]:
     return value
 
 
-def read_entry(text: str) -> tuple[str, dict[str, Option]]:
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One architecture that an operator allows; its text is ``mine:build 128 tokens=9 {"a":1}``."""
+
+    name: str
+    input: tuple[int, ...]
+    """Sides of a row's shape; of sequences their length alone."""
+    vocabulary: int = 0
+    """Different tokens, 0 where a row is none of ids."""
+    options: str = "{}"
+    """Canonical JSON."""
+
+    def __str__(self) -> str:
+        tokens = [f"tokens={self.vocabulary}"] if self.vocabulary else []
+        options = [] if self.options == "{}" else [self.options]
+        return " ".join([self.name, ",".join(map(str, self.input)), *tokens, *options])
+
+
+def read_named(text: str) -> tuple[str, dict[str, Option]]:
     """Read a name with its options, ``mine:build {"depth": 4}``. Raises `FactoryError`."""
     name, brace, options = text.partition("{")
     return name.strip(), read_options(brace + options) if brace else {}
 
 
-def allow(name: str, options: Mapping[str, Option] | None = None) -> None:
-    """Import a function, and let texts speak of it with these options. Safe to repeat.
+def read_entry(text: str) -> Entry:
+    """Read ``mine:build 1,8,8 {"depth": 4}`` or ``mine:build 128 tokens=9``.
+
+    Raises `FactoryError`.
+    """
+    name, options = read_named(text)
+    match = _ENTRY.fullmatch(name)
+    if match is None:
+        raise FactoryError(
+            f"{text!r:.120}: write MODULE:FUNCTION and the shape of a row, such as "
+            "mine.models:build 3,32,32, perhaps tokens=N and a JSON object of options after it"
+        )
+    sides = tuple(int(side) for side in re.split(r"\s*,\s*", match["sides"]))
+    return Entry(match["name"], sides, int(match["tokens"] or 0), options_text(options))
+
+
+def look_here() -> None:
+    """Let what the operator names be imported from the working directory, as ``python -m`` does."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+
+
+def imported(name: str) -> Factory:
+    """Return a function, of the working directory or of what is installed.
 
     This runs the operator's code. Raises `FactoryError` for whatever keeps it from being had.
     """
     if not is_name(name):
         raise FactoryError(f"{name!r:.80}: write MODULE:FUNCTION, such as mine.models:build")
     module, _, function = name.partition(":")
+    look_here()
     try:
         factory = getattr(importlib.import_module(module), function)
     except Exception as error:  # an operator's own module may raise anything
@@ -91,39 +140,40 @@ def allow(name: str, options: Mapping[str, Option] | None = None) -> None:
         raise FactoryError(f"{name!r:.80} cannot be loaded: {told}") from error
     if not callable(factory):
         raise FactoryError(f"{name!r:.80} is a {type(factory).__name__}, and no function")
-    _allowed.setdefault(name, {})[options_text(options or {})] = factory
+    return cast("Factory", factory)
+
+
+def allow(entry: Entry) -> None:
+    """Import a function, and let texts say what `entry` says; raises as `imported`."""
+    _allowed[entry] = imported(entry.name)
 
 
 def allow_said(entries: Iterable[str]) -> None:
-    """Allow functions as settings name them: ``mine:build``, or ``mine:build {"depth": 4}``.
-
-    Raises `FactoryError`.
-    """
+    """Allow what settings say, as `read_entry` reads it. Safe to repeat. Raises `FactoryError`."""
     for entry in entries:
-        allow(*read_entry(entry))
+        allow(read_entry(entry))
 
 
-def said() -> tuple[str, ...]:
-    """Return all that is allowed, as `allow_said` takes it in another process of this operator."""
-    return tuple(f"{name} {options}" for name, known in _allowed.items() for options in known)
+def entries() -> tuple[Entry, ...]:
+    """Return all that is allowed; texts of them are for another process of this operator."""
+    return tuple(_allowed)
 
 
-def allowed(name: str, options: str) -> Factory:
-    """Return the function of this name, to be called with these options and no others.
+def allowed(entry: Entry) -> Factory:
+    """Return the function of an entry, to be called with its options.
 
     Raises `ArchitectureError` ``unknown-architecture`` for any that the operator has not named.
     """
-    known = _allowed.get(name)
-    if known is None:
+    if entry in _allowed:
+        return _allowed[entry]
+    known = sorted(str(each) for each in _allowed if each.name == entry.name)
+    if not known:
         raise ArchitectureError(
-            f"this node was not told of {name!r:.100}; its operator names functions that build "
-            "models with --module, or in the setting `modules`",
+            f"this node was not told of {entry.name!r:.100}; its operator names functions that "
+            "build models with --module, or in the setting `modules`",
             reason="unknown-architecture",
         )
-    if options not in known:
-        raise ArchitectureError(
-            f"{name:.100} is known with the options {', '.join(sorted(known))[:150]}, "
-            f"and not {options:.150}",
-            reason="unknown-architecture",
-        )
-    return known[options]
+    raise ArchitectureError(
+        f"known is `{'`, `'.join(known)[:150]}`, and not `{str(entry)[:150]}`",
+        reason="unknown-architecture",
+    )

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 import torch
 from torch import nn
 
+from node.params.alone import drawing
 from node.params.families.base import Affine, check_parameter_count
 from node.params.permutation import Tensors
 from node.protocol.parameters import Layout, TensorSpec, make_layout
@@ -74,8 +75,7 @@ class ModuleModel:
         return ()
 
     def random_init(self: Built, seed: int) -> dict[str, torch.Tensor]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with drawing(seed):
             module = self.build()
         return {name: p.detach().clone() for name, p in sorted(module.named_parameters())}
 

@@ -9,7 +9,8 @@ of different tokens, a row is a sequence of ids, `input` its length, and the mod
 of the next token at every place; without, it takes rows of the shape `input` and answers logits_RC.
 
 What the function is, both sides have to agree on beforehand: a text carries its name alone, and is
-understood by those whose operators have named it too (`node.params.families.factories`). Tensors
+understood by those whose operators have named it too, of this very shape and with these options
+(`node.params.families.factories`); before that nothing is built. Tensors
 are the floating-point ones of the module's state, running statistics among them; integers and what
 is not in its state are as the function makes them, under one seed for all. Symmetries are derived
 from the graph, once they are asked for, and borne out by outputs.
@@ -17,62 +18,42 @@ from the graph, once they are asked for, and borne out by outputs.
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from node.params.derivation.check import derive_checked
-from node.params.derivation.errors import UnderivableError
-from node.params.derivation.trace import ties_of
-from node.params.families.base import (
-    MAX_TENSORS,
-    ArchitectureError,
-    check_parameter_count,
-    read_width,
-)
-from node.params.families.factories import allowed, is_name, options_text
+from node.params.alone import drawing
+from node.params.families.base import ArchitectureError, read_width
+from node.params.families.factories import Entry, allowed, entries, is_name, options_text
 from node.params.families.modules import ModuleModel, skeleton
+from node.params.families.own_facts import (
+    SEED,
+    facts_of,
+    plain_symmetries_of,
+    symmetries_of,
+    told,
+)
 from node.params.families.tokens import TokenRows
-from node.params.permutation import PermutationSpec, Tensors, restrict
-from node.params.symmetry import SymmetrySpec, plain_groups
+from node.params.permutation import PermutationSpec, Tensors
+from node.params.symmetry import SymmetrySpec
 from node.params.unit_values import catching, standardised, thinned
-from node.protocol.errors import LocalProtocolError
-from node.protocol.parameters import Layout, TensorSpec, make_layout
+from node.protocol.parameters import Layout
 
 NAME: Final = "module"
 MAX_SIDES: Final = 6
 MAX_FEATURES: Final = 2**20
 MAX_VOCABULARY: Final = 2**18
-MAX_ANSWERS: Final = 2**22
-"""Of one row: what a few rows answer has to fit memory."""
 BATCH: Final = 256
 """Rows whose units' values are held at once."""
 MAX_PLACES: Final = 4096
 """Rows, and places in them, of which a unit's values are returned, for each layer."""
 _REQUIRED: Final = {"factory", "input"}
-_SEED: Final = 0
-"""Of what a module holds beside its tensors: the same on every side."""
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What is known of a module once it was built and run."""
-
-    layout: Layout
-    outputs: int
-    ties: Mapping[str, str]
-    """Other names of a tensor in the module's state → its name in the layout."""
-    beside: frozenset[str]
-    """Of the module's state, what is not in the layout: integers, and other names."""
-    statistics: frozenset[str]
-    """Of the layout, what batch normalisation keeps of data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +70,21 @@ class OwnModule(ModuleModel):
     def read(cls, config: Mapping[str, object]) -> OwnModule:
         """Read the fields above. Raises `ArchitectureError`.
 
-        That is ``unknown-architecture`` for a function that the operator has not named, and
+        That is ``unknown-architecture`` for what the operator has not named just so, and
         ``bad-architecture`` for all else.
+        """
+        entry = cls.read_entry(config)
+        allowed(entry)
+        kind = OwnTokens if entry.vocabulary else OwnModule
+        model = kind(entry.name, entry.input, entry.options, entry.vocabulary)
+        facts_of(model)
+        return model
+
+    @staticmethod
+    def read_entry(config: Mapping[str, object]) -> Entry:
+        """Return what an operator has to allow; nothing is built.
+
+        Raises `ArchitectureError` ``bad-architecture``.
         """
         strange = set(config) - _REQUIRED - {"options", "tokens"}
         if strange or not set(config) >= _REQUIRED:
@@ -109,18 +103,16 @@ class OwnModule(ModuleModel):
             raise ArchitectureError(f"{math.prod(shape)} features, of at most {MAX_FEATURES}")
         if not isinstance(options, Mapping) or ("options" in config and not options):
             raise ArchitectureError("options must be an object of one option or more")
-        said = options_text(options)
-        allowed(factory, said)
-        model = cls(factory, shape, said)
-        if "tokens" in config:
-            vocabulary = read_width(config["tokens"], "tokens")
-            if vocabulary > MAX_VOCABULARY or len(shape) != 1:
-                raise ArchitectureError(
-                    f"tokens must be at most {MAX_VOCABULARY}, and input their number in a row"
-                )
-            model = OwnTokens(factory, shape, said, vocabulary)
-        facts_of(model)
-        return model
+        vocabulary = read_width(config["tokens"], "tokens") if "tokens" in config else 0
+        if vocabulary > MAX_VOCABULARY or (vocabulary and len(shape) != 1):
+            raise ArchitectureError(
+                f"tokens must be at most {MAX_VOCABULARY}, and input their number in a row"
+            )
+        return Entry(factory, shape, vocabulary, options_text(options))
+
+    def entry(self) -> Entry:
+        """Return what the operator has allowed."""
+        return Entry(self.factory, self.input, self.vocabulary, self.options)
 
     def config(self) -> dict[str, object]:
         said: dict[str, object] = {"factory": self.factory, "input": list(self.input)}
@@ -132,18 +124,19 @@ class OwnModule(ModuleModel):
 
     def build(self) -> nn.Module:
         """Return the module in float32 as its function makes it. Raises `ArchitectureError`."""
-        make = allowed(self.factory, self.options)
+        make = allowed(self.entry())
         try:
             module = make(**json.loads(self.options))
+            module = module.float() if isinstance(module, nn.Module) else module
         except Exception as error:  # an operator's own function may raise anything
-            raise self._fault("cannot build", error) from error
+            raise self.fault("cannot build", error) from error
         if not isinstance(module, nn.Module):
             raise ArchitectureError(f"{self.factory} gave a {type(module).__name__}, no nn.Module")
-        return module.float()
+        return module
 
     def empty(self) -> nn.Module:
-        module = self._seeded(_SEED).eval()
-        owned = {id(tensor): name for name, tensor in self._state(module).items()}
+        module = self.seeded().eval()
+        owned = {id(tensor): name for name, tensor in self.state_of(module).items()}
         hollow: dict[int, torch.Tensor] = {}
         for part in module.modules():
             for held in (part._parameters, part._buffers):  # noqa: SLF001  there is no other way
@@ -156,7 +149,7 @@ class OwnModule(ModuleModel):
 
     def module_with(self, tensors: Tensors) -> nn.Module:
         """Return a module of its own that holds copies of these tensors, in evaluation mode."""
-        module = self._seeded(_SEED).eval()
+        module = self.seeded().eval()
         ties = facts_of(self).ties
         held = {name: tensor.detach() for name, tensor in module.state_dict().items()}
         given = {name: ties.get(name, name) for name in held}
@@ -168,25 +161,25 @@ class OwnModule(ModuleModel):
 
     def tensors_of(self, module: nn.Module) -> dict[str, torch.Tensor]:
         """Return copies of a module's tensors, by the names of the layout."""
-        state = self._state(module)
+        state = self.state_of(module)
         return {spec.name: state[spec.name].detach().clone() for spec in self.layout()}
 
     def random_init(self, seed: int) -> dict[str, torch.Tensor]:
-        return self.tensors_of(self._seeded(seed))
+        return self.tensors_of(self.seeded(seed))
 
-    def _seeded(self, seed: int) -> nn.Module:
+    def seeded(self, seed: int = SEED) -> nn.Module:
+        """Return the module as its function makes it under a seed. Raises `ArchitectureError`."""
         # whatever asks first: a module is kept, and has gradients at times
-        with torch.random.fork_rng(devices=[]), torch.inference_mode(mode=False):
-            torch.manual_seed(seed)
+        with drawing(seed), torch.inference_mode(mode=False):
             return self.build()
 
     @staticmethod
-    def _state(module: nn.Module) -> dict[str, torch.Tensor]:
+    def state_of(module: nn.Module) -> dict[str, torch.Tensor]:
         state = module.state_dict(keep_vars=True)
         return {name: t for name, t in state.items() if isinstance(t, torch.Tensor)}
 
-    def _fault(self, what: str, error: Exception) -> ArchitectureError:
-        return ArchitectureError(f"{self.factory} {what}: {_told(error)}")
+    def fault(self, what: str, error: Exception) -> ArchitectureError:
+        return ArchitectureError(f"{self.factory} {what}: {told(error)}")
 
     # ── what it computes ──
 
@@ -227,7 +220,7 @@ class OwnModule(ModuleModel):
             raise  # of a device: a smaller batch may do
         except Exception as error:  # an operator's own module may raise anything
             what = f"fails on rows of {list(self.input)} in {like.dtype}"
-            raise self._fault(what, error) from error
+            raise self.fault(what, error) from error
         return logits
 
     def run(self, module: nn.Module, inputs_RF: torch.Tensor) -> torch.Tensor:
@@ -236,7 +229,7 @@ class OwnModule(ModuleModel):
             logits_RC: torch.Tensor = module(self.rows(inputs_RF))
         except Exception as error:  # an operator's own module may raise anything
             what = f"fails on {len(inputs_RF)} rows of {list(self.input)}"
-            raise self._fault(what, error) from error
+            raise self.fault(what, error) from error
         return logits_RC
 
     def activations(self, tensors: Tensors, inputs_RF: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -278,18 +271,11 @@ class OwnModule(ModuleModel):
 
     def symmetries(self) -> SymmetrySpec:
         """Return all that the graph says. Raises `ArchitectureError` ``no-symmetries``."""
-        found = _derived(self)
-        if isinstance(found, str):
-            raise ArchitectureError(
-                f"only --align identity can be had: the graph of {self.factory} is not "
-                f"understood, {found}",
-                reason="no-symmetries",
-            )
-        return found
+        return symmetries_of(self)
 
     def permutation_spec(self) -> PermutationSpec:
         """Return those of its groups that are laid out plainly; raises as `symmetries`."""
-        return _plain(self)
+        return plain_symmetries_of(self)
 
 
 class OwnTokens(TokenRows, OwnModule):
@@ -298,89 +284,17 @@ class OwnTokens(TokenRows, OwnModule):
     __slots__ = ()
 
 
-def _told(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+def prepare() -> None:
+    """Build, run and trace what the operator of this process has allowed: each once, and now.
 
-
-def _example(model: OwnModule) -> torch.Tensor:
-    """Return two rows of the module's own shape, the same at every call."""
-    generator = torch.Generator().manual_seed(_SEED)
-    if isinstance(model, OwnTokens):
-        return model.rows(model.random_rows(2, generator))
-    return torch.randn((2, *model.input), generator=generator)
-
-
-@functools.lru_cache(maxsize=256)
-def facts_of(model: OwnModule) -> Facts:
-    """Return what a module is, by building and running it. Raises `ArchitectureError`."""
-    module = model._seeded(_SEED).eval()  # noqa: SLF001  the other half of the class
-    rows = _example(model)
-    try:
-        with torch.no_grad():
-            answer = module(rows)  # a lazy module has its tensors from then on
-    except Exception as error:  # an operator's own module may raise anything
-        raise model._fault(f"fails on rows of {list(model.input)}", error) from error  # noqa: SLF001
-    outputs = _outputs(model, answer)
-    state = model._state(module)  # noqa: SLF001
-    try:
-        ties = ties_of(state)
-        layout = make_layout(
-            TensorSpec(name, "F32", tuple(tensor.shape))
-            for name, tensor in state.items()
-            if name not in ties and (tensor.is_floating_point() or tensor.is_complex())
-        )
-    except LocalProtocolError as error:
-        raise model._fault("has tensors that cannot be traded", error) from error  # noqa: SLF001
-    strange = [spec.name for spec in layout if not state[spec.name].is_floating_point()]
-    if strange or len(layout) > MAX_TENSORS:
-        what = f"{strange[0]}, which is complex" if strange else f"over {MAX_TENSORS}"
-        raise ArchitectureError(f"{model.factory} has tensors that cannot be traded: {what}")
-    check_parameter_count(sum(math.prod(spec.shape) for spec in layout))
-    exact = {spec.name: state[spec.name].detach().double() for spec in layout}
-    with torch.no_grad():  # alignments are checked in float64
-        model.answers(module, exact, rows.double() if rows.is_floating_point() else rows)
-    norms = [name for name, part in module.named_modules() if isinstance(part, _BatchNorm)]
-    running = {f"{n}.{kept}".lstrip(".") for n in norms for kept in ("running_mean", "running_var")}
-    return Facts(
-        layout=layout,
-        outputs=outputs,
-        ties=ties,
-        beside=frozenset(state) - {spec.name for spec in layout},
-        statistics=frozenset(spec.name for spec in layout if spec.name in running),
-    )
-
-
-def _outputs(model: OwnModule, answer: object) -> int:
-    """Return how many numbers an answer has. Raises `ArchitectureError` for no logits."""
-    rows, vocabulary = ((2, *model.input), model.vocabulary) if model.vocabulary else ((2,), 0)
-    wanted = f"[rows, {model.input[0]}, {vocabulary}]" if vocabulary else "[rows, classes]"
-    if not isinstance(answer, torch.Tensor) or not answer.is_floating_point():
-        kind = answer.dtype if isinstance(answer, torch.Tensor) else type(answer).__name__
-        raise ArchitectureError(f"{model.factory} answers {kind}, and not logits {wanted}")
-    right = answer.shape[:-1] == rows and answer.ndim > 1 and answer.shape[-1] > 0
-    if not right or (vocabulary and answer.shape[-1] != vocabulary):
-        raise ArchitectureError(
-            f"{model.factory} answers 2 rows of {list(model.input)} with {list(answer.shape)}, and "
-            f"not with logits {wanted}"
-        )
-    return int(answer.shape[-1])
-
-
-@functools.lru_cache(maxsize=32)
-def _derived(model: OwnModule) -> SymmetrySpec | str:
-    """Return the symmetries of what is traded, or why there are none."""
-    module = model._seeded(_SEED).eval()  # noqa: SLF001
-    try:
-        spec = derive_checked(module, (_example(model),))
-    except UnderivableError as error:
-        return str(error)
-    except Exception as error:  # noqa: BLE001  an operator's own module runs, and may raise anything
-        return _told(error)
-    names = {spec.name for spec in model.layout()}
-    return replace(spec, axes={name: axes for name, axes in spec.axes.items() if name in names})
-
-
-@functools.lru_cache(maxsize=32)
-def _plain(model: OwnModule) -> PermutationSpec:
-    spec = plain_groups(model.symmetries())
-    return replace(restrict(spec, spec.axes), statistics=facts_of(model).statistics)
+    While a graph is traced, what other threads compute differs in its last bits, so that a node
+    does it before it measures anything. A graph that cannot be read is no fault here. Raises
+    `ArchitectureError` for a module that is no good.
+    """
+    for entry in entries():
+        tokens = {"tokens": entry.vocabulary} if entry.vocabulary else {}
+        options = json.loads(entry.options)
+        said = {"factory": entry.name, "input": list(entry.input), **tokens}
+        model = OwnModule.read(said | ({"options": options} if options else {}))
+        with contextlib.suppress(ArchitectureError):
+            model.permutation_spec()
