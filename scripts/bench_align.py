@@ -4,7 +4,7 @@ Pairs are a trained-size network and a permuted, rescaled, noisy copy of it. The
 the same coordinate descent written down literally: the whole model permuted anew for every
 similarity, an assignment solved by scipy every time, started once from the numbering.
 Both work on the same canonical scales; `objective` is what each attains. Then the same for
-language models, by symmetries read off their graph (`transformer_matching`): a quarter of an hour,
+language models, by symmetries read off their graph (`transformer_matching`): two minutes,
 which --quick leaves out.
 """
 

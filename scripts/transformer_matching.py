@@ -6,7 +6,7 @@ noisy copy of it; every head and every unit in a head has been renumbered, too. 
 nothing in common: there no certificate holds, and every similarity is needed. The baseline is
 weight matching as published: one group at a time in random order, the whole similarity,
 an assignment solved by scipy every time, from the numbering as it comes, until a sweep gains
-nothing, or a hundred have been made. Heads are a group to it, and so are the units of each head.
+nothing, or ten have been made. Heads are a group to it, and so are the units of each head.
 Both count in float32. Times are the processor's, on one thread: other work does not count.
 """
 
@@ -33,8 +33,8 @@ HEADS: Final = 12
 VOCABULARY: Final = 4096
 TOKENS: Final = 16
 AGAINST: Final = "Git Re-Basin's algorithm"
-SWEEPS: Final = 100
-"""At most, as in its authors' code: in float32 groups may gain by rounding for ever."""
+SWEEPS: Final = 10
+"""At most; its authors' code has a hundred, and makes them all where groups gain by rounding."""
 NOISE: Final = 0.5
 """Of the standard deviation of a tensor, as in `bench_align`."""
 
