@@ -17,10 +17,12 @@ import torch
 
 from broker_node.admission import admitted, require_admissible
 from broker_node.align import identity
+from broker_node.align.stages import Aligned
 from broker_node.evaluate.adapters import as_traded, whole_pair
 from broker_node.evaluate.control import own_gain
 from broker_node.evaluate.curve import Runner
 from broker_node.evaluate.device import runner_on
+from broker_node.evaluate.doubts import answers_alike
 from broker_node.evaluate.evaluation import (
     DEFAULT_SEARCH,
     choice_inputs,
@@ -72,6 +74,8 @@ class Trial:
     """What it gains by fine-tuning on the broker's labels (`tuned_gain`), where that is."""
     fallbacks: tuple[str, ...] = ()
     """What could not be computed as it was meant to be, and how it was computed instead."""
+    doubts: tuple[str, ...] = ()
+    """What makes the figure doubtful (`broker_node.evaluate.doubts`), each by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,7 +268,26 @@ class MarketAppraiser:
             control=self._alone(own_gain, base, seed, runner) if self._control else None,
             tuned=self._tuned(base, seed, runner) if self._tune else None,
             fallbacks=runner.fallbacks(),
+            doubts=self._doubts(aligned, found.valleys),
         )
+
+    def _doubts(self, aligned: Aligned, count: int) -> tuple[str, ...]:
+        pair = whole_pair(aligned)
+        sides = {"the buyer's": pair.buyer.tensors, "the seller's": pair.transformed}
+        found = [
+            f"constant: {whose} model answers every row alike"
+            for whose, tensors in sides.items()
+            if answers_alike(
+                pair.buyer.architecture,
+                {**pair.buyer.tensors, **tensors},
+                self._validation.inputs_RF,
+            )
+        ]
+        if count > 1:
+            found.append(
+                f"several-minima: {count} valleys between both models, α is in the deepest seen"
+            )
+        return tuple(found)
 
     def _tuned(self, base: Verified, seed: Digest, runner: Runner) -> Millionths | None:
         """Return what a base gains by fine-tuning; None where it is too large, or diverges."""

@@ -95,6 +95,7 @@ class Trials:
                 alpha=found.alpha,
                 control=trial.control,
                 tuned=trial.tuned,
+                doubts=trial.doubts,
                 seconds=round(trio.current_time() - begun, 3),
             )
         )

@@ -97,6 +97,8 @@ class TrialDone(Event):
     """What the buyer's model gains by itself; of a broker that measures it, and tells nobody."""
     tuned: Millionths | None = None
     """What it gains by fine-tuning on the broker's labels, likewise."""
+    doubts: tuple[str, ...] = ()
+    """What makes the figure doubtful: ``constant`` models, ``several-minima``; a broker says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

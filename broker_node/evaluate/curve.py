@@ -219,6 +219,13 @@ class LossCurve:
                 known_R = self._known.get(alpha, fresh_R[:0])
                 self._known[alpha] = torch.cat((known_R, fresh_R))
 
+    def seen(self) -> dict[Millionths, float]:
+        """Return the mean loss at every α that was measured, on the rows that all of them have."""
+        rows = min((len(losses_R) for losses_R in self._known.values()), default=0)
+        return {
+            alpha: float(losses_R[:rows].mean()) for alpha, losses_R in sorted(self._known.items())
+        }
+
     def know(self, alpha: Millionths, losses_R: torch.Tensor) -> None:
         """Take the losses of the first rows from who has measured them already."""
         self._known[alpha] = losses_R

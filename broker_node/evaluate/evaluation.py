@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from broker_node.align.stages import Aligned
 from broker_node.evaluate.curve import ON_CPU, LossCurve, Runner
+from broker_node.evaluate.doubts import valleys
 from broker_node.evaluate.gain import Gain, paired_gain
 from broker_node.evaluate.methods import merging_for
 from broker_node.evaluate.search import SEARCHES
@@ -68,6 +69,8 @@ class Evaluated:
     z_score: Millionths
     row_evaluations: int
     """Forward passes of one row, choosing and scoring together."""
+    valleys: int = 1
+    """Of the loss between both models, as far as the search looked."""
 
     @property
     def named(self) -> str:
@@ -196,6 +199,7 @@ def evaluate(
         bound=score.bound,
         z_score=score.z_score,
         row_evaluations=curve.row_evaluations + fitted.row_evaluations + 2 * score_rows,
+        valleys=valleys(list(curve.seen().values())),
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from broker_node.evaluate.doubts import answers_alike, valleys
 from broker_node.trying.controls import Control
 from broker_node.trying.making import Candidate, is_usual
 from broker_node.trying.methods import OUTRIGHT
@@ -19,7 +20,6 @@ from broker_node.trying.scoring import Score
 from broker_node.trying.trial import FEW_ROWS, Trial
 from node.data.clean import row_digests
 from node.devnet.report.words import legible
-from node.params.architecture import apply
 from node.protocol.types import ONE
 
 if TYPE_CHECKING:
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from node.data.own_rows import OwnRows
 
 FORMAT: Final = "pm-node try 1"
-FLAT: Final = 1e-6
-"""Of the largest answer: what differs less from row to row is rounding."""
-RIPPLE: Final = 0.02
-"""Of a curve's span: what rises less is no valley's edge."""
 CHANCE: Final = 1.5
 """An accuracy under so many times 1 / classes looks like no model of these rows."""
 
@@ -273,8 +269,8 @@ def _of_answers(
     found = []
     for label, model in zip(labels, models, strict=True):
         held = model.model
-        outputs_RO = apply(held.architecture, held.tensors, trial.choice.inputs_RF)
-        if float((outputs_RO - outputs_RO[0]).abs().max()) <= FLAT * float(outputs_RO.abs().max()):
+        rows_RF = trial.choice.inputs_RF
+        if answers_alike(held.architecture, held.tensors, rows_RF, len(rows_RF)):
             text = f"{label} answers every row alike: it has learned nothing that these rows show"
             found.append(("constant", text))
     return found
@@ -313,20 +309,6 @@ def _of_curves(trial: Trial, labels: list[str]) -> list[tuple[str, str]]:
             )
             found.append(("several-minima", text))
     return found
-
-
-def valleys(losses: Sequence[float]) -> int:
-    """Return how many times the losses fall by more than `RIPPLE` of their span, then rise so."""
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    ripple = RIPPLE * (max(finite, default=0.0) - min(finite, default=0.0))
-    count, low, high, falling = 0, math.inf, -math.inf, True
-    for loss in losses:
-        low, high = min(low, loss), max(high, loss)
-        if falling and loss > low + ripple:
-            count, falling, high = count + 1, False, loss
-        elif not falling and loss < high - ripple:
-            falling, low = True, loss
-    return count + falling
 
 
 def shared_rows(one_RF: torch.Tensor, other_RF: torch.Tensor) -> int:

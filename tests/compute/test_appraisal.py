@@ -10,6 +10,7 @@ import torch
 from broker_node import admission
 from broker_node.align.matching import MAX_WORK, sweeps_of, work_of
 from broker_node.appraisal import MarketAppraiser
+from broker_node.evaluate import evaluation
 from broker_node.evaluate.methods import MARKET
 from broker_node.evaluate.validation import ValidationSet
 from broker_node.shelf import ModelShelf
@@ -102,6 +103,7 @@ def test_a_network_too_wide_to_align_is_refused_from_its_offer_alone(
 
 
 IMAGES = Architecture("resnet", {"classes": 10, "depth": 10, "image": [1, 8, 8], "widen": 1})
+NOTICE = (cast.NOTICE_DIGEST, cast.NOTICE)
 WORDS = Architecture(
     "gpt",
     {"context": 8, "depth": 1, "heads": 2, "hidden": 16, "norm": "rms", "tied": False,
@@ -170,6 +172,22 @@ def test_a_network_that_a_trial_would_never_end_of_is_refused_from_its_offer_alo
         broker.screen(offer_for(made))
     assert refused.value.reason == "too-costly"
     assert "600 rows" in refused.value.detail
+
+
+def test_a_trial_tells_what_makes_its_gain_doubtful(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs_RF = torch.randn(40, 64, generator=torch.Generator().manual_seed(0))
+    made = Architecture("mlp", {"widths": [64, 8, 10]})
+    nothing = {name: torch.zeros_like(t) for name, t in random_init(made, 0).items()}
+    dead = verify(Received(weights_root=weights_root(nothing), architecture=made, tensors=nothing))
+    broker, said = broker_of(inputs_RF), {"task": "digits", "notice": NOTICE}
+
+    def told(sold: Verified) -> tuple[str, ...]:
+        return broker.measure(model(1, made), sold, **said).doubts  # type: ignore[arg-type]
+
+    assert told(model(2, made)) == ()
+    assert told(dead) == ("constant: the seller's model answers every row alike",)
+    monkeypatch.setattr(evaluation, "valleys", lambda losses: len(losses) and 2)
+    assert [doubt.partition(":")[0] for doubt in told(model(2, made))] == ["several-minima"]
 
 
 def test_only_what_is_sold_is_matched(appraiser: MarketAppraiser) -> None:
