@@ -12,12 +12,13 @@ initialisation learns each of the four. So there are
 
 The first seed chooses the threshold, half way between the most alike independents and the least
 alike copies, those aside that are a quarter of a merge; what is printed are the other seeds.
+Residual networks and language models are judged by the same threshold (`replica_families`).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,18 +29,17 @@ from scipy.stats import rankdata
 from torch.nn import functional
 
 from broker_node.align.weight_matching import weight_matching
-from broker_node.verify.checks import verify
 from broker_node.verify.replicas import Likeness, likeness
-from broker_node.verify.stages import Received, Verified
 from node.data.datasets import Rows, load
 from node.data.files import DataError
 from node.data.split import ScarceClasses, endowment, split_test
 from node.data.streams import stream
-from node.params.architecture import Architecture, permutation_spec, random_init
-from node.params.encoding import weights_root
-from node.params.permutation import permute, rescale
+from node.params.architecture import Architecture, random_init
 from node.params.recipe import interpolate
 from node.protocol.types import ONE, Millionths
+from scripts import replica_families
+from scripts.disguises import DISGUISES, Tensors, moved
+from scripts.silo_models import verified
 
 FOLDER: Final = Path(__file__).resolve().parent.parent / ".data"
 SEEDS: Final = (0, 1, 2)
@@ -52,8 +52,6 @@ OTHER: Final = "independent, other rows"
 """A half against an endowment."""
 PROBES: Final = 256
 """Of the broker's rows, unlabelled."""
-
-Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,63 +153,8 @@ def train(
     return taken
 
 
-def _noise(share: float) -> Callable[[Tensors, torch.Generator], Tensors]:
-    def disguise(tensors: Tensors, generator: torch.Generator) -> Tensors:
-        return {
-            name: tensor + share * tensor.std() * torch.randn(tensor.shape, generator=generator)
-            for name, tensor in tensors.items()
-        }
-
-    return disguise
-
-
-def _half_precision(tensors: Tensors, _generator: torch.Generator) -> Tensors:
-    return {name: tensor.half().float() for name, tensor in tensors.items()}
-
-
-def _eight_bits(tensors: Tensors, _generator: torch.Generator) -> Tensors:
-    found = {}
-    for name, tensor in tensors.items():
-        step = tensor.abs().max() / 127
-        found[name] = (tensor / step).round() * step
-    return found
-
-
-def _as_it_is(tensors: Tensors, _generator: torch.Generator) -> Tensors:
-    return tensors
-
-
-DISGUISES: Final[Mapping[str, Callable[[Tensors, torch.Generator], Tensors]]] = {
-    "renumbered and rescaled": _as_it_is,
-    "fp16": _half_precision,
-    "int8": _eight_bits,
-    "noise 10%": _noise(0.1),
-    "noise 50%": _noise(0.5),
-    "noise 100%": _noise(1.0),
-}
-"""Of what needs no training; noise is a share of each tensor's standard deviation."""
 BLENDS: Final = (0.75, 0.5, 0.25)
 """Shares of the copied model in a merge with an independent one."""
-
-
-def _moved(architecture: Architecture, tensors: Tensors, generator: torch.Generator) -> Tensors:
-    """Return the same function with its units renumbered and rescaled by 1/16 … 16."""
-    spec = permutation_spec(architecture)
-    permutations = {
-        name: torch.randperm(group.size, generator=generator).tolist()
-        for name, group in spec.groups.items()
-    }
-    scales = {
-        name: torch.exp2(8 * torch.rand(group.size, generator=generator) - 4)
-        for name, group in spec.groups.items()
-    }
-    return rescale(spec, permute(spec, tensors, permutations), scales)
-
-
-def _verified(architecture: Architecture, tensors: Tensors) -> Verified:
-    return verify(
-        Received(weights_root=weights_root(tensors), architecture=architecture, tensors=tensors)
-    )
 
 
 APART: Final = "one start, {rows}, {epochs} epochs"
@@ -246,8 +189,8 @@ def pairs(name: str, seed: int) -> dict[str, list[Likeness]]:
     )
 
     def alike(one: Tensors, other: Tensors) -> Likeness:
-        hidden = _moved(architecture, other, generator)
-        ours, theirs = (_verified(architecture, side) for side in (one, hidden))
+        hidden = moved(architecture, other, generator)
+        ours, theirs = (verified(architecture, side) for side in (one, hidden))
         return likeness(ours, theirs, data.probes_RF)
 
     found: dict[str, list[Likeness]] = {SAME: [], OTHER: []}
@@ -278,7 +221,7 @@ def pairs(name: str, seed: int) -> dict[str, list[Likeness]]:
 
 
 def _blend(architecture: Architecture, base: Tensors, copied: Tensors, share: float) -> Tensors:
-    sides = [_verified(architecture, side) for side in (base, copied)]
+    sides = [verified(architecture, side) for side in (base, copied)]
     aligned = weight_matching(*sides, seed=0)
     return interpolate(base, aligned.transformed, Millionths(round(share * ONE)))
 
@@ -322,6 +265,12 @@ def rows() -> list[dict[str, Any]]:
         seeds = [pairs(name, seed) for seed in SEEDS[1:]]
         kinds = {kind: [alike for seed in seeds for alike in seed[kind]] for kind in seeds[0]}
         measured += _table(name, kinds, threshold)
+    for name, make in replica_families.FAMILIES.items():
+        if replica_families.is_here(name, FOLDER):
+            kinds = replica_families.pairs(make(FOLDER, 1), 1, same=SAME, other=OTHER)
+            measured += _kinds(name, kinds, threshold)
+        else:
+            measured.append({"case": f"{name}: skipped, its rows are not here", "value": None})
     return measured
 
 
@@ -338,16 +287,7 @@ def _table(
 ) -> list[dict[str, Any]]:
     """Return a row for each kind of pair, and what all copies together are told from."""
     independent = [alike for kind in (SAME, OTHER) for alike in kinds[kind]]
-    table: list[dict[str, Any]] = []
-    for kind, of_kind in kinds.items():
-        values = [alike.score for alike in of_kind]
-        flagged = sum(value >= threshold for value in values)
-        seen = f"{min(values):.3f} … {max(values):.3f}, {flagged} of {len(values)} called replicas"
-        if kind in {SAME, OTHER}:
-            table.append(_row(f"{name} {kind}", max(values), "score at most", seen))
-        else:
-            area = _area(independent, of_kind)
-            table.append(_row(f"{name} {kind}", area, "ROC-AUC", f"independents; {seen}"))
+    table = _kinds(name, kinds, threshold)
     copies = [
         alike
         for kind, of_kind in kinds.items()
@@ -364,6 +304,24 @@ def _table(
         for half in ("weights", "activations"):
             sides = [[getattr(one, half) for one in side] for side in (negatives, copies)]
             table.append(_row(f"{case}, by {half} alone", auc(*sides), "ROC-AUC", label))
+    return table
+
+
+def _kinds(
+    name: str, kinds: Mapping[str, Sequence[Likeness]], threshold: float
+) -> list[dict[str, Any]]:
+    """Return a row for each kind of pair."""
+    independent = [alike for kind in (SAME, OTHER) for alike in kinds[kind]]
+    table: list[dict[str, Any]] = []
+    for kind, of_kind in kinds.items():
+        values = [alike.score for alike in of_kind]
+        flagged = sum(value >= threshold for value in values)
+        seen = f"{min(values):.3f} … {max(values):.3f}, {flagged} of {len(values)} called replicas"
+        if kind in {SAME, OTHER}:
+            table.append(_row(f"{name} {kind}", max(values), "score at most", seen))
+        else:
+            area = _area(independent, of_kind)
+            table.append(_row(f"{name} {kind}", area, "ROC-AUC", f"independents; {seen}"))
     return table
 
 

@@ -30,7 +30,7 @@ class Canonical:
 
     tensors: Mapping[str, torch.Tensor]
     scales: Mapping[str, torch.Tensor]
-    """By group: what the model's own tensors were multiplied by, scales_U."""
+    """By rescaling: what the model's own tensors were multiplied by, scales_U."""
 
 
 def canonical(spec: PermutationSpec, model: Tensors) -> Canonical:
@@ -63,12 +63,12 @@ def carried(
     whole = permutation_spec(buyer.architecture)
     spec = restrict(whole, seller.tensors)
     packed = {}
-    for group, ours_U in scales[0].items():
-        permutation_U = torch.tensor(permutations[group], dtype=torch.long)
-        scales_U = scales[1][group][permutation_U] / ours_U
+    for name, ours_U in scales[0].items():
+        units = permutations[spec.rescalings[name].group]
+        scales_U = scales[1][name][torch.tensor(units, dtype=torch.long)] / ours_U
         if not bool(((scales_U > 1 / MAX_SCALE) & (scales_U < MAX_SCALE)).all()):
-            raise AlignmentError(f"scales of {group} differ by more than {MAX_SCALE:g}")
-        packed[group] = pack_scales(scales_U)
+            raise AlignmentError(f"scales of {name} differ by more than {MAX_SCALE:g}")
+        packed[name] = pack_scales(scales_U)
     recipe = Recipe(
         permutations={group: tuple(units) for group, units in permutations.items()},
         scales=packed,

@@ -1,18 +1,20 @@
-"""Canonical scales: one representative of all the ReLU rescalings of a model.
+"""Canonical scales: one representative of all the rescalings of a model.
 
 Multiplying what enters a ReLU unit by s > 0 and dividing what leaves it by s changes
-nothing that a model computes, and everything that weight matching sees. So both models are
-brought to the balanced gauge first: every unit's incoming weights (with its bias) and its
-outgoing weights have the same norm. It is the one rescaling that minimises the sum of
-squares of all weights, and gradient descent conserves the difference of the two norms (Du,
-Hu and Lee 2018, Theorem 2.1), so that a trained model stands near it already, and no
-rescaling of such units by a seller changes the merge. Incoming norms of 1 have a closed form and
-cost less; which of the two is worth more was within the noise of what was measured. Scales that
-normalisation layers take up, and bases of attention heads, are no part of it.
+nothing that a model computes, and everything that weight matching sees. The same is true of a
+norm's gain and what reads the normed values, of a head's queries and its keys, of its values and
+its outputs. So both models are brought to the balanced gauge first: for every rescaling of the
+specification, each unit's weights on the one side and on the other have the same norm. It is the
+one choice of scales that minimises the sum of squares of all weights, and gradient descent
+conserves the difference of the two norms (Du, Hu and Lee 2018, Theorem 2.1), so that a trained
+model of ReLU units stands near it already, and no rescaling by a seller changes the merge.
+Incoming norms of 1 have a closed form and cost less; which of the two is worth more was within
+the noise of what was measured. Signs, and bases inside of heads beyond their scale, are no part of
+it (`broker_node.align.heads` has those that are compared and not carried).
 
-A unit without incoming or without outgoing weights contributes nothing, whatever stands on
-its other side: `without_dead_units` clears that side before anything is compared, so that
-it lends no weight to the units before and behind it. Its own scale stays 1.
+A unit without weights on one side contributes nothing there, whatever stands on the other:
+`without_dead_units` clears that side before anything is compared, so that it lends no weight to
+the units before and behind it. Its own scale stays 1.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from node.params.permutation import Axis, PermutationSpec, Role, Tensors
+from node.params.permutation import PermutationSpec, Role, Tensors
 
 MAX_SWEEPS: Final = 1000
 MAX_WORK: Final = 2e9
@@ -40,82 +42,80 @@ TOLERANCE: Final = 1e-7
 
 @dataclass(frozen=True, slots=True)
 class _Use:
-    """A tensor's squares, summed over every axis but those of rescalable units, as a group has it.
+    """A tensor's squares, summed over every axis but those that are rescaled, as one of these is.
 
-    The group's own axis comes first; `others` are those of the other axes, in order.
+    Its own axis comes first; `others` are rescaling and side of the other axes, in order.
     """
 
     squares: NDArray[np.float64]
     role: Role
-    others: tuple[Axis, ...]
+    others: tuple[tuple[str, Role], ...]
 
 
 def _uses(spec: PermutationSpec, tensors: Tensors) -> dict[str, list[_Use]]:
-    """Return every use of each rescalable group."""
-    found: dict[str, list[_Use]] = {name: [] for name, g in spec.groups.items() if g.rescalable}
-    for name, axes in spec.axes.items():
-        kept = [(at, axis) for at, axis in enumerate(axes) if axis and axis.group in found]
-        if not kept:
-            continue
-        summed = tuple(set(range(len(axes))) - {at for at, _ in kept})
+    """Return every use of each rescaling."""
+    found: dict[str, list[_Use]] = {name: [] for name in spec.rescalings}
+    for name, sides in spec.rescales().items():
+        kept = [(at, side) for at, side in enumerate(sides) if side is not None]
+        summed = tuple(set(range(len(sides))) - {at for at, _ in kept})
         squares = np.square(tensors[name].detach().cpu().double().numpy()).sum(axis=summed)
-        for place, (_, own) in enumerate(kept):
-            found[own.group].append(
+        for place, (_, (own, role)) in enumerate(kept):
+            found[own].append(
                 _Use(
                     squares=np.moveaxis(squares, place, 0),
-                    role=own.role,
-                    others=tuple(axis for at, (_, axis) in enumerate(kept) if at != place),
+                    role=role,
+                    others=tuple(side for at, (_, side) in enumerate(kept) if at != place),
                 )
             )
     return found
 
 
 def _sums(
-    uses: list[_Use], factors: Mapping[str, NDArray[np.float64]], group: str, role: Role
+    uses: list[_Use], factors: Mapping[str, NDArray[np.float64]], own: str, role: Role
 ) -> NDArray[np.float64]:
-    """Return each unit's sum of squared weights in `role`, at squared scales `factors`."""
-    total_U = np.zeros_like(factors[group])
+    """Return each unit's sum of squared weights on a side, at squared scales `factors`."""
+    total_U = np.zeros_like(factors[own])
     for use in uses:
         if use.role is role:
             rest = use.squares
-            for other in reversed(use.others):
-                factor = factors[other.group]
-                rest = rest @ (factor if other.role is Role.WRITES else 1 / factor)
+            for other, side in reversed(use.others):
+                factor = factors[other]
+                rest = rest @ (factor if side is Role.WRITES else 1 / factor)
             total_U += rest
-    return total_U * factors[group] if role is Role.WRITES else total_U / factors[group]
+    return total_U * factors[own] if role is Role.WRITES else total_U / factors[own]
 
 
 def _sweeps(uses: Mapping[str, list[_Use]]) -> int:
     """Return how many sweeps `MAX_WORK` has room for, 1 … `MAX_SWEEPS`."""
-    each = sum(use.squares.size + OVERHEAD for of_group in uses.values() for use in of_group)
+    each = sum(use.squares.size + OVERHEAD for of_one in uses.values() for use in of_one)
     return int(min(MAX_SWEEPS, max(1, MAX_WORK // max(each, 1.0))))
 
 
 def balanced_scales(spec: PermutationSpec, tensors: Tensors) -> dict[str, torch.Tensor]:
-    """Return float64 scales by group that make incoming and outgoing norms equal.
+    """Return float64 scales by rescaling that make the norms on its sides equal, unit by unit.
 
-    The problem is convex in the logarithms of the scales and is solved group after group.
-    It starts from incoming norms of 1, so that the answer does not depend, beyond rounding,
+    The problem is convex in the logarithms of the scales and is solved one rescaling after another.
+    It starts from norms of 1 of what writes, so that the answer does not depend, beyond rounding,
     on the scales in which the model came, however extreme: not even where a model is so deep
     that its bound of work ends the balancing before its tolerance does.
     """
     uses = _uses(spec, tensors)
-    factors = {group: np.ones(spec.groups[group].size) for group in uses}
-    for group, of_group in uses.items():
-        into_U = _sums(of_group, factors, group, Role.WRITES)
-        factors[group] = np.divide(1, into_U, out=np.ones_like(into_U), where=into_U > 0)
+    factors = {name: np.ones(spec.groups[own.group].size) for name, own in spec.rescalings.items()}
+    for name, of_one in uses.items():
+        into_U = _sums(of_one, factors, name, Role.WRITES)
+        factors[name] = np.divide(1, into_U, out=np.ones_like(into_U), where=into_U > 0)
     for _ in range(_sweeps(uses)):
         largest = 0.0
-        for group, of_group in uses.items():
-            into_U = _sums(of_group, factors, group, Role.WRITES)
-            out_U = _sums(of_group, factors, group, Role.READS)
+        for name, of_one in uses.items():
+            into_U = _sums(of_one, factors, name, Role.WRITES)
+            out_U = _sums(of_one, factors, name, Role.READS)
             alive_U = (into_U > 0) & (out_U > 0)
             step_U = np.divide(out_U, into_U, out=np.ones_like(out_U), where=alive_U) ** 0.5
-            factors[group] = factors[group] * step_U
+            factors[name] = factors[name] * step_U
             largest = max(largest, float(np.abs(step_U - 1).max()))
         if largest < TOLERANCE:
             break
-    return {group: torch.from_numpy(np.sqrt(factor)) for group, factor in factors.items()}
+    return {name: torch.from_numpy(np.sqrt(factor)) for name, factor in factors.items()}
 
 
 def without_dead_units(spec: PermutationSpec, tensors: Tensors) -> dict[str, torch.Tensor]:
@@ -125,23 +125,18 @@ def without_dead_units(spec: PermutationSpec, tensors: Tensors) -> dict[str, tor
     The former are found in the direction of the data, the latter against it.
     """
     current = dict(tensors)
-    order = [name for name, group in spec.groups.items() if group.rescalable]
-    for groups, empty in ((order, Role.WRITES), (order[::-1], Role.READS)):
-        for group in groups:
-            alive_U = torch.zeros(spec.groups[group].size, dtype=torch.bool)
-            uses = [
-                (name, dimension, axis.role)
-                for name, axes in spec.axes.items()
-                for dimension, axis in enumerate(axes)
-                if axis is not None and axis.group == group
-            ]
-            for name, dimension, role in uses:
-                if role is empty:
-                    weights_UF = current[name].movedim(dimension, 0).reshape(len(alive_U), -1)
-                    alive_U |= (weights_UF != 0).any(1).cpu()
-            for name, dimension, role in uses:
-                if role is not empty:
-                    shape = [1] * current[name].ndim
-                    shape[dimension] = -1
-                    current[name] = current[name] * alive_U.to(current[name]).reshape(shape)
+    order = list(spec.rescalings.values())
+    for rescalings, from_writes in ((order, True), (order[::-1], False)):
+        for own in rescalings:
+            looked_at, cleared = own.writes, own.reads
+            if not from_writes:
+                looked_at, cleared = cleared, looked_at
+            alive_U = torch.zeros(spec.groups[own.group].size, dtype=torch.bool)
+            for name, axis in sorted(looked_at):
+                weights_UF = current[name].movedim(axis, 0).reshape(len(alive_U), -1)
+                alive_U |= (weights_UF != 0).any(1).cpu()
+            for name, axis in sorted(cleared):
+                shape = [1] * current[name].ndim
+                shape[axis] = -1
+                current[name] = current[name] * alive_U.to(current[name]).reshape(shape)
     return current

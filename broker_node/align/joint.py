@@ -23,8 +23,7 @@ from broker_node.align.symmetric_matching import match_symmetries, objective, pa
 from broker_node.verify.stages import Verified
 from node.params import blocks
 from node.params.architecture import Architecture
-from node.params.families.gpt import Gpt, derived_symmetries
-from node.params.families.own import OwnModule
+from node.params.families.base import GraphModel
 from node.params.permutation import PermutationSpec, Tensors, rescale
 from node.params.symmetry import SymmetrySpec
 
@@ -36,11 +35,8 @@ def symmetries_of(architecture: Architecture) -> SymmetrySpec:
 
     Raises `AlignmentError` for one that has not, and as `OwnModule.symmetries`.
     """
-    model = architecture.model
-    if isinstance(model, OwnModule):
-        return model.symmetries()
-    if isinstance(model, Gpt):
-        return derived_symmetries(model)
+    if isinstance(architecture.model, GraphModel):
+        return architecture.model.symmetries()
     raise AlignmentError(f"`{NAME}` is for `module` and `gpt`: `weight-matching` does it all here")
 
 

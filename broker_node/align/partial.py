@@ -293,12 +293,12 @@ def _matched(
     )
     matches: Matches = {}
     scales: dict[str, torch.Tensor] = {}
-    for group, held in spec.groups.items():
+    for group in spec.groups:
         sides = ours[group], theirs[group]
         models = buyer.tensors, seller.tensors
         entering = _entering(spec, group, models, matches, scales)
         matches[group] = match(sides, entering)
-        if held.rescalable:
+        if group in spec.rescalings:
             scales[group] = _scales(sides, entering, matches[group])
     tensors = _in_scale(spec, picked(spec, buyer.tensors, seller.tensors, matches), scales, matches)
     if buyer.architecture.model.affine_chain():

@@ -1,8 +1,9 @@
-"""How strange the scales are in which a model's ReLU units came.
+"""How strange the scales are in which a model's units came.
 
-Multiplying what enters a unit by s > 0 and dividing what leaves it by s changes nothing that a
-model computes (`broker_node.align.gauge`). Alignments that match units undo it; what merges
-weights as they stand does not, and puts units of one scale into those of another.
+Multiplying what enters a ReLU unit by s > 0 and dividing what leaves it by s changes nothing that a
+model computes, and there is as much freedom behind the gains of norms and inside of heads
+(`broker_node.align.gauge`). Alignments that match units undo it; what merges weights as they stand
+does not, and puts units of one scale into those of another.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ STRANGE: Final = 2.0
 """Powers of two beyond the buyer's. Honest networks measure 0.3 to 1.6: of digits and MNIST by our
 trainer after 4 to 40 epochs (up to 0.9), of digits by AdamW at rates of .001 to .05 with a decay of
 0 to .3. Copies of the trainer's by factors of up to 2^±4 measure 4.1 to 4.9, those of which only a
-quarter of the units was rescaled among them. Copies by 2^±2 measure 2.3 to 2.8 and may stay
+quarter of the units was rescaled among them. Residual networks of digits measure 0.7, language
+models of text 0.6, copies of either by 2^±4 3.6. Copies by 2^±2 measure 2.3 to 2.8 and may stay
 unseen, as may fewer than one unit in ten."""
 
 

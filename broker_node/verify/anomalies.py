@@ -129,7 +129,7 @@ def _units(architecture: Architecture, merged: Tensors, inputs_RF: torch.Tensor)
             strengths_U = (canonical[name].flatten(1).norm(dim=1) * leaving_U).sqrt()
             quartile = float(strengths_U.quantile(0.75))
             asleep_U = torch.zeros(len(strengths_U), dtype=torch.bool)
-            if name in outputs and spec.groups[group].rescalable:
+            if name in outputs and group in spec.rescalings:
                 asleep_U = (outputs[name] <= 0).all(0)
             for check, limit, suspect_U in (
                 ("lone-unit", MAX_STRENGTH * quartile, torch.ones_like(asleep_U)),

@@ -1,11 +1,11 @@
 """Is one model a copy of another, under whatever disguise changes little of what it computes?
 
-Both are brought to canonical scales and their units matched, as for a merge. Then two cosines are
-taken, and their mean is the score:
+Both are brought to canonical scales, signs and bases of heads, and their units matched. Then two
+cosines are taken, and their mean is the score:
 
-`weights`      of all weights together. A copy that is tuned stays near; but whatever the rows never
-               touch (the borders of images) keeps its initial values for ever, and likens two
-               models that only started from the same ones.
+`weights`      of all weights, tensor by tensor (`broker_node.verify.bases`). A copy that is tuned
+               stays near; but whatever the rows never touch (the borders of images) keeps its
+               initial values for ever, and likens two models that only started from the same ones.
 `activations`  of what enters each activation when both run on the same rows, every unit's mean over
                the rows taken off; the mean over the layers that write hidden units. It sees through
                noise, which is spread over directions that rows do not have, and forgets a start
@@ -24,21 +24,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 import torch
 
 from broker_node.align.gauge import balanced_scales, without_dead_units
 from broker_node.align.matching import match_units
+from broker_node.align.symmetric_matching import match_symmetries
 from broker_node.evaluate.affine import outputs_of_layers
+from broker_node.verify.bases import likeness_of_weights, settled
 from broker_node.verify.stages import Verified
+from node.params import blocks
 from node.params.adapters import Adapter, cosine, inner
-from node.params.architecture import Architecture, permutation_spec, random_init
-from node.params.families.base import ArchitectureError
+from node.params.architecture import Architecture, layout, permutation_spec, random_init
+from node.params.families.base import ArchitectureError, GraphModel
 from node.params.families.shapes import Shapes
 from node.params.merges import is_adapter
-from node.params.permutation import PermutationSpec, Role, permute, rescale, restrict
+from node.params.permutation import PermutationSpec, Role, Tensors, permute, rescale, restrict
+from node.params.symmetry import SymmetrySpec, of_permutation_spec
 from node.protocol.errors import MarketError
 from node.protocol.kinship import kin
 from node.protocol.types import Digest
@@ -128,9 +132,9 @@ def likeness(one: Verified, other: Verified, rows_RF: torch.Tensor) -> Likeness:
     hidden = _hidden_layers(spec)
     if not hidden:
         raise ReplicaError("no-hidden-units", "models that learned the same are the same")
-    ours, theirs = (_canonical(spec, model) for model in (one, other))
-    matching = match_units(spec, ours, theirs, seed=0)
-    theirs = permute(spec, theirs, matching.permutations)
+    whole = _all_symmetries(architecture, spec)
+    ours, theirs = (settled(whole, _canonical(spec, model)) for model in (one, other))
+    theirs = _matched(architecture, spec, whole, ours, theirs)
     missing = {
         name: tensor.double()
         for name, tensor in random_init(architecture, 0).items()
@@ -145,10 +149,8 @@ def likeness(one: Verified, other: Verified, rows_RF: torch.Tensor) -> Likeness:
     )
     if not layers:
         raise ReplicaError("no-hidden-units", "no affine layer writes hidden units")
-    every = [torch.cat([side[name].flatten() for name in shared]) for side in (ours, theirs)]
-    return Likeness(
-        activations=sum(layers) / len(layers), layers=layers, weights=_cosine(every[0], every[1])
-    )
+    weights = likeness_of_weights(whole, ours, theirs, skip=spec.statistics)
+    return Likeness(activations=sum(layers) / len(layers), layers=layers, weights=weights)
 
 
 @torch.inference_mode()
@@ -240,6 +242,38 @@ def _symmetries(architecture: Architecture) -> PermutationSpec:
         return permutation_spec(architecture)
     except ArchitectureError as error:
         raise ReplicaError("no-hidden-units", error.detail) from error
+
+
+def _all_symmetries(architecture: Architecture, spec: PermutationSpec) -> SymmetrySpec:
+    """Return what is known of the tensors of `spec`, beyond what recipes can say."""
+    if not isinstance(architecture.model, GraphModel):
+        shapes = {of.name: torch.empty(of.shape, device="meta") for of in layout(architecture)}
+        return of_permutation_spec(spec, shapes)
+    known = architecture.model.symmetries()
+    return replace(
+        known,
+        axes={name: axes for name, axes in known.axes.items() if name in spec.axes},
+        gauges=tuple(
+            gauge
+            for gauge in known.gauges
+            if all(place.tensor in spec.axes for place in (*gauge.writes, *gauge.reads))
+        ),
+    )
+
+
+def _matched(
+    architecture: Architecture,
+    spec: PermutationSpec,
+    whole: SymmetrySpec,
+    ours: Tensors,
+    theirs: Tensors,
+) -> dict[str, torch.Tensor]:
+    """Return their tensors with units renumbered to ours: in blocks, too, of a whole model."""
+    if isinstance(architecture.model, GraphModel) and len(spec.axes) == len(layout(architecture)):
+        learnt = {name: axes for name, axes in whole.axes.items() if name not in spec.statistics}
+        joint = match_symmetries(replace(whole, axes=learnt), ours, theirs, seed=0).permutations
+        return blocks.permute(whole, theirs, joint)
+    return permute(spec, theirs, match_units(spec, ours, theirs, seed=0).permutations)
 
 
 def _require_rows(architecture: Architecture, rows_RF: torch.Tensor) -> None:

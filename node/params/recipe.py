@@ -100,7 +100,8 @@ class Recipe:
     permutations: Mapping[str, tuple[int, ...]]
     """By group: unit u of the buyer meets unit ``permutation[u]`` of the sold model."""
     scales: Mapping[str, bytes]
-    """By group: float32, little endian, one for each of the buyer's units."""
+    """By rescaling of the specification (where it takes in the whole of a group, the group's name):
+    float32, little endian, one for each of the buyer's units."""
     alpha: Millionths
     shares: Mapping[str, tuple[Millionths, ...]] = field(default_factory=dict)
     """By sold tensor: the merge weight of each row, in the buyer's numbering; α for all others.
@@ -202,21 +203,21 @@ def check_recipe(spec: PermutationSpec, recipe: Recipe) -> None:
     """Raise `RemoteProtocolError("bad-recipe")` unless `recipe` is exact for models of `spec`.
 
     Every group is one of the specification's, of its size; permutations are permutations;
-    scales are finite, positive, bounded, and only where the activation is ReLU.
+    scales are finite, positive, bounded, and only where the specification has a rescaling.
     """
     for group, permutation in recipe.permutations.items():
         if group not in spec.groups:
             raise _bad(f"permutes {group!r}, which the architecture lacks")
         if not is_permutation(permutation, spec.groups[group].size):
             raise _bad(f"not a permutation of the {spec.groups[group].size} units of {group!r}")
-    for group, packed in recipe.scales.items():
-        if group not in spec.groups or not spec.groups[group].rescalable:
-            raise _bad(f"rescales {group!r}, which is not exact")
-        if len(packed) != 4 * spec.groups[group].size:
-            raise _bad(f"{len(packed)} bytes of scales for {group!r}")
+    for name, packed in recipe.scales.items():
+        if name not in spec.rescalings:
+            raise _bad(f"rescales {name!r}, which is not exact")
+        if len(packed) != 4 * spec.groups[spec.rescalings[name].group].size:
+            raise _bad(f"{len(packed)} bytes of scales for {name!r}")
         scales_U = unpack_scales(packed)
         if not bool(((scales_U >= 1 / MAX_SCALE) & (scales_U <= MAX_SCALE)).all()):
-            raise _bad(f"scales of {group!r} outside {1 / MAX_SCALE:g} … {MAX_SCALE:g}")
+            raise _bad(f"scales of {name!r} outside {1 / MAX_SCALE:g} … {MAX_SCALE:g}")
 
 
 def check_shares(
@@ -237,7 +238,7 @@ def check_shares(
 def transform(spec: PermutationSpec, sold: Tensors, recipe: Recipe) -> dict[str, torch.Tensor]:
     """Return T(sold): the sold model with the buyer's numbering and scales of units."""
     check_recipe(spec, recipe)
-    scales = {group: unpack_scales(packed) for group, packed in recipe.scales.items()}
+    scales = {name: unpack_scales(packed) for name, packed in recipe.scales.items()}
     return rescale(spec, permute(spec, sold, recipe.permutations), scales)
 
 

@@ -275,15 +275,15 @@ def _transformed(
         if dimension and axis is not None and axis.group in recipe.permutations:
             index = torch.tensor(recipe.permutations[axis.group], dtype=torch.long)
             tensor = tensor.index_select(dimension, index)
-    for dimension, axis in enumerate(axes):
-        if axis is not None and axis.group in recipe.scales:
-            scales_U = unpack_scales(recipe.scales[axis.group])
+    for dimension, side in enumerate(spec.rescales().get(name, ())):
+        if side is not None and side[0] in recipe.scales:
+            scales_U = unpack_scales(recipe.scales[side[0]])
             if dimension == 0:
                 scales_U = scales_U[rows.start : rows.stop]
             shape = [1] * tensor.ndim
             shape[dimension] = -1
             factor = scales_U.to(tensor).reshape(shape)
-            tensor = tensor * factor if axis.role is Role.WRITES else tensor / factor
+            tensor = tensor * factor if side[1] is Role.WRITES else tensor / factor
     return tensor
 
 

@@ -14,12 +14,20 @@ applied, composed and hashed in `node.params.blocks`.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias
 
-from node.params.permutation import Axis, Group, PermutationSpec, Role, Tensors
+from node.params.permutation import (
+    Axis,
+    Group,
+    PermutationSpec,
+    Rescaling,
+    Role,
+    Tensors,
+    named,
+)
 from node.protocol.errors import LocalProtocolError
 
 
@@ -221,23 +229,23 @@ def of_permutation_spec(spec: PermutationSpec, tensors: Tensors) -> SymmetrySpec
         },
         gauges=tuple(
             Gauge(
-                group=name,
+                group=rescaling.group,
                 kind=GaugeKind.POSITIVE,
-                writes=_uses(spec, name, Role.WRITES),
-                reads=_uses(spec, name, Role.READS),
+                writes=_places(spec, rescaling.writes),
+                reads=_places(spec, rescaling.reads),
             )
-            for name, group in spec.groups.items()
-            if group.rescalable
+            for rescaling in spec.rescalings.values()
         ),
     )
 
 
-def _uses(spec: PermutationSpec, group: str, role: Role) -> tuple[Place, ...]:
+def _places(spec: PermutationSpec, axes: Collection[tuple[str, int]]) -> tuple[Place, ...]:
+    """Return axes of tensors in the order in which the specification has them."""
     return tuple(
         Place(name, dimension, 0)
-        for name, axes in spec.axes.items()
-        for dimension, axis in enumerate(axes)
-        if axis == Axis(group, role)
+        for name, of_tensor in spec.axes.items()
+        for dimension in range(len(of_tensor))
+        if (name, dimension) in axes
     )
 
 
@@ -264,11 +272,8 @@ def to_permutation_spec(spec: SymmetrySpec) -> PermutationSpec:
                 case _:
                     raise LocalProtocolError(f"axis {dimension} of {name!r} is laid out in blocks")
         axes[name] = tuple(found)
-    groups = {
-        name: Group(size=group.size, rescalable=_rescalable(spec, name))
-        for name, group in spec.groups.items()
-    }
-    return PermutationSpec(groups=groups, axes=axes)
+    groups = {name: Group(size=group.size) for name, group in spec.groups.items()}
+    return PermutationSpec(groups=groups, axes=axes, rescalings=_rescalings(spec, groups))
 
 
 def plain_part(
@@ -294,12 +299,8 @@ def plain_part(
                 case _:
                     found.append(None)
         axes[name] = tuple(found)
-    found_groups = {
-        name: Group(size=group.size, rescalable=_rescalable(spec, name))
-        for name, group in spec.groups.items()
-        if name in groups
-    }
-    return PermutationSpec(groups=found_groups, axes=axes)
+    kept = {name: Group(size=group.size) for name, group in spec.groups.items() if name in groups}
+    return PermutationSpec(groups=kept, axes=axes, rescalings=_rescalings(spec, kept))
 
 
 def plain_groups(spec: SymmetrySpec) -> PermutationSpec:
@@ -328,13 +329,42 @@ def plain_groups(spec: SymmetrySpec) -> PermutationSpec:
     return plain_part(spec, groups, reads=reads)
 
 
-def _rescalable(spec: SymmetrySpec, group: str) -> bool:
-    """Whether one gauge takes in every appearance of the group: what `Group.rescalable` says."""
-    return any(
-        gauge.kind is not GaugeKind.SIGN and _whole(spec, gauge)
-        for gauge in spec.gauges
-        if gauge.group == group
-    )
+def _rescalings(spec: SymmetrySpec, groups: Collection[str]) -> dict[str, Rescaling]:
+    """Return what of the gauges is a positive scale of each unit of these groups.
+
+    Units inside of heads have a basis for each head; where heads are plain, and the units inside
+    are not among `groups`, a scale for each head is what is left of it.
+    """
+    whole, partial = {}, []
+    for gauge in spec.gauges:
+        group, within = gauge.group, spec.groups[gauge.group].within
+        if group not in groups and gauge.kind is GaugeKind.LINEAR and len(within) == 1:
+            group = within[0]
+        if group not in groups or gauge.kind is GaugeKind.SIGN:
+            continue
+        sides = [_axes_of(spec, places, group) for places in (gauge.writes, gauge.reads)]
+        if not all(sides):
+            continue
+        rescaling = Rescaling(group=group, writes=sides[0], reads=sides[1])
+        if group == gauge.group and _whole(spec, gauge):
+            whole[group] = rescaling
+        else:
+            partial.append(rescaling)
+    return whole | named(partial)
+
+
+def _axes_of(spec: SymmetrySpec, places: Iterable[Place], group: str) -> frozenset[tuple[str, int]]:
+    """Return the axes over `group` of the tensors of all these places; none if one lacks it."""
+    found = set()
+    for place in places:
+        layouts = spec.axes[place.tensor]
+        own = [axis for axis, layout in enumerate(layouts) if layout == Units(group)]
+        if layouts[place.axis] == Units(group):
+            own = [place.axis]
+        if len(own) != 1:
+            return frozenset()
+        found.add((place.tensor, own[0]))
+    return frozenset(found)
 
 
 def _whole(spec: SymmetrySpec, gauge: Gauge) -> bool:

@@ -63,9 +63,10 @@ def disguised(
         for name, group in sold.groups.items()
     }
     scales = {
-        name: torch.exp2(octaves * (2 * torch.rand(group.size, generator=generator) - 1))
-        for name, group in sold.groups.items()
-        if group.rescalable
+        name: torch.exp2(
+            octaves * (2 * torch.rand(sold.groups[own.group].size, generator=generator) - 1)
+        )
+        for name, own in sold.rescalings.items()
     }
     tensors = rescale(spec, permute(spec, model.tensors, orders), scales)
     return verified(model.architecture, tensors, layers)
@@ -211,9 +212,9 @@ def test_layers_sold_from_the_input_on_are_matched_and_the_rest_is_the_buyers(
     aligned = ALIGNERS[method](ours, sold, seed=0, probe_RF=rows_for(SMALL))
     assert set(aligned.transformed) == set(sold.tensors)
     if aligned.recipe is not None:
-        inside = restrict(permutation_spec(SMALL), sold.tensors).groups
-        assert set(aligned.recipe.permutations) == set(inside)
-        assert set(aligned.recipe.scales) == {g for g, group in inside.items() if group.rescalable}
+        inside = restrict(permutation_spec(SMALL), sold.tensors)
+        assert set(aligned.recipe.permutations) == set(inside.groups)
+        assert set(aligned.recipe.scales) == set(inside.rescalings)
     for name, tensor in aligned.transformed.items():
         torch.testing.assert_close(tensor, ours.tensors[name], rtol=1e-4, atol=1e-5)
 

@@ -133,9 +133,8 @@ def disguised(
         for name, group in spec.groups.items()
     }
     scales = {
-        name: torch.exp2(8 * (2 * torch.rand(group.size, generator=generator) - 1))
-        for name, group in inside.groups.items()
-        if group.rescalable
+        name: torch.exp2(8 * (2 * torch.rand(spec.groups[name].size, generator=generator) - 1))
+        for name in inside.rescalings
     }
     copy = rescale(spec, permute(spec, model, permutations), scales)
     return verified(architecture, copy, layers), permutations

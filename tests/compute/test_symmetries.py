@@ -62,9 +62,11 @@ def test_an_mlp_has_the_symmetries_that_its_family_says() -> None:
     derived = derive(mlp([7, 5, 4, 3]), (torch.zeros(2, 7),))
     assert renamed(derived) == renamed(of_permutation_spec(by_hand, random_init(architecture, 0)))
     plain = to_permutation_spec(derived)
-    sizes = [(group.size, group.rescalable) for group in plain.groups.values()]
-    assert sizes == [(group.size, group.rescalable) for group in by_hand.groups.values()]
+    assert [*plain.groups.values()] == [*by_hand.groups.values()]
     names = dict(zip(plain.groups, by_hand.groups, strict=True))
+    assert {names[name]: (own.writes, own.reads) for name, own in plain.rescalings.items()} == {
+        name: (own.writes, own.reads) for name, own in by_hand.rescalings.items()
+    }
     for tensor, axes in by_hand.axes.items():
         mine = [axis and (names[axis.group], axis.role) for axis in plain.axes[tensor]]
         assert mine == [axis and (axis.group, axis.role) for axis in axes]

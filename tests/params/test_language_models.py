@@ -28,6 +28,7 @@ from node.params.permutation import permute
 from node.params.recipe import apply_recipe
 from node.protocol.errors import LocalProtocolError
 from node.protocol.types import ONE, Millionths
+from scripts.disguises import moved
 
 SMALL: dict[str, Any] = {
     "context": 8, "depth": 2, "heads": 3, "hidden": 20, "norm": "rms", "tied": False,
@@ -106,7 +107,13 @@ def test_the_graph_of_a_language_model_says_its_symmetries(norm: str, tied: bool
         axis = spec.axes[f"blocks.1.attention.{part}"][at]
         assert axis is not None
         assert spec.groups[axis.group].size == 3
-    assert not any(group.rescalable for group in spec.groups.values())
+    sides = [(sorted(own.writes), sorted(own.reads)) for own in spec.rescalings.values()]
+    assert ([("blocks.1.attention.query", 0)], [("blocks.1.attention.key", 0)]) in sides
+    assert ([("blocks.1.attention.value", 0)], [("blocks.1.attention.out", 1)]) in sides
+    gain = ["norm.bias", "norm.weight"] if norm == "layer" else ["norm.weight"]
+    final = ([(name, 0) for name in gain], [("head.weight", 1)])
+    assert (final in sides) == (not tied)  # the embedding that would make up for it writes, too
+    assert len(sides) == 2 * (2 + 2) + (not tied)
 
 
 @pytest.mark.parametrize("change", [{"depth": 1}, {"heads": 1}, {"heads": 12}, {"hidden": 1}])
@@ -129,6 +136,22 @@ def test_a_renumbered_language_model_is_found_by_a_recipe(method: str) -> None:
     recipe = ALIGNERS[method](*pair, seed=0, probe_RF=rows).exact_recipe
     recipe = recipe.with_alpha(Millionths(ONE))
     assert weights_root(apply_recipe(architecture, tensors, copy, recipe)) == weights_root(tensors)
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+@pytest.mark.parametrize("method", ["weight-matching", "activation-matching", "universe"])
+def test_a_copy_whose_norms_and_heads_were_rescaled_comes_back_by_a_recipe(
+    method: str, norm: str
+) -> None:
+    architecture = built(norm=norm)
+    tensors = rough(architecture, 1)
+    copy = moved(architecture, tensors, torch.Generator().manual_seed(2))
+    pair = verified(architecture, tensors), verified(architecture, copy)
+    rows = model_of(architecture).random_rows(64, torch.Generator().manual_seed(0)).float()
+    recipe = ALIGNERS[method](*pair, seed=0, probe_RF=rows).exact_recipe
+    found = apply_recipe(architecture, tensors, copy, recipe.with_alpha(Millionths(ONE)))
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, tensors[name], rtol=1e-4, atol=1e-6)
 
 
 def test_no_place_sees_what_comes_after_it() -> None:

@@ -26,6 +26,7 @@ from node.params.permutation import permute
 from node.params.recipe import apply_recipe
 from node.params.symmetry import renamed, to_permutation_spec
 from node.protocol.types import ONE, Millionths
+from scripts.disguises import moved
 
 SMALL: dict[str, Any] = {"classes": 3, "depth": 10, "image": [1, 8, 8], "widen": 1}
 
@@ -74,7 +75,12 @@ def test_the_symmetries_are_those_of_the_graph(depth: int, widen: int) -> None:
                 assert names.setdefault(axis.group, other.group) == other.group
                 assert ours.groups[axis.group].size == read.groups[other.group].size
     assert len(set(names.values())) == len(names) == len(ours.groups)
-    assert not any(group.rescalable for group in read.groups.values())
+    assert len(ours.rescalings) == 2 * (depth - 4) // 2 + 1
+    sides = [
+        {name: (own.writes, own.reads) for name, own in spec.rescalings.items()}
+        for spec in (ours, to_permutation_spec(derived))
+    ]
+    assert sides[0] == sides[1]
 
 
 @pytest.mark.parametrize("method", ["weight-matching", "activation-matching"])
@@ -94,6 +100,21 @@ def test_a_renumbered_copy_computes_the_same_and_is_found(method: str) -> None:
     aligned = ALIGNERS[method](*pair, seed=0, probe_RF=torch.randn(64, 64, generator=generator))
     recipe = aligned.exact_recipe.with_alpha(Millionths(ONE))
     assert weights_root(apply_recipe(architecture, tensors, copy, recipe)) == weights_root(tensors)
+
+
+@pytest.mark.parametrize("method", ["weight-matching", "activation-matching", "universe"])
+def test_a_copy_whose_norms_were_rescaled_comes_back_by_a_recipe(method: str) -> None:
+    architecture = Architecture("resnet", SMALL)
+    tensors = random_init(architecture, 1)
+    generator = torch.Generator().manual_seed(5)
+    copy = moved(architecture, tensors, generator)
+    largest = max(float(t.abs().max()) for name, t in copy.items() if "norm" in name)
+    assert largest > 4
+    pair = verified(architecture, tensors), verified(architecture, copy)
+    aligned = ALIGNERS[method](*pair, seed=0, probe_RF=torch.randn(64, 64, generator=generator))
+    recipe = aligned.exact_recipe.with_alpha(Millionths(ONE))
+    for name, tensor in apply_recipe(architecture, tensors, copy, recipe).items():
+        torch.testing.assert_close(tensor, tensors[name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from node.params.architecture import Architecture, permutation_spec, random_init
 from node.params.disk import Draft
 from node.params.encoding import load_safetensors, weights_root
 from node.params.errors import ProfileError
-from node.params.permutation import Axis, Group, PermutationSpec, Role
+from node.params.permutation import Axis, Group, PermutationSpec, Rescaling, Role
 from node.params.recipe import Recipe, apply_recipe, pack_scales
 from node.params.sharded import ShardedSet, merge_shards, open_set, root_of
 from node.protocol.errors import RemoteProtocolError
@@ -141,7 +141,9 @@ def test_counters_are_copied_and_never_averaged(tmp_path: Path) -> None:
 
 def test_a_merge_that_overflows_leaves_nothing(tmp_path: Path) -> None:
     spec = PermutationSpec(
-        groups={"g": Group(size=2, rescalable=True)}, axes={"w": (Axis("g", Role.WRITES),)}
+        groups={"g": Group(size=2)},
+        axes={"w": (Axis("g", Role.WRITES),)},
+        rescalings={"g": Rescaling("g", writes=frozenset({("w", 0)}), reads=frozenset())},
     )
     huge = {"w": torch.full((2,), 3e38)}
     recipe = Recipe(

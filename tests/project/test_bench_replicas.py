@@ -7,10 +7,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 
 from broker_node.verify.replicas import Likeness
+from node.params.architecture import Architecture, random_init
+from scripts import replica_families as families
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,6 +61,7 @@ def test_the_set_is_the_same_for_the_same_seed_and_every_kind_has_its_rows(
     tiny = replace(bench.SETTINGS["digits"], rows=64, epochs=(1, 2), tuned=(1,))
     monkeypatch.setattr(bench, "SETTINGS", {"digits": tiny})
     monkeypatch.setattr(bench, "SEEDS", (0, 0))
+    monkeypatch.setattr(bench.replica_families, "FAMILIES", {})
     first, second = bench.pairs("digits", 0), bench.pairs("digits", 0)
     assert first == second
     monkeypatch.setattr(bench, "pairs", lambda name, seed: first)
@@ -67,3 +72,29 @@ def test_the_set_is_the_same_for_the_same_seed_and_every_kind_has_its_rows(
     areas = {row["case"]: row["value"] for row in rows if row["unit"] == "ROC-AUC"}
     assert areas["digits copy: renumbered and rescaled"] == 1
     assert set(rows[1]) <= {"case", "value", "unit", "against", "ratio"}
+
+
+@pytest.mark.parametrize("architecture", [families.NETWORK, families.TEXT_MODEL])
+def test_norms_and_heads_of_a_copy_are_disguised_too(
+    bench: ModuleType, architecture: Architecture
+) -> None:
+    model: Any = architecture.model
+    generator = torch.Generator().manual_seed(0)
+    rows_RF = torch.rand(8, model.input_width(), generator=generator)
+    if architecture == families.TEXT_MODEL:
+        rows_RF = model.random_rows(8, generator).float()
+    models = {
+        (start, part): random_init(architecture, start) for start, part in ((0, 0), (1, 0), (1, 1))
+    }
+    trained = families.Trained(
+        architecture=architecture, models=models, tuned=models, probes_RF=rows_RF
+    )
+    found = families.pairs(trained, 0, same=bench.SAME, other=bench.OTHER)
+    assert (len(found[bench.SAME]), len(found[bench.OTHER])) == (1, 1)
+    strangers = [one.score for kind in (bench.SAME, bench.OTHER) for one in found[kind]]
+    hidden = {"copy: what enters norms 8 times"}
+    if architecture == families.TEXT_MODEL:
+        hidden |= {"copy: heads in other bases"}
+    assert hidden < set(found)
+    for kind in hidden | {"copy: renumbered and rescaled"}:
+        assert min(one.score for one in found[kind]) > 0.99 > max(strangers)

@@ -40,9 +40,9 @@ def replica(architecture: Architecture, tensors: Tensors, *, draw: Digest) -> Te
         for name, group in spec.groups.items()
     }
     scales = {
-        name: LARGEST_SCALE ** (2 * torch.rand(group.size, generator=generator) - 1)
-        for name, group in spec.groups.items()
-        if group.rescalable
+        name: LARGEST_SCALE
+        ** (2 * torch.rand(spec.groups[rescaling.group].size, generator=generator) - 1)
+        for name, rescaling in spec.rescalings.items()
     }
     moved = rescale(spec, permute(spec, tensors, orders), scales)
     return {

@@ -9,6 +9,7 @@ from typing import Final, Protocol, runtime_checkable
 import torch
 
 from node.params.permutation import PermutationSpec, Tensors
+from node.params.symmetry import SymmetrySpec
 from node.protocol.errors import RemoteProtocolError
 from node.protocol.parameters import Layout
 
@@ -74,6 +75,17 @@ class Model(Protocol):
 
     def random_init(self, seed: int) -> dict[str, torch.Tensor]:
         """Return fresh float32 tensors, the same for the same seed."""
+
+
+@runtime_checkable
+class GraphModel(Protocol):
+    """What a model answers besides whose graph says more than plain groups."""
+
+    def permutation_spec(self) -> PermutationSpec:
+        """Return what of the symmetries recipes can say."""
+
+    def symmetries(self) -> SymmetrySpec:
+        """Return all of them; raises `ArchitectureError` where nobody can read the graph."""
 
 
 @runtime_checkable

@@ -13,6 +13,7 @@ stream is rotated, once each norm's gain is folded into what reads it
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from node.params.families.base import ArchitectureError, read_fields, read_width
 from node.params.families.modules import ModuleModel, check_size
 from node.params.families.tokens import TokenRows
 from node.params.permutation import PermutationSpec, Tensors
-from node.params.symmetry import Place, SymmetrySpec, Units, plain_part
+from node.params.symmetry import GaugeKind, SymmetrySpec, Units, plain_part
 
 MAX_CONTEXT: Final = 1024
 MAX_DEPTH: Final = 16
@@ -39,12 +40,6 @@ MAX_ANSWERS: Final = 2**22
 NORMS: Final = ("layer", "rms")
 EPSILON: Final = 1e-5
 """Under the root of a norm, the same in every precision."""
-READING: Final[Mapping[str, int]] = {
-    "query": 2, "key": 2, "value": 2, "out": 1, "up": 1, "down": 1, "head": 1,
-}  # fmt: skip
-"""Tensors that read units → the axis on which they do."""
-WHOLE: Final[Mapping[str, tuple[int, ...]]] = {"tokens": (1,), "query": (0,), "up": (0,)}
-"""Axes of the units that may trade places: the stream's, heads, hidden ones."""
 MAX_PLACES: Final = 8192
 """Places in text whose values `Gpt.activations` returns: those of the first rows."""
 
@@ -182,6 +177,10 @@ class Gpt(TokenRows, ModuleModel):
     def output_width(self) -> int:
         return self.vocabulary
 
+    def symmetries(self) -> SymmetrySpec:
+        """Return all that the graph says, units inside of heads among it."""
+        return derived_symmetries(self)
+
     def permutation_spec(self) -> PermutationSpec:
         """What the graph says, of whole units: the stream, heads as blocks, and hidden units.
 
@@ -255,22 +254,34 @@ def _bounded(value: object, what: str, most: int) -> int:
 
 @functools.lru_cache(maxsize=16)
 def derived_symmetries(model: Gpt) -> SymmetrySpec:
-    """Return all that the graph of the model says, units inside of heads among it."""
+    """Return all that the graph of the model says, units inside of heads among it.
+
+    These have an axis of their own in every tensor, beside that of heads: what a graph says of two
+    such axes is one order for all heads. That there is one for each head is said here.
+    """
     with torch.device("meta"):
         module = model.build().eval()
         ids_RT = torch.zeros((2, model.context), dtype=torch.long)
-    return derive(module, (ids_RT,))
+    derived = derive(module, (ids_RT,))
+    around = {}
+    for at in range(model.depth):
+        for part in ("query", "value"):
+            heads, inside = derived.axes[f"blocks.{at}.attention.{part}"][:2]
+            if isinstance(heads, Units) and isinstance(inside, Units):
+                around[inside.group] = heads.group
+    return dataclasses.replace(
+        derived,
+        groups={
+            name: dataclasses.replace(group, within=(around[name],)) if name in around else group
+            for name, group in derived.groups.items()
+        },
+        # of heads with units inside, these have all that there is
+        gauges=tuple(g for g in derived.gauges if g.group not in around.values()),
+    )
 
 
 @functools.lru_cache(maxsize=16)
 def _spec(model: Gpt) -> PermutationSpec:
-    reads, groups = set(), set()
     derived = derived_symmetries(model)
-    for spec in model.layout():
-        part = spec.name.removesuffix(".weight").rpartition(".")[2]
-        if part in READING:
-            reads.add(Place(spec.name, READING[part], 0))
-        for dimension in WHOLE.get(part, ()):
-            layout = derived.axes[spec.name][dimension]
-            groups |= {layout.group} if isinstance(layout, Units) else set()
-    return plain_part(derived, groups, reads=reads)
+    inside = {gauge.group for gauge in derived.gauges if gauge.kind is GaugeKind.LINEAR}
+    return plain_part(derived, set(derived.groups) - inside, reads=derived.reads)

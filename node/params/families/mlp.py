@@ -18,7 +18,7 @@ from node.params.families.base import (
     read_fields,
     read_width,
 )
-from node.params.permutation import Axis, Group, PermutationSpec, Role, Tensors
+from node.params.permutation import Axis, Group, PermutationSpec, Role, Tensors, all_through
 from node.protocol.parameters import Layout, TensorSpec, make_layout
 
 MAX_LAYERS: Final = MAX_TENSORS // 2
@@ -70,10 +70,8 @@ class Mlp:
             reads = Axis(f"hidden.{i - 1}", Role.READS) if i > 0 else None
             axes[f"layers.{i}.weight"] = (writes, reads)
             axes[f"layers.{i}.bias"] = (writes,)
-        groups = {
-            f"hidden.{i}": Group(size=self.widths[i + 1], rescalable=True) for i in range(last)
-        }
-        return PermutationSpec(groups=groups, axes=axes)
+        groups = {f"hidden.{i}": Group(size=self.widths[i + 1]) for i in range(last)}
+        return PermutationSpec(groups=groups, axes=axes, rescalings=all_through(groups, axes))
 
     def input_width(self) -> int:
         return self.widths[0]

@@ -18,7 +18,15 @@ from torch.nn import functional
 
 from node.params.families.base import ArchitectureError, read_fields, read_width
 from node.params.families.modules import ModuleModel, check_size
-from node.params.permutation import Axis, Group, PermutationSpec, Role, Tensors
+from node.params.permutation import (
+    Axis,
+    Group,
+    PermutationSpec,
+    Rescaling,
+    Role,
+    Tensors,
+    named,
+)
 
 STAGES: Final = 3
 FIRST_CHANNELS: Final = 16
@@ -129,14 +137,16 @@ class ResNet(ModuleModel):
     def permutation_spec(self) -> PermutationSpec:
         """Channels that are added to one another are one group, as are those inside of a block.
 
-        Equal to what `node.params.derivation` reads off the graph. No channel can be rescaled:
-        a norm over all of them would see it.
+        Equal to what `node.params.derivation` reads off the graph. No channel can be rescaled
+        whole, since a norm over all of them would see it; but from the gain and the bias of a norm
+        through ReLU to the kernels that read it, it can.
         """
         stem = self._stream(-1)
         axes: dict[str, tuple[Axis | None, ...]] = {
             "stem.weight": (_writes(stem), None, None, None)
         }
         groups = {stem: FIRST_CHANNELS}
+        gains: list[Rescaling] = []
         for number in range(STAGES * self.blocks):
             before, after = self._stream(number - 1), self._stream(number)
             within, name = f"inner.{number}", f"blocks.{number}"
@@ -144,6 +154,11 @@ class ResNet(ModuleModel):
             groups[within] = outputs
             for norm, group in (("norm1", before), ("norm2", within)):
                 axes[f"{name}.{norm}.weight"] = axes[f"{name}.{norm}.bias"] = (_writes(group),)
+            around = ("conv1", "shortcut") if before != after else ("conv1",)
+            gains += [
+                _gain(before, f"{name}.norm1", *(f"{name}.{kernel}" for kernel in around)),
+                _gain(within, f"{name}.norm2", f"{name}.conv2"),
+            ]
             axes[f"{name}.conv1.weight"] = (_writes(within), _reads(before), None, None)
             axes[f"{name}.conv2.weight"] = (_writes(after), _reads(within), None, None)
             if before != after:
@@ -153,8 +168,9 @@ class ResNet(ModuleModel):
         axes["norm.weight"] = axes["norm.bias"] = (_writes(last),)
         axes |= {"head.weight": (None, _reads(last)), "head.bias": (None,)}
         return PermutationSpec(
-            groups={name: Group(size=size, rescalable=False) for name, size in groups.items()},
+            groups={name: Group(size=size) for name, size in groups.items()},
             axes=axes,
+            rescalings=named([*gains, _gain(last, "norm", "head")]),
         )
 
     def activations(self, tensors: Tensors, inputs_RF: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -185,6 +201,15 @@ class ResNet(ModuleModel):
             inner = int(rest.partition(".")[0]) if first == "blocks" else last
             names[0 if first == "stem" else inner].append(spec.name)
         return tuple(tuple(each) for each in names)
+
+
+def _gain(group: str, norm: str, *readers: str) -> Rescaling:
+    """Return what a norm's gain and bias, and the modules that read it, leave open."""
+    return Rescaling(
+        group=group,
+        writes=frozenset({(f"{norm}.weight", 0), (f"{norm}.bias", 0)}),
+        reads=frozenset((f"{reader}.weight", 1) for reader in readers),
+    )
 
 
 def _writes(group: str) -> Axis:

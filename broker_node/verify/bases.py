@@ -1,0 +1,145 @@
+"""What scales leave open: signs of units, and bases inside of heads, in one choice for every model.
+
+A gain and what reads it may both change sign, and a head's queries and keys (its values and
+outputs) stand in any basis: M for the one and M⁻ᵀ for the other is the same function. Recipes carry
+neither; but a copy that was disguised so is to be known. So models are compared in one choice of
+each, and where that is not steady under noise, by what no choice changes:
+
+- a sign is that by which the sum of the cubes of what writes a unit is positive: odd in the sign,
+  and blind to the order of units;
+- a basis is that of the singular vectors of what both sides come to, W = Aᵀ B, each side with the
+  roots of the singular values, largest first, signs as above;
+- and the likeness of both sides is that of their W, ⟨AᵀB, CᵀD⟩ = Σ (A Cᵀ)∘(B Dᵀ).
+
+A tensor may have a scale of its own that no unit's scale says (whatever enters a norm over all
+units has one), so that likeness is Σ ⟨a, b⟩ / Σ ‖a‖ ‖b‖ over tensors, and not the cosine of
+all of them in one line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from node.params import blocks
+from node.params.permutation import Tensors
+from node.params.symmetry import Gauge, GaugeKind, Place, SymmetrySpec, Units
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Side:
+    """A block of a tensor that a basis acts on."""
+
+    block: torch.Tensor
+    """A view of it, the units around first, then those of the basis, all else behind."""
+    around: int
+    """How many dimensions number the bases."""
+
+    def lines_OUF(self) -> torch.Tensor:
+        """Return bases x units x all else."""
+        sizes = self.block.shape[: self.around]
+        return self.block.reshape(math.prod(sizes), self.block.shape[self.around], -1)
+
+
+def _sides(spec: SymmetrySpec, places: Iterable[Place], tensors: Tensors) -> Iterator[_Side]:
+    for place in places:
+        for dims, block in blocks.blocks(spec, place.tensor, tensors[place.tensor]):
+            for at, dim in enumerate(dims):
+                if (dim.axis, dim.leaf) == (place.axis, place.leaf):
+                    first = [*blocks.around(spec, dims, at), at]
+                    rest = [other for other in range(len(dims)) if other not in first]
+                    yield _Side(block.permute(*first, *rest), len(first) - 1)
+
+
+def _lines(spec: SymmetrySpec, places: Iterable[Place], tensors: Tensors) -> torch.Tensor:
+    return torch.cat([side.lines_OUF() for side in _sides(spec, places, tensors)], dim=2)
+
+
+def _with_bases(spec: SymmetrySpec) -> list[Gauge]:
+    return [gauge for gauge in spec.gauges if gauge.kind is GaugeKind.LINEAR]
+
+
+def _signs(cubed_U: torch.Tensor) -> torch.Tensor:
+    return torch.where(cubed_U < 0, -1.0, 1.0).to(cubed_U)
+
+
+def settled(spec: SymmetrySpec, tensors: Tensors) -> dict[str, torch.Tensor]:
+    """Return the same function with signs and bases as above; `tensors` are left as they are."""
+    found = {name: tensor.clone(memory_format=torch.contiguous_format)
+             for name, tensor in tensors.items()}  # fmt: skip
+    for gauge in spec.gauges:
+        if gauge.kind in {GaugeKind.SCALE, GaugeKind.SIGN}:
+            _settle_signs(spec, gauge, found)
+        elif gauge.kind is GaugeKind.LINEAR:
+            _settle_basis(spec, gauge, found)
+    return found
+
+
+def _settle_signs(spec: SymmetrySpec, gauge: Gauge, tensors: dict[str, torch.Tensor]) -> None:
+    plain = Units(gauge.group)
+    places = (*gauge.writes, *gauge.reads)
+    if any(spec.axes[place.tensor][place.axis] != plain for place in places):
+        return
+    size = spec.groups[gauge.group].size
+    written = [tensors[place.tensor].movedim(place.axis, 0) for place in gauge.writes]
+    signs_U = _signs(torch.cat([each.reshape(size, -1) for each in written], 1).pow(3).sum(1))
+    for place in places:
+        tensor = tensors[place.tensor]
+        tensor *= signs_U.reshape([-1 if at == place.axis else 1 for at in range(tensor.ndim)])
+
+
+def _settle_basis(spec: SymmetrySpec, gauge: Gauge, tensors: dict[str, torch.Tensor]) -> None:
+    both = [list(_sides(spec, places, tensors)) for places in (gauge.writes, gauge.reads)]
+    lines = [torch.cat([side.lines_OUF() for side in sides], dim=2) for sides in both]
+    (q_OFU, r_OUU), (p_OFU, s_OUU) = (torch.linalg.qr(each.mT) for each in lines)
+    left, values_OU, right = torch.linalg.svd(r_OUU @ s_OUU.mT, full_matrices=False)
+    roots = values_OU.sqrt()[:, :, None]
+    turned = [roots * (q_OFU @ left).mT, roots * (p_OFU @ right.mT).mT]
+    signs = _signs(turned[0].pow(3).sum(2))[:, :, None]
+    for sides, lines_OUF in zip(both, turned, strict=True):
+        lacking = spec.groups[gauge.group].size - lines_OUF.shape[1]
+        whole = torch.nn.functional.pad(lines_OUF * signs, (0, 0, 0, lacking))
+        widths = [side.lines_OUF().shape[2] for side in sides]
+        for side, own in zip(sides, torch.split(whole, widths, dim=2), strict=True):
+            side.block.copy_(own.reshape(side.block.shape))
+
+
+def likeness_of_weights(
+    spec: SymmetrySpec, ours: Tensors, theirs: Tensors, *, skip: Collection[str] = ()
+) -> float:
+    """Return how alike two models' tensors but `skip` are, -1 … 1, units and scales matched."""
+    total, most = 0.0, 0.0
+    inside: set[tuple[str, int, int]] = set()
+    for gauge in _with_bases(spec):
+        inside |= {(p.tensor, p.axis, p.leaf) for p in (*gauge.writes, *gauge.reads)}
+        product, *norms = (
+            _product(spec, gauge, one, other)
+            for one, other in ((ours, theirs), (ours, ours), (theirs, theirs))
+        )
+        if min(norms) > 0:
+            # of two tensors, in the unit of a product of weights
+            weight = 2 * math.prod(norms) ** 0.25
+            total += weight * product / math.prod(norms) ** 0.5
+            most += weight
+    for name in spec.axes:
+        if name in skip:
+            continue
+        sides = (blocks.blocks(spec, name, side[name]) for side in (ours, theirs))
+        for (dims, a), (_, b) in zip(*sides, strict=True):
+            if not any((name, dim.axis, dim.leaf) in inside for dim in dims):
+                total += float((a * b).sum())
+                most += float(a.norm() * b.norm())
+    return total / most if most > 0 else 0.0
+
+
+def _product(spec: SymmetrySpec, gauge: Gauge, one: Tensors, other: Tensors) -> float:
+    """Return ⟨AᵀB, CᵀD⟩, summed over all bases."""
+    a, b, c, d = (
+        _lines(spec, places, tensors)
+        for tensors in (one, other)
+        for places in (gauge.writes, gauge.reads)
+    )
+    return float(((a @ c.mT) * (b @ d.mT)).sum())

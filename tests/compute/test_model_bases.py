@@ -1,0 +1,132 @@
+"""A copy whose norms and heads stand in another gauge is known for what it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from broker_node.verify.bases import likeness_of_weights, settled
+from broker_node.verify.checks import verify
+from broker_node.verify.replicas import THRESHOLD, likeness
+from broker_node.verify.stages import Received, Verified
+from node.params import blocks
+from node.params.architecture import Architecture, apply, random_init
+from node.params.encoding import weights_root
+from node.params.families.base import GraphModel
+from node.params.symmetry import GaugeKind, SymmetrySpec
+from scripts import disguises
+from tests.params import own_modules as mine
+from tests.params.own_modules import IMAGE, own
+
+TEXT = {"context": 8, "depth": 2, "heads": 3, "hidden": 20, "tied": False, "vocabulary": 11}
+NETWORK = Architecture("resnet", {"classes": 10, "depth": 10, "image": [1, 8, 8], "widen": 1})
+
+
+def built(norm: str) -> Architecture:
+    return Architecture("gpt", {**TEXT, "norm": norm, "width": 12})
+
+
+def symmetries(architecture: Architecture) -> SymmetrySpec:
+    assert isinstance(architecture.model, GraphModel)
+    return architecture.model.symmetries()
+
+
+def learnt(architecture: Architecture, seed: int) -> dict[str, torch.Tensor]:
+    """Return a start whose norms have gains and biases of their own, as trained ones do."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: tensor + 0.2 * torch.randn(tensor.shape, generator=generator)
+        if "norm" in name
+        else tensor
+        for name, tensor in random_init(architecture, seed).items()
+    }
+
+
+def model(architecture: Architecture, tensors: dict[str, torch.Tensor]) -> Verified:
+    root = weights_root(tensors)
+    return verify(Received(weights_root=root, architecture=architecture, tensors=tensors))
+
+
+def rows_of(architecture: Architecture) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    of: Any = architecture.model
+    if architecture.name == "gpt":
+        return of.random_rows(32, generator).float()  # type: ignore[no-any-return]
+    return torch.randn(32, of.input_width(), generator=generator)
+
+
+def with_signs(
+    spec: SymmetrySpec, tensors: dict[str, torch.Tensor], generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    for gauge in spec.gauges:
+        if gauge.kind is GaugeKind.SCALE:
+            shape = blocks.shape_of(spec, gauge.group)
+            signs = torch.randint(2, shape, generator=generator) * 2.0 - 1
+            tensors = blocks.change_basis(spec, tensors, gauge, signs)
+    return tensors
+
+
+@given(seed=st.integers(0, 2**31), norm=st.sampled_from(["rms", "layer"]))
+@settings(max_examples=20)
+def test_signs_and_bases_of_a_language_model_have_one_choice(seed: int, norm: str) -> None:
+    architecture = built(norm)
+    spec, tensors = symmetries(architecture), learnt(architecture, seed)
+    exact = {name: tensor.double() for name, tensor in tensors.items()}
+    generator = torch.Generator().manual_seed(seed)
+    other = with_signs(spec, disguises.in_other_bases(architecture, tensors, generator), generator)
+    ours, theirs = (
+        settled(spec, side) for side in (exact, {n: t.double() for n, t in other.items()})
+    )
+    for name in ours:
+        torch.testing.assert_close(theirs[name], ours[name], rtol=0, atol=1e-3)
+    rows = rows_of(architecture)
+    torch.testing.assert_close(apply(architecture, ours, rows), apply(architecture, exact, rows))
+    assert likeness_of_weights(spec, ours, theirs) == pytest.approx(1, abs=1e-5)
+
+
+def test_what_settles_a_model_leaves_what_it_was_given() -> None:
+    architecture = built("rms")
+    tensors = learnt(architecture, 1)
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    settled(symmetries(architecture), tensors)
+    assert all(torch.equal(tensors[name], before[name]) for name in before)
+
+
+KINDS = {
+    "gpt, rms": built("rms"),
+    "gpt, layer": built("layer"),
+    "resnet": NETWORK,
+    "a module of heads": own(mine.transformer, *IMAGE),
+    "a module of convolutions": own(mine.residual, *IMAGE),
+}
+
+
+@pytest.mark.parametrize("architecture", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_a_copy_in_another_gauge_is_a_replica(architecture: Architecture, share: float) -> None:
+    generator = torch.Generator().manual_seed(4)
+    tensors = learnt(architecture, 1)
+    copy = disguises.noise(share)(tensors, generator)
+    if isinstance(architecture.model, GraphModel):
+        copy = disguises.in_other_bases(architecture, copy, generator)
+        copy = with_signs(symmetries(architecture), copy, generator)
+    copy = disguises.moved(architecture, copy, generator)
+    rows = rows_of(architecture)
+    alike = likeness(model(architecture, tensors), model(architecture, copy), rows)
+    assert alike.score > (0.9 if share else 0.998)
+    strangers = model(architecture, tensors), model(architecture, learnt(architecture, 2))
+    assert likeness(*strangers, rows).score < THRESHOLD
+
+
+def test_a_layer_before_a_norm_may_have_any_size() -> None:
+    tensors = learnt(NETWORK, 1)
+    louder = {n: t * 100 if n.endswith("conv1.weight") else t for n, t in tensors.items()}
+    rows = rows_of(NETWORK)
+    torch.testing.assert_close(
+        apply(NETWORK, louder, rows), apply(NETWORK, tensors, rows), rtol=1e-3, atol=1e-3
+    )
+    assert likeness(model(NETWORK, tensors), model(NETWORK, louder), rows).weights > 0.9999
