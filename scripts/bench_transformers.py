@@ -28,6 +28,7 @@ import torch
 from broker_node.align import (
     activation_matching,
     identity,
+    joint,
     learned_gauge,
     orthogonal,
     universe,
@@ -62,6 +63,7 @@ METHODS: Final = (
     weight_matching.NAME,
     activation_matching.NAME,
     universe.NAME,
+    joint.NAME,
     orthogonal.NAME,
     learned_gauge.NAME,
 )

@@ -3,14 +3,17 @@
 Multiplying what enters a ReLU unit by s > 0 and dividing what leaves it by s changes
 nothing that a model computes, and everything that weight matching sees. The same is true of a
 norm's gain and what reads the normed values, of a head's queries and its keys, of its values and
-its outputs. So both models are brought to the balanced gauge first: for every rescaling of the
-specification, each unit's weights on the one side and on the other have the same norm. It is the
-one choice of scales that minimises the sum of squares of all weights, and gradient descent
-conserves the difference of the two norms (Du, Hu and Lee 2018, Theorem 2.1), so that a trained
-model of ReLU units stands near it already, and no rescaling by a seller changes the merge.
-Incoming norms of 1 have a closed form and cost less; which of the two is worth more was within
-the noise of what was measured. Signs, and bases inside of heads beyond their scale, are no part of
-it (`broker_node.align.heads` has those that are compared and not carried).
+its outputs. So both models are brought to one gauge first, and no rescaling by a seller changes the
+merge.
+
+Gains, vectors that only scale what others read, are folded into their readers: each unit's gain and
+bias have a norm of 1, so that a merge is the mean of what is read. Everywhere else the gauge is the
+balanced one: each unit's weights on the one side and on the other have the same norm. It is the
+choice of scales that minimises the sum of squares of all weights, and gradient descent conserves
+the difference of the two norms (Du, Hu and Lee 2018, Theorem 2.1), so that a trained model of ReLU
+units stands near it already. Incoming norms of 1 have a closed form and cost less; which of the two
+is worth more was within the noise of what was measured.
+Signs, and bases inside of heads beyond their scale, are no part of it (`broker_node.align.bases`).
 
 A unit without weights on one side contributes nothing there, whatever stands on the other:
 `without_dead_units` clears that side before anything is compared, so that it lends no weight to
@@ -85,6 +88,12 @@ def _sums(
     return total_U * factors[own] if role is Role.WRITES else total_U / factors[own]
 
 
+def _is_gain(spec: PermutationSpec, name: str) -> bool:
+    """Whether what a rescaling multiplies are vectors alone, and not all that is of its group."""
+    written = spec.rescalings[name].writes
+    return name not in spec.groups and all(len(spec.axes[tensor]) == 1 for tensor, _ in written)
+
+
 def _sweeps(uses: Mapping[str, list[_Use]]) -> int:
     """Return how many sweeps `MAX_WORK` has room for, 1 … `MAX_SWEEPS`."""
     each = sum(use.squares.size + OVERHEAD for of_one in uses.values() for use in of_one)
@@ -92,7 +101,7 @@ def _sweeps(uses: Mapping[str, list[_Use]]) -> int:
 
 
 def balanced_scales(spec: PermutationSpec, tensors: Tensors) -> dict[str, torch.Tensor]:
-    """Return float64 scales by rescaling that make the norms on its sides equal, unit by unit.
+    """Return float64 scales by rescaling: gains of norm 1, and both sides equal everywhere else.
 
     The problem is convex in the logarithms of the scales and is solved one rescaling after another.
     It starts from norms of 1 of what writes, so that the answer does not depend, beyond rounding,
@@ -104,9 +113,10 @@ def balanced_scales(spec: PermutationSpec, tensors: Tensors) -> dict[str, torch.
     for name, of_one in uses.items():
         into_U = _sums(of_one, factors, name, Role.WRITES)
         factors[name] = np.divide(1, into_U, out=np.ones_like(into_U), where=into_U > 0)
-    for _ in range(_sweeps(uses)):
+    balanced = {name: of_one for name, of_one in uses.items() if not _is_gain(spec, name)}
+    for _ in range(_sweeps(balanced)):
         largest = 0.0
-        for name, of_one in uses.items():
+        for name, of_one in balanced.items():
             into_U = _sums(of_one, factors, name, Role.WRITES)
             out_U = _sums(of_one, factors, name, Role.READS)
             alive_U = (into_U > 0) & (out_U > 0)

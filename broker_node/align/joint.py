@@ -1,10 +1,11 @@
 """Weight matching by all that a model's graph says: heads, and the units inside of them, too.
 
 A recipe renumbers groups that every tensor lays out plainly. A graph may know more of a model:
-queries, keys and values in one matrix, as blocks of heads, with an order of its own inside of each
-head. Here all of it is matched at once (`symmetric_matching`), in balanced scales where a recipe
-could have them. What comes out is the same function as what was sold, but no recipe makes it, so
-that the merge is a product of whoever holds both models.
+queries, keys and values in one matrix, as blocks of heads, with a basis of its own inside of each
+head. Here all of it is matched at once (`symmetric_matching`), in balanced scales and bases that
+are the same for every model; heads then stand in the buyer's own bases (`bases`). What comes out is
+the same function as what was sold, but no recipe makes it, so that the merge is a product of
+whoever holds both models.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Final
 
 import torch
 
+from broker_node.align.bases import settled, turned, with_bases
 from broker_node.align.carrying import canonical
 from broker_node.align.matching import match_units
 from broker_node.align.preservation import require_same_architecture, require_same_function
@@ -74,9 +76,14 @@ def joint_matching(
     ours, theirs = (canonical(plain, model.tensors) for model in (buyer, seller))
     learnt = {name: axes for name, axes in spec.axes.items() if name not in plain.statistics}
     compared = dataclasses.replace(spec, axes=learnt)
-    permutations = _matched(compared, plain, (ours.tensors, theirs.tensors), seed)
+    sides = settled(spec, ours.tensors), settled(spec, theirs.tensors)
+    permutations = _matched(compared, plain, sides, seed)
+    # a numbering of settled bases says nothing of those in which the models came
+    turning = {gauge.group for gauge in with_bases(spec)}
+    kept = {group: units for group, units in permutations.items() if group not in turning}
     exact = {name: tensor.cpu().double() for name, tensor in seller.tensors.items()}
-    moved = blocks.permute(spec, rescale(plain, exact, theirs.scales), permutations)
+    moved = blocks.permute(spec, rescale(plain, exact, theirs.scales), kept)
+    moved = turned(spec, ours.tensors, moved)
     back = {group: 1 / scales_U for group, scales_U in ours.scales.items()}
     transformed = {
         name: tensor.float().contiguous() for name, tensor in rescale(plain, moved, back).items()

@@ -24,6 +24,7 @@ from typing import Final
 
 import torch
 
+from broker_node.align.bases import nearest_rotation
 from broker_node.align.matching import assign
 from broker_node.align.preservation import require_same_architecture, require_same_function
 from broker_node.align.probing import probe_rows
@@ -146,13 +147,6 @@ def moved(model: Gpt, tensors: Tensors, gauge: Gauge) -> dict[str, torch.Tensor]
         found[f"{name}.up.weight"] = tensors[f"{name}.up.weight"][hidden_M] @ turn_DD
         found[f"{name}.down.weight"] = turn_DD.T @ tensors[f"{name}.down.weight"][:, hidden_M]
     return found
-
-
-def nearest_rotation(product_DD: torch.Tensor) -> torch.Tensor:
-    """Return the orthogonal Q of greatest ⟨product, Q⟩ (Schönemann 1966); of a batch, each."""
-    left, _, right = torch.linalg.svd(product_DD)
-    rotation_DD: torch.Tensor = left @ right
-    return rotation_DD
 
 
 def _by_stream(model: Gpt, tensors: Tensors) -> torch.Tensor:

@@ -3,7 +3,7 @@
 Both are brought to canonical scales, signs and bases of heads, and their units matched. Then two
 cosines are taken, and their mean is the score:
 
-`weights`      of all weights, tensor by tensor (`broker_node.verify.bases`). A copy that is tuned
+`weights`      of all weights, tensor by tensor (`broker_node.align.bases`). A copy that is tuned
                stays near; but whatever the rows never touch (the borders of images) keeps its
                initial values for ever, and likens two models that only started from the same ones.
 `activations`  of what enters each activation when both run on the same rows, every unit's mean over
@@ -29,11 +29,11 @@ from typing import Final, TypeAlias
 
 import torch
 
+from broker_node.align.bases import likeness_of_weights, settled
 from broker_node.align.gauge import balanced_scales, without_dead_units
 from broker_node.align.matching import match_units
 from broker_node.align.symmetric_matching import match_symmetries
 from broker_node.evaluate.affine import outputs_of_layers
-from broker_node.verify.bases import likeness_of_weights, settled
 from broker_node.verify.stages import Verified
 from node.params import blocks
 from node.params.adapters import Adapter, cosine, inner

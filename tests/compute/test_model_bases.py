@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker_node.verify.bases import likeness_of_weights, settled
+from broker_node.align.bases import likeness_of_weights, settled, turned
+from broker_node.align.joint import joint_matching
 from broker_node.verify.checks import verify
 from broker_node.verify.replicas import THRESHOLD, likeness
 from broker_node.verify.stages import Received, Verified
@@ -130,3 +131,32 @@ def test_a_layer_before_a_norm_may_have_any_size() -> None:
         apply(NETWORK, louder, rows), apply(NETWORK, tensors, rows), rtol=1e-3, atol=1e-3
     )
     assert likeness(model(NETWORK, tensors), model(NETWORK, louder), rows).weights > 0.9999
+
+
+@pytest.mark.parametrize("kind", ["gpt, rms", "gpt, layer", "a module of heads"])
+def test_a_copy_with_heads_in_other_bases_comes_back_as_a_product(kind: str) -> None:
+    architecture = KINDS[kind]
+    generator = torch.Generator().manual_seed(4)
+    tensors = learnt(architecture, 1)
+    copy = disguises.in_other_bases(architecture, tensors, generator)
+    copy = disguises.moved(architecture, copy, generator)
+    aligned = joint_matching(model(architecture, tensors), model(architecture, copy), seed=0)
+    for name, tensor in aligned.transformed.items():
+        torch.testing.assert_close(tensor, tensors[name], rtol=1e-3, atol=1e-3)
+
+
+def test_heads_of_low_rank_stay_in_their_basis() -> None:
+    architecture = built("rms")
+    spec, tensors = symmetries(architecture), learnt(architecture, 1)
+    low = tensors | {"blocks.0.attention.query": tensors["blocks.0.attention.query"].clone()}
+    low["blocks.0.attention.query"][1, 2] = 0
+    exact = {name: tensor.double() for name, tensor in low.items()}
+    other = learnt(architecture, 2)
+    found = turned(spec, {name: tensor.double() for name, tensor in other.items()}, exact)
+    kept = {name for name in found if torch.equal(found[name], exact[name])}
+    assert {"blocks.0.attention.query", "blocks.0.attention.key"} <= kept
+    assert "blocks.0.attention.value" not in kept
+    rows = rows_of(architecture)
+    torch.testing.assert_close(apply(architecture, found, rows), apply(architecture, exact, rows))
+    aligned = joint_matching(model(architecture, other), model(architecture, low), seed=0)
+    assert aligned.recipe is None

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from broker_node.align.bases import nearest_rotation
 from broker_node.align.learned_gauge import inner_loss, learned, learned_gauge
 from broker_node.align.orthogonal import (
     Gauge,
     folded,
     gauge_of,
     moved,
-    nearest_rotation,
     orthogonal,
     sides_of,
     unfolded,

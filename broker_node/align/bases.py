@@ -2,8 +2,9 @@
 
 A gain and what reads it may both change sign, and a head's queries and keys (its values and
 outputs) stand in any basis: M for the one and M⁻ᵀ for the other is the same function. Recipes carry
-neither; but a copy that was disguised so is to be known. So models are compared in one choice of
-each, and where that is not steady under noise, by what no choice changes:
+neither; but a copy that was disguised so is to be known, and units are to be matched whatever they
+stand in. So models are compared in one choice of each (`settled`), and where that is not steady
+under noise, by what no choice changes:
 
 - a sign is that by which the sum of the cubes of what writes a unit is positive: odd in the sign,
   and blind to the order of units;
@@ -14,6 +15,9 @@ each, and where that is not steady under noise, by what no choice changes:
 A tensor may have a scale of its own that no unit's scale says (whatever enters a norm over all
 units has one), so that likeness is Σ ⟨a, b⟩ / Σ ‖a‖ ‖b‖ over tensors, and not the cosine of
 all of them in one line.
+
+What is merged by products, without a recipe, is brought into the buyer's own bases (`turned`): from
+the choice above by the rotation that brings both sides nearest to the buyer's (Schönemann 1966).
 """
 
 from __future__ import annotations
@@ -21,12 +25,17 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import torch
+from torch.nn import functional
 
 from node.params import blocks
 from node.params.permutation import Tensors
 from node.params.symmetry import Gauge, GaugeKind, Place, SymmetrySpec, Units
+
+FLAT: Final = 1e-7
+"""Of the largest singular value: below it a basis is not told from rounding."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,7 +67,8 @@ def _lines(spec: SymmetrySpec, places: Iterable[Place], tensors: Tensors) -> tor
     return torch.cat([side.lines_OUF() for side in _sides(spec, places, tensors)], dim=2)
 
 
-def _with_bases(spec: SymmetrySpec) -> list[Gauge]:
+def with_bases(spec: SymmetrySpec) -> list[Gauge]:
+    """Return the gauges that any matrix is of."""
     return [gauge for gauge in spec.gauges if gauge.kind is GaugeKind.LINEAR]
 
 
@@ -91,20 +101,77 @@ def _settle_signs(spec: SymmetrySpec, gauge: Gauge, tensors: dict[str, torch.Ten
         tensor *= signs_U.reshape([-1 if at == place.axis else 1 for at in range(tensor.ndim)])
 
 
-def _settle_basis(spec: SymmetrySpec, gauge: Gauge, tensors: dict[str, torch.Tensor]) -> None:
-    both = [list(_sides(spec, places, tensors)) for places in (gauge.writes, gauge.reads)]
-    lines = [torch.cat([side.lines_OUF() for side in sides], dim=2) for sides in both]
-    (q_OFU, r_OUU), (p_OFU, s_OUU) = (torch.linalg.qr(each.mT) for each in lines)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Basis:
+    """Both sides of a gauge in the basis of their singular vectors, and the way there."""
+
+    lines: tuple[torch.Tensor, torch.Tensor]
+    """lines_OUF of what writes, and of what reads; fewer units than the group's at lower rank."""
+    values_OU: torch.Tensor
+    """Singular values, largest first."""
+    back_OUU: torch.Tensor
+    """From this basis to that in which what writes came, but for the roots of the values."""
+    there_OUU: torch.Tensor
+    """To this basis, likewise, from that in which what reads came; its inverse transposed."""
+
+
+def _basis(spec: SymmetrySpec, gauge: Gauge, tensors: Tensors) -> _Basis:
+    written, read = (_lines(spec, places, tensors) for places in (gauge.writes, gauge.reads))
+    (q_OFU, r_OUU), (p_OFU, s_OUU) = (torch.linalg.qr(each.mT) for each in (written, read))
     left, values_OU, right = torch.linalg.svd(r_OUU @ s_OUU.mT, full_matrices=False)
     roots = values_OU.sqrt()[:, :, None]
-    turned = [roots * (q_OFU @ left).mT, roots * (p_OFU @ right.mT).mT]
-    signs = _signs(turned[0].pow(3).sum(2))[:, :, None]
-    for sides, lines_OUF in zip(both, turned, strict=True):
+    turned = roots * (q_OFU @ left).mT
+    signs = _signs(turned.pow(3).sum(2))[:, :, None]
+    return _Basis(
+        lines=(turned * signs, roots * (p_OFU @ right.mT).mT * signs),
+        values_OU=values_OU,
+        back_OUU=r_OUU.mT @ left * signs.mT,
+        there_OUU=signs * (right @ s_OUU),
+    )
+
+
+def _settle_basis(spec: SymmetrySpec, gauge: Gauge, tensors: dict[str, torch.Tensor]) -> None:
+    both = [list(_sides(spec, places, tensors)) for places in (gauge.writes, gauge.reads)]
+    for sides, lines_OUF in zip(both, _basis(spec, gauge, tensors).lines, strict=True):
         lacking = spec.groups[gauge.group].size - lines_OUF.shape[1]
-        whole = torch.nn.functional.pad(lines_OUF * signs, (0, 0, 0, lacking))
+        whole = functional.pad(lines_OUF, (0, 0, 0, lacking))
         widths = [side.lines_OUF().shape[2] for side in sides]
         for side, own in zip(sides, torch.split(whole, widths, dim=2), strict=True):
             side.block.copy_(own.reshape(side.block.shape))
+
+
+def turned(spec: SymmetrySpec, ours: Tensors, theirs: Tensors) -> dict[str, torch.Tensor]:
+    """Return the same function as theirs, whose units are matched, in bases nearest to ours.
+
+    A head that has a lower rank than units, to rounding, stays in its basis, with all that its
+    gauge is about.
+    """
+    found = dict(theirs)
+    for gauge in with_bases(spec):
+        one, other = _basis(spec, gauge, ours), _basis(spec, gauge, found)
+        shape = blocks.shape_of(spec, gauge.group)
+        if any(_flat(side, shape[-1]) for side in (one, other)):
+            continue
+        writes_OUU, reads_OUU = (a @ b.mT for a, b in zip(one.lines, other.lines, strict=True))
+        rotation_OUU = nearest_rotation(writes_OUU + reads_OUU)
+        # what writes ours is back·S^-½ times its settled lines; what reads theirs, S^-½·there
+        ours_OUU = one.back_OUU / one.values_OU.sqrt()[:, None, :]
+        theirs_OUU = other.there_OUU / other.values_OU.sqrt()[:, :, None]
+        change_OUU = ours_OUU @ rotation_OUU @ theirs_OUU
+        found = blocks.change_basis(spec, found, gauge, change_OUU.reshape(*shape, shape[-1]))
+    return found
+
+
+def _flat(side: _Basis, units: int) -> bool:
+    values_OU = side.values_OU
+    return values_OU.shape[1] < units or bool((values_OU[:, -1] <= FLAT * values_OU[:, 0]).any())
+
+
+def nearest_rotation(product_OUU: torch.Tensor) -> torch.Tensor:
+    """Return the orthogonal Q of greatest ⟨product, Q⟩ (Schönemann 1966), of each of a batch."""
+    left, _, right = torch.linalg.svd(product_OUU)
+    rotation_OUU: torch.Tensor = left @ right
+    return rotation_OUU
 
 
 def likeness_of_weights(
@@ -113,7 +180,7 @@ def likeness_of_weights(
     """Return how alike two models' tensors but `skip` are, -1 … 1, units and scales matched."""
     total, most = 0.0, 0.0
     inside: set[tuple[str, int, int]] = set()
-    for gauge in _with_bases(spec):
+    for gauge in with_bases(spec):
         inside |= {(p.tensor, p.axis, p.leaf) for p in (*gauge.writes, *gauge.reads)}
         product, *norms = (
             _product(spec, gauge, one, other)
