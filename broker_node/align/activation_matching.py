@@ -17,9 +17,9 @@ from typing import Final
 
 import torch
 
-from broker_node.align.assignments import assign_all
+from broker_node.align.assignments import assign, assign_all
 from broker_node.align.carrying import canonical, carried, sold_spec
-from broker_node.align.matching import assign, incoming_similarity
+from broker_node.align.matching import incoming_similarity
 from broker_node.align.preservation import require_same_architecture
 from broker_node.align.probing import all_standardised, probe_rows, unit_values
 from broker_node.align.stages import Aligned

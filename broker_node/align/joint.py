@@ -96,4 +96,5 @@ def joint_matching(
         recipe=None,
         transformed=transformed,
         seed=seed,
+        permutation_hash=blocks.permutation_hash(spec, kept),
     )

@@ -15,19 +15,24 @@ them. The descent is then had twice, and the better end kept: from its units in 
 of their weights, which finds a permuted copy too, and from its units as they are numbered, which
 is right between models that have been merged before. There the numbering has its say in the
 outcome.
+
+Groups are taken in a drawn order, one after the other, and what that comes to is had sooner, bit
+for bit (`_Problem.colours`, `_Problem.around`): those that share no tensor are assigned at once,
+in threads where they are large; a group is left alone until one that it meets has changed; and a
+product of two tensors is kept for as long as nothing beside it has moved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 
-from node.params.permutation import PermutationSpec, Role, Tensors
+from broker_node.align.assignments import assign_all, threads
+from node.params.permutation import Axis, PermutationSpec, Role, Tensors
 
 MAX_SWEEPS: Final = 200
 MAX_WORK: Final = 3.5e10
@@ -74,22 +79,6 @@ class Matching:
     objective: float
 
 
-def assign(similarity_UV: torch.Tensor) -> torch.Tensor:
-    """Return `perm_U` that maximises Σ_u similarity[u, perm[u]]: a linear assignment.
-
-    Where the largest entries of the rows already stand in different columns they are the
-    optimum, and no assignment problem is solved. What all entries of a row or of a column share
-    is in every assignment alike, and only costs the solver steps: it is taken off before.
-    """
-    best_U = similarity_UV.argmax(1)
-    if len(torch.unique(best_U)) == len(best_U):
-        return best_U.cpu()
-    centred_UV = similarity_UV - similarity_UV.mean(0)
-    centred_UV -= centred_UV.mean(1, keepdim=True)
-    _, columns = linear_sum_assignment(centred_UV.cpu().numpy(), maximize=True)
-    return torch.from_numpy(np.asarray(columns, dtype=np.int64))
-
-
 class _Problem:
     """The tensors of `spec` in float64, with one permutation of the second for each group.
 
@@ -105,6 +94,41 @@ class _Problem:
             for dimension, axis in enumerate(axes):
                 if axis is not None and name not in spec.statistics:
                     self.uses[axis.group].append((name, dimension, axis.role))
+        self.neighbours = {
+            group: tuple(
+                dict.fromkeys(axis.group for name, at, _ in uses for axis in self._beside(name, at))
+            )
+            for group, uses in self.uses.items()
+        }
+        """By group, those whose order its similarity is of: its own, if a tensor has it twice."""
+        self._products: dict[tuple[str, int], tuple[tuple[torch.Tensor, ...], torch.Tensor]] = {}
+
+    def _beside(self, name: str, dimension: int) -> list[Axis]:
+        """Return the axes over units that a tensor has beside one of them."""
+        axes = enumerate(self.spec.axes[name])
+        return [axis for at, axis in axes if axis is not None and at != dimension]
+
+    def around(
+        self, group: str, permutations: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        """Return all that a group's similarity depends on, as it stands."""
+        return tuple(permutations[other] for other in self.neighbours[group])
+
+    def colours(self, order: Sequence[str]) -> list[list[str]]:
+        """Return groups in colours: colour after colour comes to what group after group does.
+
+        Each is of the first colour behind all those before it in `order` that it shares a tensor
+        with, so that no two of one colour meet, and no two that meet change places.
+        """
+        colour_of: dict[str, int] = {}
+        colours: list[list[str]] = []
+        for group in order:
+            met = [colour_of[other] for other in self.neighbours[group] if other in colour_of]
+            colour_of[group] = max(met, default=-1) + 1
+            if colour_of[group] == len(colours):
+                colours.append([])
+            colours[colour_of[group]].append(group)
+        return colours
 
     def _theirs(
         self, name: str, skip: int, permutations: Mapping[str, torch.Tensor]
@@ -123,13 +147,29 @@ class _Problem:
         size = self.spec.groups[group].size
         total_UV = torch.zeros(size, size, dtype=torch.float64)
         for name, dimension, role in self.uses[group]:
-            if only is not None and role is not only:
-                continue
-            ours_UF = self.ours[name].movedim(dimension, 0).reshape(size, -1)
-            theirs = self._theirs(name, dimension, permutations)
-            theirs_VF = theirs.movedim(dimension, 0).reshape(size, -1)
-            total_UV += ours_UF @ theirs_VF.T
+            if only is None or role is only:
+                total_UV += self._product(name, dimension, permutations)
         return total_UV
+
+    def _product(
+        self, name: str, dimension: int, permutations: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Return product_UV: what one tensor says of the units along one of its axes.
+
+        It is kept unless it is larger than the tensor, so that all of them take no more room than
+        both models do.
+        """
+        beside = tuple(permutations[axis.group] for axis in self._beside(name, dimension))
+        of, product_UV = self._products.get((name, dimension), (None, None))
+        if product_UV is not None and _same(of, beside):
+            return product_UV
+        ours = self.ours[name].movedim(dimension, 0)
+        ours_UF = ours.reshape(len(ours), -1)
+        theirs = self._theirs(name, dimension, permutations).movedim(dimension, 0)
+        product_UV = ours_UF @ theirs.reshape(len(theirs), -1).T
+        if product_UV.numel() <= ours.numel():
+            self._products[name, dimension] = beside, product_UV
+        return product_UV
 
     def by_weight(self, group: str) -> torch.Tensor:
         """Return `perm_U` that gives units the same rank by the sum of all their weights.
@@ -158,14 +198,33 @@ class _Problem:
             if name not in self.spec.statistics
         )
 
+    def matched(
+        self,
+        groups: Sequence[str],
+        permutations: Mapping[str, torch.Tensor],
+        *,
+        only: Role | None = None,
+    ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        """Yield groups that do not meet, each with similarity_UV and the best `perm_U`.
+
+        As many at a time as there are threads, so that no more similarities are held than that.
+        """
+        step = threads()
+        for begin in range(0, len(groups), step):
+            similarities = {
+                group: self.similarity(group, permutations, only=only)
+                for group in groups[begin : begin + step]
+            }
+            for group, found_U in assign_all(similarities).items():
+                yield group, similarities[group], found_U
+
     def forward_pass(self, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Match every group but those `given` by what enters it, given the groups before it."""
         permutations = {name: torch.arange(g.size) for name, g in self.spec.groups.items()}
         permutations |= given
-        for group in self.spec.groups:
-            if group not in given:
-                similarity_UV = self.similarity(group, permutations, only=Role.WRITES)
-                permutations[group] = assign(similarity_UV)
+        for colour in self.colours([name for name in self.spec.groups if name not in given]):
+            for group, _, found_U in self.matched(colour, permutations, only=Role.WRITES):
+                permutations[group] = found_U
         return permutations
 
     def descend(
@@ -177,24 +236,33 @@ class _Problem:
     ) -> dict[str, torch.Tensor]:
         """Reassign group after group in random order until a whole sweep gains nothing.
 
-        A descent that its bound cuts short is as good as it got: each sweep only gains.
+        A group that meets what it met when it was last matched would gain nothing by another
+        time. A descent that its bound cuts short is as good as it got: each sweep only gains.
         """
         groups = list(self.spec.groups)
+        met: dict[str, tuple[torch.Tensor, ...]] = {}
         for _ in range(sweeps):
             gained = False
-            for index in generator.permutation(len(groups)):
-                group = groups[index]
-                similarity_UV = self.similarity(group, permutations)
-                units_U = torch.arange(len(similarity_UV))
-                before = float(similarity_UV[units_U, permutations[group]].sum())
-                candidate_U = assign(similarity_UV)
-                after = float(similarity_UV[units_U, candidate_U].sum())
-                if after > before + RELATIVE_GAIN * abs(before):
-                    permutations[group] = candidate_U
-                    gained = True
+            order = [groups[index] for index in generator.permutation(len(groups))]
+            for colour in self.colours(order):
+                now = {group: self.around(group, permutations) for group in colour}
+                due = [group for group in colour if not _same(met.get(group), now[group])]
+                met.update(now)
+                for group, similarity_UV, candidate_U in self.matched(due, permutations):
+                    units_U = torch.arange(len(similarity_UV))
+                    before = float(similarity_UV[units_U, permutations[group]].sum())
+                    after = float(similarity_UV[units_U, candidate_U].sum())
+                    if after > before + RELATIVE_GAIN * abs(before):
+                        permutations[group] = candidate_U
+                        gained = True
             if not gained:
                 break
         return permutations
+
+
+def _same(then: Sequence[torch.Tensor] | None, now: Sequence[torch.Tensor]) -> bool:
+    """Whether these are the same permutations still: a group that changes gets a new tensor."""
+    return then is not None and all(one is other for one, other in zip(then, now, strict=True))
 
 
 @torch.inference_mode()
@@ -209,10 +277,12 @@ def match_units(spec: PermutationSpec, ours: Tensors, theirs: Tensors, *, seed: 
         starts.append(problem.forward_pass(numbered))
     sweeps = sweeps_of(spec)
     ends = [problem.descend(start, generator, sweeps=sweeps) for start in starts]
-    found = max(ends, key=problem.objective)
+    objectives = [problem.objective(end) for end in ends]
+    objective = max(objectives)
+    found = ends[objectives.index(objective)]
     return Matching(
         permutations={group: tuple(found[group].tolist()) for group in spec.groups},
-        objective=problem.objective(found),
+        objective=objective,
     )
 
 

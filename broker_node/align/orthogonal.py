@@ -24,8 +24,8 @@ from typing import Final
 
 import torch
 
+from broker_node.align.assignments import assign
 from broker_node.align.bases import nearest_rotation
-from broker_node.align.matching import assign
 from broker_node.align.preservation import require_same_architecture, require_same_function
 from broker_node.align.probing import probe_rows
 from broker_node.align.stages import Aligned, AlignmentError

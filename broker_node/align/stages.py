@@ -38,6 +38,9 @@ class Aligned:
     transformed: Mapping[str, torch.Tensor] = field(repr=False)
     """T(sold): the tensors that are sold, and no others, with the buyer's units and scales."""
     seed: int
+    permutation_hash: Digest | None = None
+    """Of an alignment that no recipe can say: what names the order of its units
+    (`node.params.blocks.permutation_hash`)."""
 
     @property
     def exact_recipe(self) -> Recipe:
@@ -47,9 +50,13 @@ class Aligned:
         return self.recipe
 
     @property
-    def alignment_hash(self) -> Digest:
-        """Names the permutations and scales, without α; `AlignmentError` if there are none."""
-        return self.exact_recipe.alignment_hash
+    def alignment_hash(self) -> Digest | None:
+        """What names the alignment without α, so that others can tell whether they found the same.
+
+        Of a recipe, its permutations and scales; else the order of units, if T has one. A
+        receipt needs neither: its `recipe_hash` is of the recipes with their α.
+        """
+        return self.permutation_hash if self.recipe is None else self.recipe.alignment_hash
 
 
 class Aligner(Protocol):

@@ -45,6 +45,8 @@ class _Place:
     """Into its balanced gauge, by its own units."""
     permutations: dict[str, torch.Tensor]
     """By group: universe unit u is its own unit ``perm_U[u]``."""
+    settled_at: int = -1
+    """After how many changes of the universe it found no better place: before another, none is."""
 
 
 class Universe:
@@ -72,6 +74,8 @@ class Universe:
         """The sum of all canonical tensors, in the universe's numbering."""
         self._values: dict[str, torch.Tensor] = {}
         """Likewise of all standardised values_RU on the rows."""
+        self._changes = 0
+        """How often `_weights` became others."""
 
     @classmethod
     def of(
@@ -121,6 +125,7 @@ class Universe:
         self._weights = _sum(self._weights, self._placed(found.tensors, permutations))
         moved = {group: values[group][:, perm_U] for group, perm_U in permutations.items()}
         self._values = _sum(self._values, moved)
+        self._changes += 1
 
     @torch.inference_mode()
     def settle(self, passes: int = PASSES) -> None:
@@ -133,6 +138,8 @@ class Universe:
         for _ in range(passes):
             moved = False
             for place in self._places.values():
+                if place.settled_at == self._changes:
+                    continue
                 own = rescale(self._spec, _double(place.tensors), place.scales)
                 placed = self._placed(own, place.permutations)
                 mean = {
@@ -141,6 +148,7 @@ class Universe:
                 }
                 better = self._improved(mean, own, place.permutations)
                 if _same(better, place.permutations):
+                    place.settled_at = self._changes
                     continue
                 moved = True
                 again = self._placed(own, better)
@@ -149,6 +157,7 @@ class Universe:
                     for name, total in self._weights.items()
                 }
                 place.permutations = better
+                self._changes += 1
             if not moved:
                 break
 

@@ -57,6 +57,8 @@ class Curve:
 
     seller: int
     align: str
+    alignment_hash: Digest | None
+    """`Aligned.alignment_hash`: the same pair, rows and seed give the same one."""
     points: tuple[Point, ...]
 
 
@@ -221,4 +223,6 @@ def _curve(
                 chosen=alpha == chosen,
             )
         )
-    return Curve(seller=place, align=name, points=tuple(points))
+    return Curve(
+        seller=place, align=name, alignment_hash=aligned.alignment_hash, points=tuple(points)
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from node.cli.try_document import best_control, file_name
+from node.cli.try_document import alignment_hash, best_control, file_name
 from node.devnet.report.words import NONE, alpha_text, legible, percent
 
 _SPECIAL: Final = str.maketrans({char: f"\\{char}" for char in "\\`*_{}[]<>()#+|!~"})
@@ -41,6 +41,7 @@ def card(document: dict[str, Any]) -> str:
         "|---|---|",
         f"| method | {_text(found['method'])} |",
         f"| α, the share that is not A's | {alpha_text(found['alpha'])} |",
+        *(f"| hash of the alignment | `{name}` |" for name in [alignment_hash(document)] if name),
         f"| rows | {_text(file_name(rows['data']))}, normalise {_text(rows['normalise'])} |",
         f"| rows that chose α and method | {rows['choice']:,} |",
         f"| other rows, that scored | {rows['score']:,} |",

@@ -99,6 +99,9 @@ def document_of(
             {
                 "seller": labels[curve.seller + 1],
                 "align": curve.align,
+                "alignment_hash": (
+                    None if curve.alignment_hash is None else curve.alignment_hash.hex()
+                ),
                 "points": [
                     {
                         "alpha": point.alpha / ONE,
@@ -159,6 +162,17 @@ def best_control(document: dict[str, Any]) -> tuple[str, float] | None:
         if not each["refused"] and each["merge"] != OUTRIGHT
     ]
     return max(found, key=lambda each: each[1], default=None)
+
+
+def alignment_hash(document: dict[str, Any]) -> str | None:
+    """Return what names the alignment of the best merge; None where it is not of one seller."""
+    if document["best"] is None:
+        return None
+    best = document["methods"][document["best"]]
+    found = {
+        (curve["seller"], curve["align"]): curve["alignment_hash"] for curve in document["curves"]
+    }
+    return found.get(("+".join(best["sellers"]), best["align"]))
 
 
 def _control(control: Control | None) -> dict[str, Any] | None:

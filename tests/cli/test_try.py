@@ -22,6 +22,7 @@ from node.data.datasets import load_digits
 from node.params.architecture import Architecture, permutation_spec
 from node.params.encoding import load_safetensors, save_safetensors
 from node.params.permutation import permute
+from node.params.recipe import Recipe
 from node.training.registry import build_trainer
 from node.training.trainer import Task
 from tests.cli.conftest import Command
@@ -138,6 +139,27 @@ def test_curves_and_card_say_what_the_document_says(pm_node: Command, models: Pa
         "inferred",
     ):
         assert fragment in card
+
+
+def test_an_alignment_is_named_so_that_others_can_tell_whether_they_found_the_same(
+    pm_node: Command, models: Path
+) -> None:
+    out = models / "out"
+    words = ("try", *files(models), "--data", "digits", "--merge", "lerp", "--json", "--force")
+    by = ("--align", "weight-matching", "--align", "least-squares", "--align", "identity")
+    found = pm_node(*words, *by).json
+    hashes = {curve["align"]: curve["alignment_hash"] for curve in found["curves"]}
+    assert hashes.pop("least-squares") is None  # it renumbers, and does more
+    assert len(set(hashes.values())) == 2
+    alone = pm_node(*words, *by[:2], "--out", out).json
+    assert [curve["alignment_hash"] for curve in alone["curves"]] == [hashes["weight-matching"]]
+    row = f"| hash of the alignment | `{hashes['weight-matching']}` |"
+    assert row in (out / "card.md").read_text()
+    (step,) = json.loads((out / "receipt.json").read_text())["recipes"]
+    recipe = Recipe.decode(bytes.fromhex(step["recipe"].removeprefix("0x")))
+    assert recipe.alignment_hash.hex() == hashes["weight-matching"]
+    pm_node(*words, *by[2:4], "--out", out)
+    assert "hash of the alignment" not in (out / "card.md").read_text()
 
 
 def test_a_hostile_file_name_does_nothing_in_card_plot_and_table(

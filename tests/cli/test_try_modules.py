@@ -142,6 +142,9 @@ def test_two_checkpoints_of_ones_own_module_are_merged_and_the_receipt_is_replay
     assert {align for align, merge in tried if merge == "lerp"} >= {"identity", "weight-matching"}
     assert any(merge == "reset" for _, merge in tried)
     assert found["gains"]
+    # what no recipe makes has a name as well
+    hashes = {curve["align"]: curve["alignment_hash"] for curve in found["curves"]}
+    assert len(bytes.fromhex(hashes["joint-matching"])) == 32
     # the merge has all of A's own names, the counters that no merge touches among them
     merged = load_file(here / "out" / "merged.safetensors")
     Net().load_state_dict(merged)

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_node.align import gauge
+from broker_node.align.assignments import assign
 from broker_node.align.gauge import balanced_scales, without_dead_units
-from broker_node.align.matching import assign, match_units
+from broker_node.align.matching import match_units
 from broker_node.align.preservation import require_same_function
 from broker_node.align.registry import ALIGNERS
 from broker_node.align.stages import AlignmentError, ArchitectureMismatchError

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from broker_node.align import carrying, matching
+from broker_node.align import assignments, carrying, matching
 from broker_node.align import weight_matching as module
 from broker_node.align.preservation import require_same_function
 from broker_node.align.registry import ALIGNERS
@@ -179,15 +179,16 @@ def test_all_that_is_assigned_in_a_trial_is_counted_whatever_the_weights(
     """No start is had by an assignment that nobody counts: that of hostile weights takes long."""
     spec = restrict(permutation_spec(FOUR), names_of(FOUR, layers))
     steps = 0.0
-    assign = matching.assign
+    assign_all = assignments.assign_all
 
-    def count(similarity_UV: torch.Tensor) -> torch.Tensor:
+    def count(similarities: Tensors) -> dict[str, torch.Tensor]:
         nonlocal steps
-        steps += float(len(similarity_UV)) ** 3
-        return assign(similarity_UV)
+        steps += sum(float(len(similarity_UV)) ** 3 for similarity_UV in similarities.values())
+        return assign_all(similarities)
 
-    monkeypatch.setattr(matching, "assign", count)
+    monkeypatch.setattr(matching, "assign_all", count)
     monkeypatch.setattr(matching, "RELATIVE_GAIN", -3.0)  # every sweep is said to gain
+    monkeypatch.setattr(matching, "_same", lambda *_: False)  # and no group is left alone
     monkeypatch.setattr(matching, "MAX_WORK", 3_000.0)
     sides = [part_of(FOUR, random_init(FOUR, seed), layers) for seed in (0, 1)]
     matching.match_units(spec, *sides, seed=0)
@@ -204,11 +205,11 @@ def test_what_is_common_to_a_row_or_a_column_costs_the_solver_nothing(
         given_to_it.append(torch.as_tensor(matrix))
         return solve(matrix, **how)
 
-    monkeypatch.setattr(matching, "linear_sum_assignment", watch)
+    monkeypatch.setattr(assignments, "linear_sum_assignment", watch)
     for _ in range(20):
         units_UF = torch.rand(2, 40, 3, generator=generator, dtype=torch.float64)
         similarity_UV = units_UF[0] @ units_UF[1].T
-        found_U = matching.assign(similarity_UV)
+        found_U = assignments.assign(similarity_UV)
         _, best_U = solve(similarity_UV.numpy(), maximize=True)
         rows_U = torch.arange(40)
         torch.testing.assert_close(

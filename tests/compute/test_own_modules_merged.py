@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from broker_node.align.bases import with_bases
 from broker_node.align.joint import NAME as JOINT
 from broker_node.align.registry import ALIGNERS
 from broker_node.align.stages import AlignmentError
@@ -121,6 +122,11 @@ def test_a_copy_renumbered_inside_of_its_heads_is_found_by_joint_matching(
     )
     found = ALIGNERS[JOINT](buyer, seller, seed=0)
     assert found.recipe is None
+    # who knows how the copy was renumbered knows what finding it is named
+    turning = {gauge.group for gauge in with_bases(spec)}
+    order = blocks.inverse(spec, joint)
+    known = {group: units for group, units in order.items() if group not in turning}
+    assert found.alignment_hash == blocks.permutation_hash(spec, known)
     for name, tensor in buyer.tensors.items():
         assert torch.allclose(found.transformed[name], tensor, atol=1e-5), name
     if factory is mine.transformer:  # which nothing that a recipe can say would have found

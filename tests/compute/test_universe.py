@@ -118,10 +118,11 @@ def test_settling_again_moves_nobody_who_stands_best_where_it_stands() -> None:
     assert [found.pair(members[0], other).recipe for other in members] == before
 
 
-def test_work_is_linear_in_the_number_of_models(monkeypatch: pytest.MonkeyPatch) -> None:
+def counted(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[str]:
+    """Return a list to which a call of any of these functions adds its name."""
     done: list[str] = []
 
-    def counted(name: str) -> None:
+    def count(name: str) -> None:
         inner = getattr(universe, name)
 
         def watch(*arguments: Any, **how: Any) -> Any:
@@ -130,8 +131,35 @@ def test_work_is_linear_in_the_number_of_models(monkeypatch: pytest.MonkeyPatch)
 
         monkeypatch.setattr(universe, name, watch)
 
-    counted("match_values")
-    counted("improve_units")
+    for name in names:
+        count(name)
+    return done
+
+
+def test_a_model_is_left_alone_while_no_other_has_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    members = models(6)
+    unhurried, found = (universe_of(members, passes=0) for _ in range(2))
+    done = counted(monkeypatch, "improve_units")
+    for _ in range(20):
+        for place in unhurried._places.values():
+            place.settled_at = -1  # as if every model were to be looked at again
+        unhurried.settle(1)
+    looked_at = len(done)
+    done.clear()
+    found.settle(20)
+    assert 0 < len(done) < looked_at
+    for a, b in itertools.permutations(members, 2):
+        assert found.pair(a, b).recipe == unhurried.pair(a, b).recipe
+    done.clear()
+    found.settle(3)
+    assert not done
+    found.add(models(7)[6])
+    found.settle(1)
+    assert len(done) == 1 + 7  # among others, each may have a better place
+
+
+def test_work_is_linear_in_the_number_of_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = counted(monkeypatch, "match_values", "improve_units")
     for count in (3, 6, 12):
         done.clear()
         found = universe_of(models(count))
