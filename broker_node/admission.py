@@ -52,17 +52,19 @@ def _require_matchable(spec: PermutationSpec) -> None:
         )
 
 
-def admitted(blob: Path | memoryview, offer: Offer, base: Base | None = None) -> Verified:
+def admitted(
+    blob: Path | memoryview, offer: Offer, base: Base | None = None, *, locked: bool = False
+) -> Verified:
     """Return the model in a blob. Raises `MarketError` unless it is what the offer says.
 
-    `base`: what adapters are of.
+    `base`: what adapters are of; `locked`: as for `decode_tensors`.
     """
     architecture = parse_architecture(offer.architecture)
     expected = layout(architecture, offer.layers)
     if isinstance(blob, Path):
-        tensors = decode_file(blob, expected)
+        tensors = decode_file(blob, expected, locked=locked)
     else:
-        tensors = decode_tensors(blob, expected)
+        tensors = decode_tensors(blob, expected, locked=locked)
     return verify(
         Received(
             weights_root=offer.weights_root,

@@ -21,7 +21,7 @@ from broker_node.align.stages import Aligned
 from broker_node.evaluate.adapters import as_traded, whole_pair
 from broker_node.evaluate.control import own_gain
 from broker_node.evaluate.curve import Runner
-from broker_node.evaluate.device import runner_on
+from broker_node.evaluate.device import fetches_by_itself, runner_on
 from broker_node.evaluate.doubts import answers_alike
 from broker_node.evaluate.evaluation import (
     DEFAULT_SEARCH,
@@ -35,7 +35,6 @@ from broker_node.evaluate.tuning import tuned_gain
 from broker_node.evaluate.validation import ValidationSet
 from broker_node.evaluate.work import multiplications
 from broker_node.quorum.replay import differs, merged_again, replayed
-from broker_node.verify.computing import computing
 from broker_node.verify.stages import Verified
 from node.params.adapters import Base, require_base, require_sellable
 from node.params.architecture import (
@@ -218,7 +217,7 @@ class MarketAppraiser:
 
     def admit(self, blob: Path | memoryview, offer: Offer) -> Verified:
         self.screen(offer)
-        return admitted(blob, offer, self._base)
+        return admitted(blob, offer, self._base, locked=fetches_by_itself(self._device))
 
     def measure(
         self, base: Verified, sold: Verified, *, task: str, notice: tuple[Digest, BrokerNotice]
@@ -232,8 +231,9 @@ class MarketAppraiser:
             probe_RF = choice_inputs(rows, seed=seed, choice_rows=choice, score_rows=score)
         number = int.from_bytes(seed[:8], "big")
         aligned = align(made.alignment, base, sold, seed=number, probe_RF=probe_RF)
+        pair = whole_pair(aligned)
         found = evaluate(
-            whole_pair(aligned),
+            pair,
             rows,
             seed=seed,
             choice_rows=choice,
@@ -265,14 +265,13 @@ class MarketAppraiser:
                 code_version=CODE_VERSION,
             ),
             recipe=found.recipe.encode(),
-            control=self._alone(own_gain, base, seed, runner) if self._control else None,
-            tuned=self._tuned(base, seed, runner) if self._tune else None,
+            control=self._alone(own_gain, pair.buyer, seed, runner) if self._control else None,
+            tuned=self._tuned(pair.buyer, seed, runner) if self._tune else None,
+            doubts=self._doubts(pair, found.valleys, runner),
             fallbacks=runner.fallbacks(),
-            doubts=self._doubts(aligned, found.valleys),
         )
 
-    def _doubts(self, aligned: Aligned, count: int) -> tuple[str, ...]:
-        pair = whole_pair(aligned)
+    def _doubts(self, pair: Aligned, count: int, runner: Runner) -> tuple[str, ...]:
         sides = {"the buyer's": pair.buyer.tensors, "the seller's": pair.transformed}
         found = [
             f"constant: {whose} model answers every row alike"
@@ -281,6 +280,7 @@ class MarketAppraiser:
                 pair.buyer.architecture,
                 {**pair.buyer.tensors, **tensors},
                 self._validation.inputs_RF,
+                runner=runner,
             )
         ]
         if count > 1:
@@ -299,10 +299,11 @@ class MarketAppraiser:
     def _alone(
         self, measure: Callable[..., Gain], base: Verified, seed: Digest, runner: Runner
     ) -> Millionths:
-        """Return what a base gains without anybody's weights, on the rows of its trial."""
+        """Return what a whole base gains without anybody's weights, on the rows of its trial."""
         choice_rows, score_rows = self.rows
         return measure(
-            *computing(base),
+            base.architecture,
+            base.tensors,
             self._validation,
             seed=seed,
             choice_rows=choice_rows,

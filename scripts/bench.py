@@ -26,6 +26,7 @@ BENCHMARKS: Final[Mapping[str, str]] = {
     "align": "lining up the units of two models, against the algorithm as published",
     "alpha": "the search for the best share of a merge",
     "delivery": "making the goods of one trade, next to plain SHA-256",
+    "devices": "what a device would change of a trial: transfers, recipes, compiled passes",
     "eeg": "clearing the weight market, on one core",
     "gas": "gas of the escrow's operations against their floor",
     "gpu": "what a device does of a broker's work, and how near it comes to its measured rates",

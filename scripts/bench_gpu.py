@@ -5,8 +5,9 @@ it. Then matching of the pair `transformer768x12` (`transformer_matching`; simil
 in bfloat16 on the device, assignments on the CPU), with the shares that products, assignments and
 transfers have of its time, and against Git Re-Basin's algorithm on the CPU; and the screen of a
 trial (11 values of α of an MLP on 8,192 rows) in stacked passes, against one pass for each α,
-against `torch.compile`, and against the CPU. Times are the wall's, the best of three, the device
-waited for. In the row of shares the device is waited for after every step, which costs some.
+against `torch.compile`, and against the CPU; and a whole trial of that MLP. Times are the wall's,
+the best of three, the device waited for. In the row of shares the device is waited for after every
+step, which costs some.
 
 Without a CUDA device there is one row, which says that it was skipped.
 """
@@ -26,13 +27,21 @@ from scipy.optimize import linear_sum_assignment
 
 from broker_node.align import similarity, symmetric_matching
 from broker_node.align.symmetric_matching import match_symmetries
-from broker_node.evaluate.curve import ON_CPU
+from broker_node.align.weight_matching import weight_matching
+from broker_node.evaluate.curve import ON_CPU, Runner
 from broker_node.evaluate.device import OnDevice
+from broker_node.evaluate.evaluation import evaluate
 from broker_node.evaluate.search import SCREEN
+from broker_node.evaluate.validation import ValidationSet
+from broker_node.merge import unit_alpha
+from broker_node.verify.checks import verify
+from broker_node.verify.stages import Received, Verified
 from node.params import blocks
 from node.params.architecture import Architecture, apply, random_init
 from node.params.derivation.derive import derive
+from node.params.encoding import weights_root
 from node.params.recipe import interpolate
+from node.protocol.types import Digest
 from scripts.transformer_matching import TOKENS, Decoder, planted_pair, published_algorithm
 
 REPEATS: Final = 3
@@ -85,6 +94,8 @@ class Peaks:
     """Bytes read and written."""
     transfer: float
     """Bytes from pageable memory."""
+    locked: float
+    """Bytes from page-locked memory; of the CPU, which has none, as from any."""
     float32: float
     """Operations of products."""
     bfloat16: float
@@ -94,8 +105,14 @@ def peaks(device: torch.device, sizes: Sizes) -> Peaks:
     source = torch.zeros(sizes.copied, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy = _seconds(device, lambda: target.copy_(source))
-    outside = torch.zeros(sizes.copied // 4, dtype=torch.uint8)
+    # written to: pages that never were are all one page, which a cache holds
+    outside = torch.full((sizes.copied // 4,), 1, dtype=torch.uint8)
     sent = _seconds(device, lambda: target[: len(outside)].copy_(outside))
+    if device.type == "cuda":
+        outside = outside.pin_memory()
+    fetched = _seconds(
+        device, lambda: target[: len(outside)].copy_(outside, non_blocking=outside.is_pinned())
+    )
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
         square = torch.randn(sizes.square, sizes.square, device=device).to(dtype)
@@ -104,6 +121,7 @@ def peaks(device: torch.device, sizes: Sizes) -> Peaks:
     return Peaks(
         bandwidth=2 * len(source) / copy,
         transfer=len(outside) / sent,
+        locked=len(outside) / fetched,
         float32=rates[torch.float32],
         bfloat16=rates[torch.bfloat16],
     )
@@ -148,7 +166,7 @@ def watched(device: torch.device) -> Iterator[Clock]:
             clock.timed("assignments", linear_sum_assignment),
         ),
         mock.patch.object(
-            symmetric_matching, "pairs_of", clock.timed("transfers", symmetric_matching.pairs_of)
+            symmetric_matching, "sent", clock.timed("transfers", symmetric_matching.sent)
         ),
         mock.patch.object(
             symmetric_matching, "each", lambda work, items, _: list(map(work, items))
@@ -164,7 +182,13 @@ def matching(device: torch.device, sizes: Sizes, peak: Peaks) -> Iterator[dict[s
     spec = derive(module, (torch.zeros(1, TOKENS, dtype=torch.long),))
     ours, theirs = planted_pair(module, spec)
     case = f"transformer{width}x{layers}"
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     seconds = _seconds(device, lambda: match_symmetries(spec, ours, theirs, seed=0, device=device))
+    if device.type == "cuda":
+        held = torch.cuda.max_memory_allocated(device) / 1e9
+        both = 2 * sum(tensor.nbytes for tensor in ours.values()) / 1e9
+        yield _row(f"{case} memory of the device, at most", held, "GB", "both models", both)
     found = match_symmetries(spec, ours, theirs, seed=0, device=device)
     start = perf_counter()
     here = match_symmetries(spec, ours, theirs, seed=0)
@@ -248,16 +272,44 @@ def screen(device: torch.device, sizes: Sizes, peak: Peaks) -> Iterator[dict[str
             yield _row("one forward pass, torch.compile", seconds, "s", "eager", eager)
 
 
+def trial(device: torch.device, sizes: Sizes) -> Iterator[dict[str, Any]]:
+    """Time a trial from the aligned pair to the gain, shares of units and all."""
+    architecture = Architecture("mlp", {"widths": list(sizes.widths)})
+    pair = [_verified(architecture, seed) for seed in (1, 2)]
+    generator = torch.Generator().manual_seed(3)
+    rows = ValidationSet(
+        torch.randn(sizes.rows, sizes.widths[0], generator=generator),
+        torch.randint(sizes.widths[-1], (sizes.rows,), generator=generator),
+    )
+    aligned = weight_matching(pair[0], pair[1], seed=0)
+
+    def run(runner: Runner) -> object:
+        seed = Digest(bytes(32))
+        return evaluate(aligned, rows, seed=seed, merging=unit_alpha.NAME, runner=runner)
+
+    there = _seconds(device, lambda: run(OnDevice(device)))
+    here = _seconds(device, lambda: run(ON_CPU))
+    yield _row(f"a trial by unit-alpha, {sizes.rows} rows", there, "s", CPU, here)
+
+
+def _verified(architecture: Architecture, seed: int) -> Verified:
+    tensors = random_init(architecture, seed)
+    root = weights_root(tensors)
+    return verify(Received(weights_root=root, architecture=architecture, tensors=tensors))
+
+
 def measured(device: torch.device, sizes: Sizes) -> list[dict[str, Any]]:
     """Return all rows of a device."""
     peak = peaks(device, sizes)
     return [
         _row("copy within the device", peak.bandwidth / 1e9, "GB/s"),
         _row("copy to the device, pageable", peak.transfer / 1e9, "GB/s"),
+        _row("copy to the device, page-locked", peak.locked / 1e9, "GB/s"),
         _row("products in float32", peak.float32 / 1e12, "TFLOP/s"),
         _row("products in bfloat16", peak.bfloat16 / 1e12, "TFLOP/s"),
         *matching(device, sizes, peak),
         *screen(device, sizes, peak),
+        *trial(device, sizes),
     ]
 
 

@@ -43,10 +43,14 @@ def symmetries_of(architecture: Architecture) -> SymmetrySpec:
 
 
 def _matched(
-    spec: SymmetrySpec, plain: PermutationSpec, sides: tuple[Tensors, Tensors], seed: int
+    spec: SymmetrySpec,
+    plain: PermutationSpec,
+    sides: tuple[Tensors, Tensors],
+    seed: int,
+    device: torch.device | None,
 ) -> Mapping[str, torch.Tensor]:
     """Return the better of two ends: of all groups at once, and of those that recipes name."""
-    found = match_symmetries(spec, *sides, seed=seed)
+    found = match_symmetries(spec, *sides, seed=seed, device=device)
     named = match_units(plain, *sides, seed=seed).permutations
     other = {group: torch.tensor(units, dtype=torch.long) for group, units in named.items()}
     pairs = pairs_of(spec, *sides, torch.float64, None)
@@ -61,8 +65,12 @@ def joint_matching(
     *,
     seed: int,
     probe_RF: torch.Tensor | None = None,  # noqa: ARG001  the weights say it all
+    device: torch.device | None = None,
 ) -> Aligned:
     """Return the pair with every block of the seller's units matched; it has no recipe.
+
+    `device`: where similarities are computed, as `match_symmetries` does there; it may find other
+    units than the CPU. What comes out is judged, and made, on the CPU.
 
     Raises `ArchitectureMismatchError`, and `AlignmentError` for a model that is sold in layers, or
     if the result is not, to rounding, the same function as the sold model.
@@ -77,7 +85,7 @@ def joint_matching(
     learnt = {name: axes for name, axes in spec.axes.items() if name not in plain.statistics}
     compared = dataclasses.replace(spec, axes=learnt)
     sides = settled(spec, ours.tensors), settled(spec, theirs.tensors)
-    permutations = _matched(compared, plain, sides, seed)
+    permutations = _matched(compared, plain, sides, seed, device)
     # a numbering of settled bases says nothing of those in which the models came
     turning = {gauge.group for gauge in with_bases(spec)}
     kept = {group: units for group, units in permutations.items() if group not in turning}

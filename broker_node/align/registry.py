@@ -11,7 +11,8 @@
 `learned-gauge`        from there by gradients of the merge's loss on the rows; has no recipe
 
 All but `identity` and what matches weights need rows: unlabelled ones, of those that α is chosen
-on.
+on. `joint-matching` can be told of a device; all others are the CPU's, as is whatever has a recipe:
+brokers of a quorum hold one another's recipes to their own.
 """
 
 from __future__ import annotations

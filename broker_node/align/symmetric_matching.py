@@ -105,10 +105,25 @@ def match_symmetries(
     dtype = torch.float64 if size <= SINGLE else torch.float32
     if device is None:
         return _ascend(spec, pairs_of(spec, ours, theirs, dtype, None), seed=seed)
-    rounded = pairs_of(spec, ours, theirs, torch.bfloat16, device)
-    found = _ascend(spec, rounded, seed=seed)
+    ours, theirs = (sent(spec, side, device) for side in (ours, theirs))
+    found = _ascend(spec, pairs_of(spec, ours, theirs, torch.bfloat16, device), seed=seed)
     exact = pairs_of(spec, ours, theirs, torch.float32, device)
     return replace(found, objective=objective(spec, exact, found.permutations))
+
+
+def sent(spec: SymmetrySpec, tensors: Tensors, device: torch.device) -> dict[str, torch.Tensor]:
+    """Return what of a model is in `spec`, in float32 on the device: sent once, in half of float64.
+
+    Raises `LocalProtocolError` for a tensor that is missing.
+    """
+    for name in spec.axes:
+        if name not in tensors:
+            raise LocalProtocolError(f"{name!r} is missing from a model")
+    return {
+        name: (each.float() if each.is_floating_point() else each).to(device)
+        for name, each in tensors.items()
+        if name in spec.axes
+    }
 
 
 def _ascend(spec: SymmetrySpec, pairs: list[Pair], *, seed: int) -> SymmetricMatching:

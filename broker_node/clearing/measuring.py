@@ -25,15 +25,13 @@ import torch
 
 from broker_node.clearing.terms import key_of
 from broker_node.evaluate.adapters import merged_pair
-from broker_node.evaluate.curve import ON_CPU, Runner
+from broker_node.evaluate.curve import ON_CPU, Between, Model, Runner
 from broker_node.evaluate.methods import align
 from broker_node.evaluate.validation import ValidationSet, draw_rows
 from broker_node.mechanisms.gain_cache import GainCache, OnceGain
 from broker_node.verify.stages import Verified
 from node.params.architecture import Architecture
 from node.params.merges import require_whole
-from node.params.permutation import Tensors
-from node.params.recipe import interpolate
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
 from node.protocol.kinship import kin
 from node.protocol.types import ONE, Digest, Millionths
@@ -119,7 +117,7 @@ class Measuring:
         aligned = align(self._method, base, sold, seed=self._seed, probe_RF=self._choice[0])
         share, best = Millionths(0), -1
         for alpha in map(Millionths, ALPHAS):
-            tried = interpolate(aligned.buyer.tensors, aligned.transformed, alpha)
+            tried = Between(aligned.buyer.tensors, aligned.transformed, alpha)
             right = self._right((aligned.buyer.architecture, tried), self._choice)
             if right > best:
                 share, best = alpha, right
@@ -150,7 +148,7 @@ class Measuring:
         return self._runner.fallbacks()
 
     def _right(
-        self, model: tuple[Architecture, Tensors], rows: tuple[torch.Tensor, torch.Tensor]
+        self, model: tuple[Architecture, Model], rows: tuple[torch.Tensor, torch.Tensor]
     ) -> int:
         inputs_RF, targets_R = rows
         outputs_RC = self._runner.outputs(*model, inputs_RF)

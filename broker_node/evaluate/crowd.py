@@ -33,14 +33,14 @@ import torch
 from broker_node.align.stages import AlignmentError
 from broker_node.align.universe import Universe
 from broker_node.evaluate.answers import ALL, Answers, Line
-from broker_node.evaluate.curve import LossCurve, row_losses
+from broker_node.evaluate.curve import ON_CPU, Between, LossCurve, Runner
 from broker_node.evaluate.gain import MAX_LOSS, Gain, paired_gain
 from broker_node.evaluate.merges import MergeStack
 from broker_node.evaluate.validation import ValidationSet, draw_rows, require_classes
 from broker_node.verify.stages import Verified
 from node.params.architecture import Architecture
 from node.params.families.base import TokenModel
-from node.params.recipe import Recipe, interpolate
+from node.params.recipe import Recipe
 from node.protocol.errors import LocalProtocolError, RemoteProtocolError
 from node.protocol.types import ONE, Digest, Millionths
 
@@ -126,6 +126,8 @@ class Crowd:
     """Forward passes of one row: alignment, answers, probes, searches and confirmations."""
     batch: int
     """Merges that went through together, less than planned where memory ran out."""
+    fallbacks: tuple[str, ...] = ()
+    """What could not be computed as it was meant to be, and what was done instead."""
 
 
 class _Found(NamedTuple):
@@ -147,13 +149,17 @@ def best_sellers(
     budget: Budget | None = None,
     choice_rows: int | None = None,
     batch: int | None = None,
+    runner: Runner = ON_CPU,
 ) -> Crowd:
     """Return the best seller of each buyer; a model does not buy of itself.
 
     Rows are drawn by the seed: `choice_rows`, half of all unless told otherwise, for probes
     and searches, and `budget.confirm_rows` of the rest. Raises `AlignmentError` for a model
-    that is not in the universe, `LocalProtocolError` for one that is named twice on a side or
-    where the rows do not suffice, are of one class (``one-class``), or of tokens.
+    that is not in the universe, `LocalProtocolError` for one that is named twice on a side,
+    where the rows do not suffice, are of one class (``one-class``), or of tokens, and
+    ``out-of-memory`` where there is no room for a single merge.
+
+    `runner`: what runs models. On a device all of them lie there, or none.
     """
     if isinstance(architecture.model, TokenModel):
         raise LocalProtocolError("language models are tried pair by pair: answers are too many")
@@ -175,15 +181,24 @@ def best_sellers(
         )
     )
     standing = [universe.standing(model) for model in everybody]
-    stack = MergeStack(architecture, standing, *chosen, batch=batch)
+    stack = runner.elsewhere(
+        "the stack of all models",
+        lambda place: MergeStack(architecture, standing, *chosen, batch=batch, device=place.device),
+        lambda: MergeStack(architecture, standing, *chosen, batch=batch),
+    )
     answers = Answers(stack.outputs(slice(0, len(stack))), chosen[1])
     alone = stack.row_evaluations
-    race = _Race(architecture, universe, everybody, stack, answers, budget, chosen, confirming)
+    race = _Race(
+        architecture, universe, everybody, stack, answers, budget, chosen, confirming, runner
+    )
     offered = [index[model.weights_root] for model in named[1]]
     choices = race.run([index[model.weights_root] for model in named[0]], offered)
     spent = alone + sum(choice.row_evaluations for choice in choices)
     return Crowd(
-        choices=choices, row_evaluations=universe.row_evaluations + spent, batch=stack.batch
+        choices=choices,
+        row_evaluations=universe.row_evaluations + spent,
+        batch=stack.batch,
+        fallbacks=(*stack.fallbacks, *runner.fallbacks()),
     )
 
 
@@ -207,6 +222,7 @@ class _Race:
     budget: Budget
     chosen: tuple[torch.Tensor, torch.Tensor]
     confirming: tuple[torch.Tensor, torch.Tensor]
+    runner: Runner
     lines: dict[frozenset[int], Line] = field(default_factory=dict)
     """Of the pairs that were probed, whoever asked."""
 
@@ -264,7 +280,7 @@ class _Race:
         losses_KR = self.stack.losses(buyer, merges, slice(0, few))
         for seller in lacking:
             base, other = (self.stack.tensors(model) for model in (buyer, seller))
-            curve = LossCurve(self.architecture, base, other, *self.chosen)
+            curve = LossCurve(self.architecture, base, other, *self.chosen, runner=self.runner)
             self.lines[frozenset((buyer, seller))] = Line(self.answers, (buyer, seller), curve)
         for (seller, alpha), losses_R in zip(merges, losses_KR, strict=True):
             self.lines[frozenset((buyer, seller))].know(alpha, losses_R)
@@ -326,10 +342,10 @@ class _Race:
             recipe = aligned.exact_recipe.with_alpha(best.alpha)
         except AlignmentError:
             return replace(choice, verdict=Verdict.UNALIGNED)
-        merged = interpolate(ours.tensors, aligned.transformed, best.alpha)
+        merged = Between(ours.tensors, aligned.transformed, best.alpha)
         losses = [
-            row_losses(self.architecture, tensors, *self.confirming)
-            for tensors in (ours.tensors, merged)
+            self.runner.losses(self.architecture, model, *self.confirming)
+            for model in (ours.tensors, merged)
         ]
         spent = choice.row_evaluations + sum(len(losses_R) for losses_R in losses)
         try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch.nn import functional
 
+from broker_node.evaluate.residents import Place
 from node.params.architecture import Architecture, apply
 from node.params.families.base import TokenModel
 from node.params.families.linear import Linear
@@ -18,6 +19,10 @@ from node.params.recipe import interpolate
 from node.protocol.errors import LocalProtocolError
 from node.protocol.types import Millionths
 
+T = TypeVar("T")
+
+EVERY: Final = slice(None)
+"""All rows."""
 MAX_PLACES: Final = 4096
 """Places of token sequences that are answered at once: a bound on memory."""
 MAX_ROWS: Final = 1024
@@ -94,20 +99,53 @@ def row_losses(
     )
 
 
+class Between:
+    """A merge by what it is made of, base·(1 − α) + other·α: whoever runs it makes it there."""
+
+    def __init__(
+        self,
+        base: Tensors,
+        other: Tensors,
+        alpha: Millionths,
+        shares: Mapping[str, Sequence[Millionths]] | None = None,
+    ) -> None:
+        """`shares`: as `interpolate` takes them."""
+        self.base, self.other, self.alpha, self.shares = base, other, alpha, shares or {}
+        self._made: Tensors | None = None
+
+    def tensors(self) -> Tensors:
+        """Return the merged model, made once. Raises as `interpolate`."""
+        if self._made is None:
+            self._made = interpolate(self.base, self.other, self.alpha, shares=self.shares)
+        return self._made
+
+
+Model: TypeAlias = "Tensors | Between"
+
+
+def tensors_of(model: Model) -> Tensors:
+    """Return a model's tensors where they lie, or those that a merge makes."""
+    return model.tensors() if isinstance(model, Between) else model
+
+
 class Runner(Protocol):
-    """What runs models: the CPU, or a device (`broker_node.evaluate.device`) for one trial."""
+    """What runs models: the CPU, or a device (`broker_node.evaluate.device`) for one trial.
+
+    Rows are given whole, with which of them are meant, so that a device has them sent once.
+    """
 
     def outputs(
-        self, architecture: Architecture, tensors: Tensors, inputs_RF: torch.Tensor
+        self, architecture: Architecture, model: Model, inputs_RF: torch.Tensor
     ) -> torch.Tensor:
         """Return what a model answers to every row, outputs_RO in float64 on the CPU."""
 
     def losses(
         self,
         architecture: Architecture,
-        tensors: Tensors,
+        model: Model,
         inputs_RF: torch.Tensor,
         targets_R: torch.Tensor,
+        rows: slice = EVERY,
     ) -> torch.Tensor:
         """Return the loss of every row (`losses_of`), losses_R in float64 on the CPU."""
 
@@ -118,8 +156,15 @@ class Runner(Protocol):
         alphas: Sequence[Millionths],
         inputs_RF: torch.Tensor,
         targets_R: torch.Tensor,
+        rows: slice = EVERY,
     ) -> torch.Tensor | None:
         """Return losses_AR at several places between two models, or None: one at a time, then."""
+
+    def elsewhere(self, what: str, compute: Callable[[Place], T], here: Callable[[], T]) -> T:
+        """Return what `compute` finds on the device, if there is one; else what `here` finds.
+
+        Without the memory it is `here` too, and `fallbacks` tells of `what`.
+        """
 
     def fallbacks(self) -> tuple[str, ...]:
         """Return what could not be computed as it was meant to be, and what was done instead."""
@@ -129,18 +174,19 @@ class OnCpu:
     """Runs models where they lie: all rows at once, one model after the other."""
 
     def outputs(
-        self, architecture: Architecture, tensors: Tensors, inputs_RF: torch.Tensor
+        self, architecture: Architecture, model: Model, inputs_RF: torch.Tensor
     ) -> torch.Tensor:
-        return outputs_of(architecture, tensors, inputs_RF)
+        return outputs_of(architecture, tensors_of(model), inputs_RF)
 
     def losses(
         self,
         architecture: Architecture,
-        tensors: Tensors,
+        model: Model,
         inputs_RF: torch.Tensor,
         targets_R: torch.Tensor,
+        rows: slice = EVERY,
     ) -> torch.Tensor:
-        return row_losses(architecture, tensors, inputs_RF, targets_R)
+        return row_losses(architecture, tensors_of(model), inputs_RF[rows], targets_R[rows])
 
     def along(
         self,
@@ -149,8 +195,12 @@ class OnCpu:
         alphas: Sequence[Millionths],
         inputs_RF: torch.Tensor,
         targets_R: torch.Tensor,
+        rows: slice = EVERY,
     ) -> torch.Tensor | None:
         return None
+
+    def elsewhere(self, what: str, compute: Callable[[Place], T], here: Callable[[], T]) -> T:
+        return here()
 
     def fallbacks(self) -> tuple[str, ...]:
         return ()
@@ -209,8 +259,9 @@ class LossCurve:
                 self._architecture,
                 (self._base, self._transformed),
                 group,
-                self._inputs_RF[rest],
-                self._targets_R[rest],
+                self._inputs_RF,
+                self._targets_R,
+                rest,
             )
             if fresh_AR is None:
                 return
@@ -235,10 +286,10 @@ class LossCurve:
         self.measure((alpha,), rows)
         known_R = self._known.get(alpha, torch.empty(0, dtype=torch.float64))
         if len(known_R) < rows:
-            merged = interpolate(self._base, self._transformed, alpha)
+            merged = Between(self._base, self._transformed, alpha)
             rest = slice(len(known_R), rows)
             fresh_R = self._runner.losses(
-                self._architecture, merged, self._inputs_RF[rest], self._targets_R[rest]
+                self._architecture, merged, self._inputs_RF, self._targets_R, rest
             )
             self.row_evaluations += len(fresh_R)
             known_R = torch.cat((known_R, fresh_R))

@@ -1,13 +1,15 @@
 """Running models on a device: the losses of a trial, several α at once.
 
-A device is given the weights once for a trial and rows in batches. What it computes is float32
-without shortcuts (no TF32, deterministic convolutions), so that losses agree with the CPU's within
-`LOSS_TOLERANCE`. Merges on a device only choose α: the merged model is made on the CPU, in
-float32, with a root that is equal on every machine. Several α are one forward pass of stacked
-weights (`torch.func.vmap`, which turns the layers into batched products).
+A device is given the weights of each model once for a trial, and its rows once (`residents`); what
+is merged of them is merged there. What it computes is float32 without shortcuts (no TF32,
+deterministic convolutions), so that losses agree with the CPU's within `LOSS_TOLERANCE`. A merge
+is products and sums of float32, each rounded by itself, on any device; what is handed out is made
+on the CPU all the same, with a root that is equal on every machine. Several α are one forward pass
+of stacked weights (`torch.func.vmap`, which turns the layers into batched products).
 
 A device that runs out of memory is asked again for fewer models at once, then for fewer rows, and
-at last the CPU computes; that and the like is told in `fallbacks`.
+at last the CPU computes; that and the like is told in `fallbacks`. Apple's has no float64, and is
+only asked to run models.
 """
 
 from __future__ import annotations
@@ -17,8 +19,19 @@ from typing import Final, TypeVar
 
 import torch
 
-from broker_node.evaluate.curve import ON_CPU, Runner, losses_of, wanted_of
+from broker_node.evaluate.curve import (
+    EVERY,
+    ON_CPU,
+    Between,
+    Model,
+    Runner,
+    losses_of,
+    wanted_of,
+)
+from broker_node.evaluate.residents import Place, sent
 from node.params.architecture import Architecture, apply
+from node.params.device_memory import is_out_of_memory
+from node.params.families.base import ArchitectureError
 from node.params.permutation import Tensors
 from node.params.recipe import interpolate
 from node.protocol.errors import LocalProtocolError
@@ -57,6 +70,11 @@ def runner_on(name: str) -> Runner:
     return ON_CPU if device.type == "cpu" else OnDevice(device)
 
 
+def fetches_by_itself(name: str) -> bool:
+    """Whether models for one of `DEVICES` are best read into locked memory: CUDA, where it is."""
+    return name in {"cuda", "auto"} and torch.cuda.is_available()
+
+
 class OnDevice:
     """Runs models on one device, for one trial."""
 
@@ -67,52 +85,55 @@ class OnDevice:
         rows_at_once: int = ROWS_AT_ONCE,
         models_at_once: int = MODELS_AT_ONCE,
     ) -> None:
-        self._device: torch.device | None = device
+        self._place: Place | None = Place(device)
         self._name = str(device)
         self._rows = rows_at_once
         self._models = models_at_once
         self._batches = True
-        self._moved: list[tuple[Tensors, dict[str, torch.Tensor]]] = []
+        self._narrow = False
+        """Whether rows are sent part by part, since all of them at once were too many."""
+        self._wanted: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._fallbacks: dict[str, str] = {}
 
     def fallbacks(self) -> tuple[str, ...]:
-        return tuple(f"{what}: {said}" for what, said in self._fallbacks.items())
+        return tuple(self._fallbacks.values())
 
     # ── what a trial asks for ──
 
     def outputs(
-        self, architecture: Architecture, tensors: Tensors, inputs_RF: torch.Tensor
+        self, architecture: Architecture, model: Model, inputs_RF: torch.Tensor
     ) -> torch.Tensor:
-        def compute(device: torch.device) -> torch.Tensor:
-            weights = self._on(device, tensors)
+        def compute(place: Place) -> torch.Tensor:
+            weights = _made(place, model)
             parts = [
-                apply(architecture, weights, part_RF.to(device)).cpu().double()
-                for part_RF in torch.split(inputs_RF, self._rows)
+                apply(architecture, weights, part_RF).cpu().double()
+                for (part_RF,) in self._parts(place, EVERY, inputs_RF)
             ]
             return torch.cat(parts)
 
-        return self._tried(compute, lambda: ON_CPU.outputs(architecture, tensors, inputs_RF))
+        return self._tried(compute, lambda: ON_CPU.outputs(architecture, _here(model), inputs_RF))
 
     def losses(
         self,
         architecture: Architecture,
-        tensors: Tensors,
+        model: Model,
         inputs_RF: torch.Tensor,
         targets_R: torch.Tensor,
+        rows: slice = EVERY,
     ) -> torch.Tensor:
-        wanted = wanted_of(architecture, inputs_RF, targets_R)
+        wanted = self._wanted_of(architecture, inputs_RF, targets_R)
 
-        def compute(device: torch.device) -> torch.Tensor:
-            weights = self._on(device, tensors)
+        def compute(place: Place) -> torch.Tensor:
+            weights = _made(place, model)
             return torch.cat(
                 [
                     _losses(apply(architecture, weights, part_RF), part_R)
-                    for part_RF, part_R in self._parts(device, inputs_RF, wanted)
+                    for part_RF, part_R in self._parts(place, rows, inputs_RF, wanted)
                 ]
             )
 
         return self._tried(
-            compute, lambda: ON_CPU.losses(architecture, tensors, inputs_RF, targets_R)
+            compute, lambda: ON_CPU.losses(architecture, _here(model), inputs_RF, targets_R, rows)
         )
 
     def along(
@@ -122,38 +143,67 @@ class OnDevice:
         alphas: Sequence[Millionths],
         inputs_RF: torch.Tensor,
         targets_R: torch.Tensor,
+        rows: slice = EVERY,
     ) -> torch.Tensor | None:
-        wanted = wanted_of(architecture, inputs_RF, targets_R)
+        wanted = self._wanted_of(architecture, inputs_RF, targets_R)
 
-        def compute(device: torch.device) -> torch.Tensor:
-            base, other = (self._on(device, end) for end in ends)
+        def compute(place: Place) -> torch.Tensor:
+            base, other = (place.weights(end) for end in ends)
             found = []
             for at in range(0, len(alphas), self._models):
                 stacked = _stacked(base, other, alphas[at : at + self._models])
-                parts = self._parts(device, inputs_RF, wanted)
+                parts = self._parts(place, rows, inputs_RF, wanted)
                 found.append(
                     torch.cat([self._together(architecture, stacked, *part) for part in parts], 1)
                 )
             return torch.cat(found)
 
         def one_by_one() -> torch.Tensor:
+            merges = (_here(Between(*ends, alpha)) for alpha in alphas)
             return torch.stack(
-                [
-                    ON_CPU.losses(architecture, interpolate(*ends, alpha), inputs_RF, targets_R)
-                    for alpha in alphas
-                ]
+                [ON_CPU.losses(architecture, each, inputs_RF, targets_R, rows) for each in merges]
             )
 
         return self._tried(compute, one_by_one)
 
+    def elsewhere(self, what: str, compute: Callable[[Place], T], here: Callable[[], T]) -> T:
+        for _ in range(2):  # once more with nothing beside it on the device
+            if self._place is None or self._place.device.type == "mps":
+                return here()
+            try:
+                _be_exact(self._place.device)
+                return compute(self._place)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._place.clear()
+        self._fallbacks[what] = f"out-of-memory: {self._name} is too small, {what} is the cpu's"
+        return here()
+
     # ── how it is run ──
 
+    def _wanted_of(
+        self, architecture: Architecture, inputs_RF: torch.Tensor, targets_R: torch.Tensor
+    ) -> torch.Tensor:
+        """Return `wanted_of`, the same tensor for the same rows: it is sent once, too."""
+        for inputs, targets, wanted in self._wanted:
+            if inputs is inputs_RF and targets is targets_R:
+                return wanted
+        wanted = wanted_of(architecture, inputs_RF, targets_R)
+        self._wanted = [*self._wanted[-1:], (inputs_RF, targets_R, wanted)]
+        return wanted
+
     def _parts(
-        self, device: torch.device, inputs_RF: torch.Tensor, targets_R: torch.Tensor
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        sides = (torch.split(inputs_RF, self._rows), torch.split(targets_R, self._rows))
-        for part_RF, part_R in zip(*sides, strict=True):
-            yield part_RF.to(device), part_R.to(device)
+        self, place: Place, rows: slice, *sides: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Yield the rows on the device, so many at a time, of inputs or of inputs and targets."""
+        there = not self._narrow and place.holds(*sides)
+        if there:
+            sides = place.rows(*sides)
+        begin, end, _ = rows.indices(len(sides[0]))
+        split = [torch.split(side.narrow(0, begin, end - begin), self._rows) for side in sides]
+        for parts in zip(*split, strict=True):
+            yield parts if there else tuple(sent(part, place.device) for part in parts)
 
     def _together(
         self,
@@ -172,59 +222,62 @@ class OnDevice:
             try:
                 outputs = torch.func.vmap(run)(stacked)
                 return torch.stack([_losses(each, targets_R) for each in outputs])
-            except RuntimeError as error:
+            except (RuntimeError, ArchitectureError) as error:  # the latter of one's own modules
                 if is_out_of_memory(error):
                     raise
                 self._batches = False
                 said = str(error).partition("\n")[0][:200]
-                self._fallbacks["no-batching"] = f"one model at a time on {self._name} ({said})"
+                self._fallbacks["no-batching"] = (
+                    f"no-batching: one model at a time on {self._name} ({said})"
+                )
         each_model = ({name: side[at] for name, side in stacked.items()} for at in range(count))
         return torch.stack([_losses(run(tensors), targets_R) for tensors in each_model])
 
-    def _on(self, device: torch.device, tensors: Tensors) -> dict[str, torch.Tensor]:
-        """Return tensors on the device, sent there once for as long as they are in use."""
-        for known, moved in self._moved:
-            if known is tensors:
-                return moved
-        moved = {name: tensor.to(device) for name, tensor in tensors.items()}
-        self._moved = [*self._moved[-1:], (tensors, moved)]
-        return moved
-
-    def _tried(self, compute: Callable[[torch.device], T], on_cpu: Callable[[], T]) -> T:
-        while self._device is not None:
+    def _tried(self, compute: Callable[[Place], T], on_cpu: Callable[[], T]) -> T:
+        while self._place is not None:
             try:
-                _be_exact(self._device)
+                _be_exact(self._place.device)
                 with torch.inference_mode():
-                    return compute(self._device)
+                    return compute(self._place)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
             # only here has the error let go of what the failed attempt held
-            self._give_way(self._device)
+            self._give_way(self._place)
         return on_cpu()
 
-    def _give_way(self, device: torch.device) -> None:
-        self._moved.clear()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+    def _give_way(self, place: Place) -> None:
+        place.clear()
         if self._models > 1:
             self._models //= 2
         elif self._rows > LEAST_ROWS:
-            self._rows = max(LEAST_ROWS, self._rows // 2)
+            self._rows, self._narrow = max(LEAST_ROWS, self._rows // 2), True
         else:
-            self._device = None
-        self._fallbacks["out-of-memory"] = (
+            self._place = None
+        said = (
             f"{self._name} is too small, the cpu evaluates"
-            if self._device is None
+            if self._place is None
             else f"at most {self._models} models and {self._rows} rows at once on {self._name}"
         )
+        self._fallbacks["out-of-memory"] = f"out-of-memory: {said}"
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device ran out of memory; Apple's, and the libraries of CUDA, say so in words."""
-    said = str(error)
-    named = "out of memory" in said or "ALLOC_FAILED" in said
-    return named or isinstance(error, torch.OutOfMemoryError)
+def _here(model: Model) -> Model:
+    """Return a model on the CPU, where all are but those that somebody stacked on the device."""
+    if not isinstance(model, Between):
+        return {name: tensor.cpu() for name, tensor in model.items()}
+    base, other = ({n: t.cpu() for n, t in side.items()} for side in (model.base, model.other))
+    return Between(base, other, model.alpha, model.shares)
+
+
+def _made(place: Place, model: Model) -> dict[str, torch.Tensor]:
+    """Return a model on the device; a merge is made there, of what lies there."""
+    if not isinstance(model, Between):
+        return place.weights(model)
+    base, other = place.weights(model.base), place.weights(model.other)
+    if model.shares or model.alpha in {0, ONE}:
+        return interpolate(base, other, model.alpha, shares=model.shares)
+    return {name: side[0] for name, side in _stacked(base, other, [model.alpha]).items()}
 
 
 def _losses(outputs_RO: torch.Tensor, targets_R: torch.Tensor) -> torch.Tensor:
@@ -237,17 +290,19 @@ def _stacked(
     base: Tensors, other: Tensors, alphas: Sequence[Millionths]
 ) -> dict[str, torch.Tensor]:
     """Return `interpolate(base, other, alpha)` for A values of α, each tensor as A of them."""
+    device = next(iter(base.values())).device
+    keep_A, take_A = (
+        torch.tensor(shares, dtype=torch.float32, device=device)
+        for shares in ([(ONE - alpha) / ONE for alpha in alphas], [a / ONE for a in alphas])
+    )
     stacked = {}
     for name, tensor in base.items():
-        if name not in other:
-            stacked[name] = tensor.expand(len(alphas), *tensor.shape)
-            continue
-        shape = (-1, *(1,) * tensor.ndim)
-        keep, take = (
-            torch.tensor(shares, dtype=torch.float32, device=tensor.device).view(shape)
-            for shares in ([(ONE - alpha) / ONE for alpha in alphas], [a / ONE for a in alphas])
+        along = (-1, *(1,) * tensor.ndim)
+        stacked[name] = (
+            tensor * keep_A.view(along) + other[name] * take_A.view(along)
+            if name in other
+            else tensor.expand(len(alphas), *tensor.shape)
         )
-        stacked[name] = tensor * keep + other[name] * take
     return stacked
 
 

@@ -13,7 +13,8 @@ from typing import Final
 
 import torch
 
-from node.params.architecture import Architecture, apply
+from broker_node.evaluate.curve import ON_CPU, Runner
+from node.params.architecture import Architecture
 from node.params.permutation import Tensors
 
 FLAT: Final = 1e-6
@@ -26,10 +27,15 @@ MAX_ROWS: Final = 64
 
 @torch.inference_mode()
 def answers_alike(
-    architecture: Architecture, tensors: Tensors, inputs_RF: torch.Tensor, rows: int = MAX_ROWS
+    architecture: Architecture,
+    tensors: Tensors,
+    inputs_RF: torch.Tensor,
+    rows: int = MAX_ROWS,
+    *,
+    runner: Runner = ON_CPU,
 ) -> bool:
     """Whether a model answers the first rows alike: it has learned nothing that they show."""
-    outputs_RO = apply(architecture, tensors, inputs_RF[:rows])
+    outputs_RO = runner.outputs(architecture, tensors, inputs_RF[:rows])
     return float((outputs_RO - outputs_RO[0]).abs().max()) <= FLAT * float(outputs_RO.abs().max())
 
 

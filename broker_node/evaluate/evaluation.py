@@ -7,7 +7,7 @@ function of the pair, the rows and the seed; `replay` computes the scored half a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from broker_node.align.stages import Aligned
-from broker_node.evaluate.curve import ON_CPU, LossCurve, Runner
+from broker_node.evaluate.curve import ON_CPU, Between, LossCurve, Model, Runner
 from broker_node.evaluate.doubts import valleys
 from broker_node.evaluate.gain import Gain, paired_gain
 from broker_node.evaluate.methods import merging_for
+from broker_node.evaluate.residents import Place
 from broker_node.evaluate.search import SEARCHES
 from broker_node.evaluate.validation import ValidationSet, draw_rows
 from broker_node.merge import lerp
@@ -28,7 +29,7 @@ from node.params.architecture import Architecture
 from node.params.encoding import weights_root
 from node.params.families.shapes import Shapes
 from node.params.permutation import Tensors
-from node.params.recipe import Recipe, apply_recipe, interpolate
+from node.params.recipe import Recipe, apply_recipe
 from node.protocol.errors import LocalProtocolError
 from node.protocol.types import Digest, Millionths
 
@@ -108,13 +109,13 @@ def _gather(
 def _score(
     architecture: Architecture,
     base: Tensors,
-    merged: Tensors,
+    merged: Model,
     inputs_RF: torch.Tensor,
     targets_R: torch.Tensor,
     runner: Runner,
 ) -> Gain:
     before_R, after_R = (
-        runner.losses(architecture, tensors, inputs_RF, targets_R) for tensors in (base, merged)
+        runner.losses(architecture, model, inputs_RF, targets_R) for model in (base, merged)
     )
     return paired_gain(before_R, after_R)
 
@@ -152,8 +153,8 @@ def evaluate(
     """Choose α and measure the gain; half of all rows each, unless told otherwise.
 
     `merging` is what goes on from α, if the pair and the rows allow for it; what was done is
-    told in `merging` of the outcome. Losses are what `runner` finds; the merged bytes are made
-    here, and are the same with any.
+    told in `merging` of the outcome. Losses, and shares, are what `runner` finds; the merged bytes
+    are made here, and are the same for the same recipe with any.
 
     Raises `LocalProtocolError` if the rows do not suffice, the search is not registered or
     not for such rows, or the architecture computes nothing, and `RemoteProtocolError`
@@ -173,9 +174,9 @@ def evaluate(
     chosen = _gather(validation, drawn.choice)
     curve = LossCurve(architecture, base, aligned.transformed, *chosen, runner=runner)
     alpha = SEARCHES[search](curve)
-    merging, fitted = _fitted(merging, aligned, chosen, alpha)
+    merging, fitted = _fitted(merging, aligned, chosen, alpha, runner)
     recipe = unsearched.with_alpha(alpha).with_shares(fitted.shares)
-    merged = interpolate(base, aligned.transformed, alpha, shares=fitted.shares)
+    merged = Between(base, aligned.transformed, alpha, fitted.shares)
     # rows that serve for both are not copied twice
     shared = np.array_equal(drawn.choice, drawn.score)
     scored = chosen if shared else _gather(validation, drawn.score)
@@ -187,7 +188,7 @@ def evaluate(
         merging=merging,
         base_root=aligned.buyer.weights_root,
         sold_root=aligned.seller.weights_root,
-        merged_root=weights_root(merged),
+        merged_root=weights_root(merged.tensors()),
         recipe=recipe,
         validation_root=validation.root,
         seed=seed,
@@ -204,7 +205,11 @@ def evaluate(
 
 
 def _fitted(
-    merging: str, aligned: Aligned, chosen: tuple[torch.Tensor, torch.Tensor], alpha: Millionths
+    merging: str,
+    aligned: Aligned,
+    chosen: tuple[torch.Tensor, torch.Tensor],
+    alpha: Millionths,
+    runner: Runner,
 ) -> tuple[str, Fitted]:
     """Return the merge that was made, by name, and its shares.
 
@@ -219,7 +224,16 @@ def _fitted(
         rows = Rows(*chosen)
     except MergeError:
         return lerp.NAME, Fitted()
-    return merging, TRADED[merging](aligned.buyer, aligned.transformed, rows, alpha)
+    fit = TRADED[merging]
+
+    def there(place: Place) -> Fitted:
+        buyer = replace(aligned.buyer, tensors=place.weights(aligned.buyer.tensors))
+        sold = place.weights(aligned.transformed)
+        return fit(buyer, sold, Rows(*place.rows(*chosen)), alpha)
+
+    return merging, runner.elsewhere(
+        "the fit of shares", there, lambda: fit(aligned.buyer, aligned.transformed, rows, alpha)
+    )
 
 
 def replay(

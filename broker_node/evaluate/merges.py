@@ -13,13 +13,17 @@ from typing import Final
 import torch
 
 from broker_node.evaluate.curve import losses_of
+from broker_node.evaluate.residents import sent
 from node.params.architecture import Architecture, apply
+from node.params.device_memory import is_out_of_memory
 from node.params.permutation import Tensors
 from node.protocol.errors import LocalProtocolError
 from node.protocol.types import ONE, Millionths
 
 BATCH_BYTES: Final = 16 * 1024 * 1024
 """Of merged parameters that are held at a time: about what stays in a CPU's cache."""
+DEVICE_BYTES: Final = 512 * 1024 * 1024
+"""The same on another device, where more at a time is faster, as far as there is room."""
 TOGETHER_ROWS: Final = 256
 """On a CPU batched products win up to here, by a fifth, and lose to a loop at twice as many
 rows (`scripts/bench.py market` prints both); on another device they always serve."""
@@ -36,19 +40,28 @@ class MergeStack:
         targets_R: torch.Tensor,
         *,
         batch: int | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        """`batch` merges go through together; None is as many as `BATCH_BYTES` hold."""
+        """`batch` merges go through together; None is as many as `BATCH_BYTES` hold.
+
+        `device`: where the models are put, all of them and once; None leaves them where they are.
+        """
         if not standing or (batch is not None and batch < 1):
             raise LocalProtocolError(f"{len(standing)} models in batches of {batch}")
         self._architecture = architecture
         self._stack = {
-            name: torch.stack([tensors[name] for tensors in standing]) for name in standing[0]
+            name: sent(stack, device or stack.device)
+            for name in standing[0]
+            for stack in [torch.stack([tensors[name] for tensors in standing])]
         }
-        self._inputs_RF = inputs_RF
-        self._targets_R = targets_R
-        held = sum(tensor[0].numel() * tensor.element_size() for tensor in self._stack.values())
-        self.batch = batch or max(1, BATCH_BYTES // held)
+        self._device = next(iter(self._stack.values())).device
+        self._inputs_RF, self._targets_R = sent(inputs_RF, self._device), targets_R
+        held = sum(stack.nbytes for stack in self._stack.values()) // len(standing)
+        room = BATCH_BYTES if self._device.type == "cpu" else DEVICE_BYTES
+        self.batch = batch or max(1, room // max(1, held))
         """Halved, for good, whenever the device runs out of memory."""
+        self.fallbacks: tuple[str, ...] = ()
+        """What could not be computed as it was meant to be, and what was done instead."""
         self.row_evaluations = 0
 
     def __len__(self) -> int:
@@ -61,11 +74,13 @@ class MergeStack:
     def outputs(self, rows: slice) -> torch.Tensor:
         """Return what every model answers by itself, outputs_NRO.
 
-        Raises `torch.OutOfMemoryError` where the device cannot hold a single model.
+        Raises `LocalProtocolError` ``out-of-memory`` where there is no room for a single model.
         """
         models = range(len(next(iter(self._stack.values()))))
         return self._through(
-            models, lambda some: {name: stack[some] for name, stack in self._stack.items()}, rows
+            models,
+            lambda some: {n: self._some(stack, some) for n, stack in self._stack.items()},
+            rows,
         )
 
     def losses(
@@ -73,18 +88,19 @@ class MergeStack:
     ) -> torch.Tensor:
         """Return losses_KR, in float64, of the buyer's K merges: with whom, and at which α.
 
-        Raises `torch.OutOfMemoryError` where the device cannot hold a single merge.
+        Raises `LocalProtocolError` ``out-of-memory`` where there is no room for a single merge.
         """
 
         def merged(some: list[int]) -> Mapping[str, torch.Tensor]:
             sellers = [merges[at][0] for at in some]
-            takes_K = torch.tensor([merges[at][1] / ONE for at in some], dtype=torch.float32)
-            keeps_K = torch.tensor(
-                [(ONE - merges[at][1]) / ONE for at in some], dtype=torch.float32
+            alphas = [merges[at][1] for at in some]
+            takes_K, keeps_K = (
+                torch.tensor(shares, dtype=torch.float32, device=self._device)
+                for shares in ([a / ONE for a in alphas], [(ONE - a) / ONE for a in alphas])
             )
             return {
-                name: stack[sellers].mul_(_along(takes_K, stack))
-                + stack[buyer] * _along(keeps_K, stack)
+                name: self._some(stack, sellers).mul_(_along(takes_K, stack))
+                + stack.select(0, buyer) * _along(keeps_K, stack)
                 for name, stack in self._stack.items()
             }
 
@@ -100,21 +116,46 @@ class MergeStack:
         made: Callable[[list[int]], Mapping[str, torch.Tensor]],
         rows: slice,
     ) -> torch.Tensor:
-        """Return outputs_KRO of all that are asked for, as many at a time as the device holds."""
-        inputs_RF = self._inputs_RF[rows]
-        loop = inputs_RF.device.type == "cpu" and len(inputs_RF) > TOGETHER_ROWS
-        answered = one_by_one if loop else together
+        """Return outputs_KRO on the CPU of all asked for, as many at a time as the device holds."""
         done: list[torch.Tensor] = []
         while len(done) < len(asked):
             some = list(asked[len(done) : len(done) + self.batch])
             try:
-                done += answered(self._architecture, made(some), inputs_RF)
-            except torch.OutOfMemoryError:
-                if len(some) == 1:
+                done += self._answered(made(some), rows).cpu()
+                continue
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
                     raise
-                self.batch = len(some) // 2
-        self.row_evaluations += len(done) * len(inputs_RF)
+            # only here has the error let go of what the failed attempt held
+            self._give_way(len(some))
+        self.row_evaluations += len(done) * len(range(*rows.indices(len(self))))
         return torch.stack(done)
+
+    def _some(self, stack: torch.Tensor, models: list[int]) -> torch.Tensor:
+        return stack.index_select(0, torch.tensor(models, device=self._device))
+
+    def _answered(self, stacked: Mapping[str, torch.Tensor], rows: slice) -> torch.Tensor:
+        begin, end, _ = rows.indices(len(self._inputs_RF))
+        inputs_RF = self._inputs_RF.narrow(0, begin, end - begin)
+        loop = self._device.type == "cpu" and len(inputs_RF) > TOGETHER_ROWS
+        return (one_by_one if loop else together)(self._architecture, stacked, inputs_RF)
+
+    def _give_way(self, tried: int) -> None:
+        """Try fewer than so many at once; a device that has no room for one gives up to the CPU."""
+        if tried > 1:
+            self.batch = tried // 2
+            told = f"at most {self.batch} merges at once on {self._device}"
+        elif self._device.type != "cpu":
+            told = f"{self._device} is too small, the cpu evaluates"
+            self._device = torch.device("cpu")
+            self._inputs_RF = self._inputs_RF.cpu()
+            self._stack = {name: stack.cpu() for name, stack in self._stack.items()}
+        else:
+            raise LocalProtocolError(
+                f"out-of-memory: {self._device} has no room for one model and its answers to "
+                f"{len(self._inputs_RF)} rows: fewer rows may do"
+            )
+        self.fallbacks = (f"out-of-memory: {told}",)
 
 
 def _along(factors_K: torch.Tensor, stack: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import Final
 
 from broker_node.align.partial import NAME as PARTIAL
 from broker_node.align.stages import Aligned
+from broker_node.evaluate.curve import ON_CPU, Runner
 from broker_node.evaluate.gain import Gain
 from broker_node.evaluate.methods import Method
 from broker_node.trying.methods import (
@@ -93,8 +94,11 @@ class Maker:
         aligners: Sequence[str],
         mergers: dict[str, Merger],
         usual: Sequence[Method | None],
+        runner: Runner = ON_CPU,
     ) -> None:
+        """`runner`: what measures curves and models; merges of the registry are the CPU's."""
         self.buyer, self.sellers, self.choice = buyer, sellers, choice
+        self.runner = runner
         self.seed, self.aligners, self.mergers = seed, aligners, mergers
         self.usual = usual
         """By seller: what is measured and listed whatever else is, and whatever it equals."""
@@ -181,17 +185,21 @@ class Maker:
         alike = seller.architecture == self.buyer.architecture
         for name in ("identity", "weight-matching") if alike else (PARTIAL,):
             try:
-                found = align(name, self.buyer, seller, self.choice.inputs_RF, seed=self.seed)
+                found = self._align(name, self.buyer, seller)
             except MarketError:
                 continue
             least = min(least, distance(self.buyer.tensors, found.transformed))
         return least
 
+    def _align(self, name: str, buyer: Verified, seller: Verified) -> Aligned:
+        rows_RF = self.choice.inputs_RF
+        return align(name, buyer, seller, rows_RF, seed=self.seed, runner=self.runner)
+
     def _line(self, place: int, seller: Verified, name: str) -> None:
         """Line one seller up by one method, and merge along the straight line."""
         try:
-            aligned = align(name, self.buyer, seller, self.choice.inputs_RF, seed=self.seed)
-            curve = curve_of(self.buyer, aligned.transformed, self.choice)
+            aligned = self._align(name, self.buyer, seller)
+            curve = curve_of(self.buyer, aligned.transformed, self.choice, runner=self.runner)
             alpha = best_alpha(curve)
         except MarketError as error:
             self.candidates.append(refused((place,), name, LERP, error))
@@ -252,7 +260,9 @@ class Maker:
             tensors=found.tensors,
             steps=steps,
             alpha=None if steps is None else share_of([step.recipe for step in steps]),
-            choice_loss=score(self.buyer.architecture, found.tensors, self.choice).loss,
+            choice_loss=score(
+                self.buyer.architecture, found.tensors, self.choice, runner=self.runner
+            ).loss,
             row_evaluations=found.row_evaluations + len(self.choice.targets_R),
         )
 
@@ -266,10 +276,8 @@ class Maker:
         try:
             for place in order:
                 method = self.pairs[place][0][1].method
-                aligned = align(
-                    method, current, self.sellers[place], self.choice.inputs_RF, seed=self.seed
-                )
-                curve = curve_of(current, aligned.transformed, self.choice)
+                aligned = self._align(method, current, self.sellers[place])
+                curve = curve_of(current, aligned.transformed, self.choice, runner=self.runner)
                 alpha = best_alpha(curve)
                 evaluated += curve.row_evaluations
                 recipe, loss = recipe_of(aligned), curve.loss(alpha, len(curve))

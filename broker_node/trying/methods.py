@@ -18,9 +18,10 @@ import torch
 from broker_node.align.identity import NAME as IDENTITY
 from broker_node.align.registry import ALIGNERS
 from broker_node.align.stages import Aligned
-from broker_node.evaluate.curve import LossCurve
+from broker_node.evaluate.curve import ON_CPU, LossCurve, Runner
 from broker_node.evaluate.evaluation import DEFAULT_SEARCH, QUADRATIC_SEARCH
 from broker_node.evaluate.methods import Method, usual
+from broker_node.evaluate.residents import Place
 from broker_node.evaluate.search import SEARCHES
 from broker_node.trying.errors import TryError
 from broker_node.verify.stages import Verified
@@ -63,9 +64,11 @@ def best_alpha(curve: LossCurve) -> Millionths:
     return SEARCHES[QUADRATIC_SEARCH if curve.quadratic else DEFAULT_SEARCH](curve)
 
 
-def curve_of(buyer: Verified, other: Tensors, rows: Rows) -> LossCurve:
+def curve_of(buyer: Verified, other: Tensors, rows: Rows, *, runner: Runner = ON_CPU) -> LossCurve:
     """Return the loss from the buyer's model to `other` along a straight line."""
-    return LossCurve(buyer.architecture, buyer.tensors, other, rows.inputs_RF, rows.targets_R)
+    return LossCurve(
+        buyer.architecture, buyer.tensors, other, rows.inputs_RF, rows.targets_R, runner=runner
+    )
 
 
 def _lerp(aligned: Sequence[Aligned], rows: Rows) -> Product:
@@ -149,16 +152,31 @@ def _registered(merger: Any, rows_type: Any, seed: int, ancestor: Verified | Non
 
 
 def align(
-    name: str, buyer: Verified, seller: Verified, probe_RF: torch.Tensor, *, seed: int
+    name: str,
+    buyer: Verified,
+    seller: Verified,
+    probe_RF: torch.Tensor,
+    *,
+    seed: int,
+    runner: Runner = ON_CPU,
 ) -> Aligned:
     """Line a seller's units up with the buyer's; raises `AlignmentError`.
 
-    `probe_RF` are rows of the choice half, without their labels.
+    `probe_RF` are rows of the choice half, without their labels. A method that can be told of a
+    device is computed on the runner's.
     """
     aligner: Any = ALIGNERS[name]
     more: Mapping[str, Any] = {"probe_RF": probe_RF} if _takes(aligner, "probe_RF") else {}
-    found: Aligned = aligner(buyer, seller, seed=seed, **more)
-    return found
+
+    def here() -> Aligned:
+        found: Aligned = aligner(buyer, seller, seed=seed, **more)
+        return found
+
+    def there(place: Place) -> Aligned:
+        found: Aligned = aligner(buyer, seller, seed=seed, device=place.device, **more)
+        return found
+
+    return runner.elsewhere(name, there, here) if _takes(aligner, "device") else here()
 
 
 def _takes(method: Any, parameter: str) -> bool:

@@ -146,9 +146,11 @@ def read_checkpoint(
     *,
     architecture: Architecture | None = None,
     order: Sequence[str] = (),
+    locked: bool = False,
 ) -> Checkpoint:
     """Return the model in a file; `architecture` if it is known already.
 
+    `locked`: as for `load_safetensors`; of what is converted to float32 it means nothing.
     Raises `TryError` that names the file, what is wrong with it, and what to do.
     """
     try:
@@ -164,7 +166,7 @@ def read_checkpoint(
             inferred = architecture.name == "mlp"
         else:
             names = _matched(architecture, shapes, order)
-        tensors = load_safetensors(path, header.layout, limits=LIMITS)
+        tensors = load_safetensors(path, header.layout, limits=LIMITS, locked=locked)
         merged = set(names.values())
         beside = _beside(architecture, names, {n: t for n, t in tensors.items() if n not in merged})
         for name, held in beside.items():
@@ -341,16 +343,18 @@ def _difference(expected: Shapes, found: Shapes) -> str:
     return f"{next(name for name in found if name not in expected)} is too much"
 
 
-def read_beside(path: Path, architecture: Architecture, *, order: Sequence[str] = ()) -> Checkpoint:
+def read_beside(
+    path: Path, architecture: Architecture, *, order: Sequence[str] = (), locked: bool = False
+) -> Checkpoint:
     """Return a model that is to go with one of `architecture`, whose hidden widths may be others.
 
     Raises `TryError` as `read_checkpoint`: of the two ways to read it, that of `architecture`.
     """
     try:
-        return read_checkpoint(path, architecture=architecture, order=order)
+        return read_checkpoint(path, architecture=architecture, order=order, locked=locked)
     except TryError as error:
         try:
-            found = read_checkpoint(path, order=order)
+            found = read_checkpoint(path, order=order, locked=locked)
             require_widths_alone(architecture, found.model.architecture)
         except MarketError:
             raise error from None

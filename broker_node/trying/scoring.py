@@ -9,15 +9,23 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional
 
-from broker_node.evaluate.curve import losses_of, outputs_of, row_losses, wanted_of
+from broker_node.evaluate.curve import (
+    ON_CPU,
+    Model,
+    Runner,
+    losses_of,
+    outputs_of,
+    tensors_of,
+    wanted_of,
+)
 from broker_node.evaluate.metrics import (
     Metric,
     MetricError,
-    Model,
     accuracy_of,
     number_of,
     perplexity_of,
 )
+from broker_node.evaluate.metrics import Model as Answering
 from broker_node.trying.errors import TryError
 from broker_node.trying.methods import Rows
 from node.params.architecture import Architecture, apply
@@ -51,19 +59,30 @@ class Score:
 
 @torch.inference_mode()
 def score(
-    architecture: Architecture, tensors: Tensors, rows: Rows, metric: Metric | None = None
+    architecture: Architecture,
+    model: Model,
+    rows: Rows,
+    metric: Metric | None = None,
+    *,
+    runner: Runner = ON_CPU,
 ) -> Score:
-    """Return what a model scores. Raises `TryError` if the metric gives no number."""
-    losses_R = row_losses(architecture, tensors, rows.inputs_RF, rows.targets_R)
+    """Return what a model scores; a user's metric sees it on the CPU.
+
+    Raises `TryError` if the metric gives no number.
+    """
+    losses_R = runner.losses(architecture, model, rows.inputs_RF, rows.targets_R)
     accuracy = None
     if not rows.targets_R.is_floating_point():
         wanted = wanted_of(architecture, rows.inputs_RF, rows.targets_R)
-        accuracy = accuracy_of(outputs_of(architecture, tensors, rows.inputs_RF), wanted)
+        accuracy = accuracy_of(runner.outputs(architecture, model, rows.inputs_RF), wanted)
     return Score(
         losses_R=losses_R,
         accuracy=accuracy,
         metric=_asked(
-            metric, architecture, lambda inputs_RF: apply(architecture, tensors, inputs_RF), rows
+            metric,
+            architecture,
+            lambda inputs_RF: apply(architecture, tensors_of(model), inputs_RF),
+            rows,
         ),
     )
 
@@ -113,7 +132,9 @@ def score_scaled(
     return _answered(architecture, model, rows, metric)
 
 
-def _answered(architecture: Architecture, model: Model, rows: Rows, metric: Metric | None) -> Score:
+def _answered(
+    architecture: Architecture, model: Answering, rows: Rows, metric: Metric | None
+) -> Score:
     """Return what answers of any origin score, all rows at once."""
     outputs_RO = model(rows.inputs_RF)
     wanted = wanted_of(architecture, rows.inputs_RF, rows.targets_R)
@@ -126,7 +147,7 @@ def _answered(architecture: Architecture, model: Model, rows: Rows, metric: Metr
 
 
 def _asked(
-    metric: Metric | None, architecture: Architecture, model: Model, rows: Rows
+    metric: Metric | None, architecture: Architecture, model: Answering, rows: Rows
 ) -> float | None:
     if metric is None:
         return None

@@ -17,7 +17,7 @@ import torch
 from broker_node.align.stages import AlignmentError
 from broker_node.align.universe import Universe
 from broker_node.evaluate.crowd import Budget, Choice, Verdict, best_sellers
-from broker_node.evaluate.curve import losses_of, outputs_of
+from broker_node.evaluate.curve import ON_CPU, Runner, losses_of
 from broker_node.evaluate.metrics import accuracy_of
 from broker_node.evaluate.search import PAPER_GRID
 from broker_node.evaluate.validation import ValidationSet
@@ -77,6 +77,8 @@ class Survey:
     """Forward passes of one row that choosing and confirming took."""
     score_evaluations: int
     """What the table took beside them: every model, and every merge, on the rows that confirm."""
+    fallbacks: tuple[str, ...] = ()
+    """What could not be computed as it was meant to be, and how it was computed instead."""
 
     @property
     def paper_evaluations(self) -> int:
@@ -119,11 +121,13 @@ def run_survey(
     *,
     seed: int,
     told: Progress = lambda _: None,
+    runner: Runner = ON_CPU,
 ) -> Survey:
     """Return the best other of each of N >= 2 models; deterministic under `seed`.
 
-    Models are of one architecture, no two of the same weights. `told` hears what is being done.
-    Raises `TryError` for too few rows or rows of one class.
+    Models are of one architecture, no two of the same weights. `told` hears what is being done,
+    `runner` runs the models; they are lined up on the CPU. Raises `TryError` for too few rows or
+    rows of one class.
     """
     drawn = split_seed(seed, validation.root)
     choice, rest = split(validation, drawn)
@@ -134,6 +138,7 @@ def run_survey(
     within = [place for place in range(len(models)) if place not in left_out]
     told(f"choosing for {len(within)} models")
     choices: dict[Digest, Choice] = {}
+    fallbacks: tuple[str, ...] = ()
     spent = len(models) * min(PROBE_ROWS, len(chosen.targets_R))
     if within:
         crowd = best_sellers(
@@ -145,7 +150,9 @@ def run_survey(
             seed=drawn,
             budget=budget,
             choice_rows=len(choice.targets_R),
+            runner=runner,
         )
+        fallbacks = crowd.fallbacks
         choices = {made.buyer: made for made in crowd.choices}
         spent += crowd.row_evaluations - universe.row_evaluations
     told("scoring")
@@ -156,7 +163,7 @@ def run_survey(
         made = choices.get(model.weights_root, lost)
         other = None if made.seller is None else place_of[made.seller]
         mine = Found(
-            own=_scored(architecture, model.tensors, confirming),
+            own=_scored(architecture, model.tensors, confirming, runner),
             choice=made,
             other=other,
             left_out=left_out.get(place, ""),
@@ -165,7 +172,7 @@ def run_survey(
             tensors = _made(model, models[other], made)
             mine = replace(
                 mine,
-                merged=_scored(architecture, tensors, confirming),
+                merged=_scored(architecture, tensors, confirming, runner),
                 merged_root=weights_root(tensors),
             )
         found.append(mine)
@@ -179,6 +186,7 @@ def run_survey(
         row_evaluations=spent,
         score_evaluations=len(confirming.targets_R)
         * sum(1 + (each.merged is not None) for each in found),
+        fallbacks=tuple(dict.fromkeys((*fallbacks, *runner.fallbacks()))),
     )
 
 
@@ -206,9 +214,9 @@ def _universe(
 
 
 @torch.inference_mode()
-def _scored(architecture: Architecture, tensors: Tensors, rows: Rows) -> Score:
+def _scored(architecture: Architecture, tensors: Tensors, rows: Rows, runner: Runner) -> Score:
     """Return loss and accuracy, by one forward pass of each row."""
-    outputs_RO = outputs_of(architecture, tensors, rows.inputs_RF)
+    outputs_RO = runner.outputs(architecture, tensors, rows.inputs_RF)
     values = rows.targets_R.is_floating_point()
     return Score(
         losses_R=losses_of(outputs_RO, rows.targets_R),

@@ -17,6 +17,7 @@ from typing import Final
 import torch
 
 from broker_node.align.stages import Aligned
+from broker_node.evaluate.curve import ON_CPU, Between, Runner
 from broker_node.evaluate.gain import paired_gain
 from broker_node.evaluate.methods import Method
 from broker_node.evaluate.metrics import Metric
@@ -29,7 +30,6 @@ from broker_node.trying.methods import Merger, Rows
 from broker_node.trying.scoring import Score, score, score_ensemble
 from broker_node.trying.widths import width_controls
 from broker_node.verify.stages import Verified
-from node.params.recipe import interpolate
 from node.protocol.errors import MarketError
 from node.protocol.evaluation import rows_due
 from node.protocol.types import Digest, Millionths
@@ -89,6 +89,8 @@ class Trial:
     """By seller, what a market's broker would do; None where nothing, or nobody said."""
     best: int | None
     """The candidate of lowest loss on the choice half; None if none is below the buyer's own."""
+    fallbacks: tuple[str, ...] = ()
+    """What could not be computed as it was meant to be, and how it was computed instead."""
 
 
 def split_seed(seed: int, validation_root: Digest) -> Digest:
@@ -136,20 +138,31 @@ def run_trial(
     mergers: dict[str, Merger],
     metric: Metric | None = None,
     usual: Sequence[Method | None] = (),
+    runner: Runner = ON_CPU,
 ) -> Trial:
     """Return what every method gives; deterministic under `seed`. Raises `TryError`.
 
     `usual`: by seller, the method of `aligners` and `mergers` that is measured whatever else is
-    (`broker_node.trying.methods.usual_of`).
+    (`broker_node.trying.methods.usual_of`). `runner`: what runs models; controls, and the merges
+    of the registry, are the CPU's.
     """
     drawn = split_seed(seed, validation.root)
     choice, scored = split(validation, drawn)
     usual = tuple(usual) or (None,) * len(sellers)
-    made = Maker(buyer, sellers, choice, seed=seed, aligners=aligners, mergers=mergers, usual=usual)
+    made = Maker(
+        buyer,
+        sellers,
+        choice,
+        seed=seed,
+        aligners=aligners,
+        mergers=mergers,
+        usual=usual,
+        runner=runner,
+    )
     made.run()
-    own = score(buyer.architecture, buyer.tensors, scored, metric)
-    found = [_scored(each, buyer, scored, own, metric) for each in made.candidates]
-    before = score(buyer.architecture, buyer.tensors, choice).loss
+    own = score(buyer.architecture, buyer.tensors, scored, metric, runner=runner)
+    found = [_scored(each, buyer, scored, own, metric, runner) for each in made.candidates]
+    before = score(buyer.architecture, buyer.tensors, choice, runner=runner).loss
     usable = [place for place, each in enumerate(found) if each.gain is not None]
     best = min(usable, key=lambda place: found[place].choice_loss, default=None)
     members = [buyer, *(sellers[place] for place in made.independent)]
@@ -158,7 +171,10 @@ def run_trial(
         choice=choice,
         scored=scored,
         buyer=own,
-        sellers=tuple(score(each.architecture, each.tensors, scored, metric) for each in sellers),
+        sellers=tuple(
+            score(each.architecture, each.tensors, scored, metric, runner=runner)
+            for each in sellers
+        ),
         ensemble=score_ensemble(
             buyer.architecture,
             [each.tensors for each in members],
@@ -169,7 +185,7 @@ def run_trial(
         if made.independent
         else None,
         widths=tuple(
-            _scored(control, buyer, scored, own, metric)
+            _scored(control, buyer, scored, own, metric, runner)
             for place in made.independent
             for control in width_controls(buyer, sellers[place], place, choice, seed=seed)
         ),
@@ -180,20 +196,26 @@ def run_trial(
         scaled=scaled_alone(buyer, choice, scored, own, metric),
         usual=usual,
         curves=tuple(
-            _curve(buyer, aligned, place, name, alpha, choice, scored)
+            _curve(buyer, aligned, place, name, alpha, (choice, scored), runner)
             for place, name, aligned, alpha in made.lines
         ),
         best=best if best is not None and found[best].choice_loss < before else None,
+        fallbacks=runner.fallbacks(),
     )
 
 
 def _scored(
-    candidate: Candidate, buyer: Verified, scored: Rows, own: Score, metric: Metric | None
+    candidate: Candidate,
+    buyer: Verified,
+    scored: Rows,
+    own: Score,
+    metric: Metric | None,
+    runner: Runner,
 ) -> Candidate:
     """Return the candidate with its score; one whose losses are no sane numbers is refused."""
     if candidate.tensors is None:
         return candidate
-    found = score(buyer.architecture, candidate.tensors, scored, metric)
+    found = score(buyer.architecture, candidate.tensors, scored, metric, runner=runner)
     try:
         gain = paired_gain(own.losses_R, found.losses_R)
     except MarketError as error:
@@ -207,17 +229,18 @@ def _curve(
     place: int,
     name: str,
     chosen: Millionths,
-    choice: Rows,
-    scored: Rows,
+    halves: tuple[Rows, Rows],
+    runner: Runner,
 ) -> Curve:
+    choice, scored = halves
     points = []
     for alpha in sorted({*SCREEN, chosen}):
-        merged = interpolate(buyer.tensors, aligned.transformed, alpha)
-        at = score(buyer.architecture, merged, scored)
+        merged = Between(buyer.tensors, aligned.transformed, alpha)
+        at = score(buyer.architecture, merged, scored, runner=runner)
         points.append(
             Point(
                 alpha=alpha,
-                choice_loss=score(buyer.architecture, merged, choice).loss,
+                choice_loss=score(buyer.architecture, merged, choice, runner=runner).loss,
                 score_loss=at.loss,
                 accuracy=at.accuracy,
                 chosen=alpha == chosen,

@@ -13,7 +13,7 @@ import click
 
 from node.cli.exits import DONE
 from node.cli.invocation import Invocation
-from node.cli.try_ import rows_options
+from node.cli.try_ import DEVICES, rows_options
 
 
 @click.command("survey")
@@ -46,6 +46,10 @@ from node.cli.try_ import rows_options
 @click.option(
     "--seed", default=None, type=click.IntRange(0, 2**63 - 1), metavar="N",
     help="draws the two halves of the rows  [default: 0]",
+)  # fmt: skip
+@click.option(
+    "--device", type=click.Choice(DEVICES), default="cpu", show_default=True,
+    help="what runs the models; they are lined up, and merged for good, on the CPU",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="one JSON document on standard output")
 @click.pass_obj
@@ -90,6 +94,7 @@ def _run(options: dict[str, Any], *, seed: int, as_json: bool) -> int:
     import psutil
     from rich.console import Console
 
+    from broker_node.evaluate.device import runner_on
     from broker_node.trying.gathering import files_of, gather, require_memory
     from broker_node.trying.reading import parse_flag
     from broker_node.trying.survey import run_survey
@@ -101,6 +106,7 @@ def _run(options: dict[str, Any], *, seed: int, as_json: bool) -> int:
     files, out = files_of(options["files"]), options["out"]
     if out is not None:
         require_survey_room(out, files, options["files"], force=options["force"])
+    runner = runner_on(options["device"])
     require_memory(files, psutil.virtual_memory().total)
     named, order = options["architecture"], options["order"]
     console = Console(stderr=True, quiet=as_json)
@@ -117,7 +123,7 @@ def _run(options: dict[str, Any], *, seed: int, as_json: bool) -> int:
         own, validation, _ = read_validation(gathered.models[0], options)
         start = time.perf_counter()
         models = [each.model for each in gathered.models]
-        found = run_survey(models, validation, seed=seed, told=told)
+        found = run_survey(models, validation, seed=seed, told=told, runner=runner)
         seconds = time.perf_counter() - start
         document = document_of(found, gathered, own, validation, seed=seed, seconds=seconds)
         sorted_by(document, options["sort"])

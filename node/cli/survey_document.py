@@ -148,6 +148,7 @@ def _warnings(survey: Survey, gathered: Gathered, names: Sequence[str]) -> list[
         for place, each in enumerate(survey.found)
         if each.choice.verdict is Verdict.UNALIGNED and not each.left_out
     )
+    found.extend(("computed-otherwise", said) for said in survey.fallbacks)
     notes = [note for model in models for note in model.notes]
     if notes:
         more = f"; and {len(notes) - NAMED} more files" if len(notes) > NAMED else ""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from node.params.architecture import Architecture
 
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
+DEVICES: Final = ("cpu", "cuda", "mps", "auto")
 MAX_MODELS: Final = 65
 """The buyer's, and as many sold ones as a receipt names."""
 
@@ -113,6 +114,11 @@ def rows_options(command: Any) -> Any:
     "--seed", default=None, type=click.IntRange(0, 2**63 - 1), metavar="N",
     help="draws the two halves of the rows  [default: 0]",
 )  # fmt: skip
+@click.option(
+    "--device", type=click.Choice(DEVICES), default="cpu", show_default=True,
+    help="what runs the models, and computes joint-matching's similarities in bfloat16; other "
+    "alignments, merges and the bytes that are written are the CPU's",
+)  # fmt: skip
 @click.option("--sign", is_flag=True, help="sign the receipt with the account of --data-dir")
 @click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="for --sign")
 @click.option("--password-file", type=FILE, default=None, help="for --sign  [default: asked for]")
@@ -187,6 +193,7 @@ def try_(node: Invocation | None, /, **options: Any) -> int:
 def _run(node: Invocation, options: dict[str, Any], *, seed: int, as_json: bool) -> int:
     from rich.console import Console
 
+    from broker_node.evaluate.device import runner_on
     from broker_node.trying.methods import aligners, mergers, usual_of
     from broker_node.trying.reading import read_checkpoint
     from broker_node.trying.receipt import receipt_of
@@ -201,10 +208,17 @@ def _run(node: Invocation, options: dict[str, Any], *, seed: int, as_json: bool)
         require_room(out, options["models"], force=options["force"])
     key = _account_key(node, options) if options["sign"] else None
     metric = None if options["metric"] is None else load_metric(options["metric"])
+    runner = runner_on(options["device"])
     console = Console(stderr=True, quiet=as_json)
     with console.status("reading") if console.is_terminal else _nothing():
         named = named_architecture(options)
-        models = read_models(options["models"], named, options["order"], base=options["base"])
+        models = read_models(
+            options["models"],
+            named,
+            options["order"],
+            base=options["base"],
+            device=options["device"],
+        )
         buyer = models[0]
         ancestor = None
         if options["tuned_from"] is not None:
@@ -221,6 +235,7 @@ def _run(node: Invocation, options: dict[str, Any], *, seed: int, as_json: bool)
             aligners=chosen,
             mergers=merges,
             metric=metric,
+            runner=runner,
             usual=[usual_of(buyer.traded, model.traded) for model in models[1:]],
         )
         receipt = receipt_of(
@@ -262,12 +277,14 @@ def read_models(
     order: str | None,
     *,
     base: Path | None = None,
+    device: str = "cpu",
 ) -> list[Checkpoint]:
     """Return the models of the files, of one architecture but for hidden widths.
 
-    A named architecture is the first file's. `base`: of what folders of adapters are. Raises
-    `TryError`.
+    A named architecture is the first file's. `base`: of what folders of adapters are. `device`:
+    what will run them. Raises `TryError`.
     """
+    from broker_node.evaluate.device import fetches_by_itself
     from broker_node.trying.errors import TryError
     from broker_node.trying.reading import (
         read_adapters,
@@ -283,12 +300,13 @@ def read_models(
     if folders:
         raise TryError(f"{folders[0]} is a folder: if an adapter's, name its base with --base FILE")
     layers = () if order is None else tuple(order.split(","))
+    locked = fetches_by_itself(device)
     models: list[Checkpoint] = []
     for path in paths:
         if models and named is not None:
-            model = read_beside(path, named, order=layers)
+            model = read_beside(path, named, order=layers, locked=locked)
         else:
-            model = read_checkpoint(path, architecture=named, order=layers)
+            model = read_checkpoint(path, architecture=named, order=layers, locked=locked)
         if models:
             require_alike(models[0], model)
         models.append(model)

@@ -237,6 +237,7 @@ def _warnings(
         for place, first in trial.repeated.items()
     )
     found.extend(("converted", note) for model in models for note in model.notes)
+    found.extend(("computed-otherwise", said) for said in trial.fallbacks)
     if any(model.inferred for model in models):
         text = (
             "ReLU is taken for granted between the layers: names and shapes do not tell it; "

@@ -2,11 +2,14 @@
 
 The encoding (`node.protocol.parameters`) is what roots are taken over and what travels. To
 encode, the bytes of the tensors are lent out as they lie in memory. To decode, they are
-copied once: a tensor that lay on a file would change, or crash us, as the file does.
+copied once: a tensor that lay on a file would change, or crash us, as the file does. So the bytes
+that a root was taken over are the bytes that are computed with, and a GPU is given these and not
+the file's again: `locked` puts them into memory that it can fetch from by itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -110,10 +113,15 @@ def weights_root(tensors: Mapping[str, torch.Tensor]) -> Digest:
 
 
 def decode_tensors(
-    data: bytes | memoryview, expected: Layout | None = None, *, limits: Limits = DEFAULT_LIMITS
+    data: bytes | memoryview,
+    expected: Layout | None = None,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    locked: bool = False,
 ) -> dict[str, torch.Tensor]:
     """The tensors of a canonical encoding, in memory of their own, in order of their names.
 
+    `locked`: in page-locked memory, for a CUDA device, where there is any to be had.
     Raises `RemoteProtocolError` (as `parse_preamble` does) or `ProfileError` for any bytes that
     are not one, that are not of the `expected` layout, or that hold a NaN or an infinity.
     """
@@ -123,14 +131,18 @@ def decode_tensors(
     _require(layout, expected, limits)
     tensors = {}
     for spec, begin, end in spans(layout, start):
-        tensor, memory = _allocate(spec)
+        tensor, memory = _allocate(spec, locked=locked)
         memory[:] = view[begin:end]
         tensors[spec.name] = _checked(spec, tensor, memory)
     return tensors
 
 
 def decode_file(
-    path: Path, expected: Layout | None = None, *, limits: Limits = DEFAULT_LIMITS
+    path: Path,
+    expected: Layout | None = None,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    locked: bool = False,
 ) -> dict[str, torch.Tensor]:
     """`decode_tensors` of a file, such as a blob of the store, straight into the tensors."""
     _require_little_endian()
@@ -141,7 +153,7 @@ def decode_file(
         layout, start = parse_preamble(head, size, max_bytes=limits.total_bytes)
         _require(layout, expected, limits)
         for spec, begin, _ in spans(layout, start):
-            tensor, memory = _allocate(spec)
+            tensor, memory = _allocate(spec, locked=locked)
             read_into(descriptor, begin, memory)
             tensors[spec.name] = _checked(spec, tensor, memory)
     return tensors
@@ -155,11 +167,16 @@ def _require(layout: Layout, expected: Layout | None, limits: Limits) -> None:
 
 
 def load_safetensors(
-    path: Path, expected: Layout | None = None, *, limits: Limits = DEFAULT_LIMITS
+    path: Path,
+    expected: Layout | None = None,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    locked: bool = False,
 ) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file of the strict profile, in order of their names.
 
-    The file is opened once, and read by the offsets that were checked. Raises `ProfileError`
+    The file is opened once, and read by the offsets that were checked; `locked` as for
+    `decode_tensors`. Raises `ProfileError`
     for anything that is not of the profile, not as `expected`, or not finite.
     """
     _require_little_endian()
@@ -167,7 +184,7 @@ def load_safetensors(
     with open_regular(path) as descriptor:
         header = read_header(descriptor, expected, limits=limits)
         for spec in header.layout:
-            tensor, memory = _allocate(spec)
+            tensor, memory = _allocate(spec, locked=locked)
             read_into(descriptor, header.offsets[spec.name], memory)
             tensors[spec.name] = _checked(spec, tensor, memory)
     return tensors
@@ -211,9 +228,14 @@ def save_safetensors(
         raise
 
 
-def _allocate(spec: TensorSpec) -> tuple[torch.Tensor, memoryview]:
+def _allocate(spec: TensorSpec, *, locked: bool) -> tuple[torch.Tensor, memoryview]:
     """An empty tensor, and its memory to write into."""
-    tensor = torch.empty(spec.shape, dtype=dtype_of(spec))
+    tensor = None
+    if locked:  # the system has a limit to it, which is no reason to do without the model
+        with contextlib.suppress(RuntimeError):
+            tensor = torch.empty(spec.shape, dtype=dtype_of(spec), pin_memory=True)
+    if tensor is None:
+        tensor = torch.empty(spec.shape, dtype=dtype_of(spec))
     return tensor, tensor.reshape(-1).view(torch.uint8).numpy().data
 
 

@@ -309,7 +309,8 @@ def test_where_memory_runs_out_fewer_go_through_together(monkeypatch: pytest.Mon
     assert stack.batch == 2
     assert stack.row_evaluations == 2 * 64
     monkeypatch.setattr(merges, "together", _never)
-    with pytest.raises(torch.OutOfMemoryError):
+    assert stack.fallbacks == ("out-of-memory: at most 2 merges at once on cpu",)
+    with pytest.raises(LocalProtocolError, match=r"^out-of-memory: cpu has no room for one model"):
         stack.losses(0, HALVES[:1], slice(0, 8))
 
 

@@ -19,6 +19,7 @@ from broker_node.evaluate.evaluation import Evaluated, evaluate
 from broker_node.evaluate.validation import ValidationSet
 from broker_node.verify.stages import Verified
 from node.params.architecture import Architecture, apply, random_init
+from node.params.device_memory import is_out_of_memory
 from node.params.permutation import Tensors
 from node.params.recipe import interpolate
 from node.protocol.errors import LocalProtocolError
@@ -192,9 +193,9 @@ def test_where_not_even_one_model_fits_the_cpu_evaluates_by_name(
 
 
 def test_the_words_of_a_device_that_has_no_error_for_it_are_understood() -> None:
-    assert devices.is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
-    assert devices.is_out_of_memory(torch.OutOfMemoryError("tried to allocate"))
-    assert not devices.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
+    assert is_out_of_memory(torch.OutOfMemoryError("tried to allocate"))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def test_a_fault_that_is_no_lack_of_memory_is_not_covered_up(

@@ -14,7 +14,7 @@ from broker_node.appraisal import MarketAppraiser
 from broker_node.clearing.broker import ClearingBroker
 from broker_node.clearing.measuring import Measuring
 from broker_node.evaluate import device as devices
-from broker_node.evaluate.curve import ON_CPU, Runner
+from broker_node.evaluate.curve import ON_CPU, Model, Runner
 from broker_node.evaluate.device import OnDevice
 from broker_node.evaluate.validation import ValidationSet
 from broker_node.findings import ComputedOtherwise
@@ -40,10 +40,10 @@ class Counted(OnDevice):
     asked = 0
 
     def outputs(
-        self, architecture: Architecture, tensors: Tensors, inputs_RF: torch.Tensor
+        self, architecture: Architecture, model: Model, inputs_RF: torch.Tensor
     ) -> torch.Tensor:
         self.asked += 1
-        return super().outputs(architecture, tensors, inputs_RF)
+        return super().outputs(architecture, model, inputs_RF)
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ import torch
 from torch import nn
 
 from node.params.alone import drawing
+from node.params.device_memory import is_out_of_memory
 from node.params.families.base import ArchitectureError, read_width
 from node.params.families.factories import Entry, allowed, entries, is_name, options_text
 from node.params.families.modules import ModuleModel, skeleton
@@ -216,9 +217,9 @@ class OwnModule(ModuleModel):
                 given[name] = buffer.to(place)
         try:
             logits: torch.Tensor = torch.func.functional_call(module, given, (rows,))
-        except torch.OutOfMemoryError:
-            raise  # of a device: a smaller batch may do
         except Exception as error:  # an operator's own module may raise anything
+            if is_out_of_memory(error):
+                raise  # of a device: a smaller batch may do
             what = f"fails on rows of {list(self.input)} in {like.dtype}"
             raise self.fault(what, error) from error
         return logits
