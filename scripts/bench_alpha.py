@@ -22,9 +22,9 @@ from broker_node.evaluate.search import SEARCHES
 from broker_node.evaluate.validation import draw_rows
 from broker_node.verify.checks import verify
 from broker_node.verify.stages import Received, Verified
+from node.data.clean import clean_split
 from node.data.datasets import Rows, load
 from node.data.files import DataError
-from node.data.split import split_test
 from node.params.encoding import weights_root
 from node.protocol.types import ONE, Digest, Millionths
 from node.training.registry import build_trainer
@@ -92,7 +92,7 @@ def rows() -> list[dict[str, Any]]:
     """Measure now, on one thread."""
     torch.set_num_threads(1)
     dataset = _dataset()
-    halves = split_test(load(dataset, FOLDER))
+    halves = clean_split(load(dataset, FOLDER))
     half = len(halves.validation) // 2
     costs: dict[str, list[float]] = {name: [] for name in NAMES}
     regrets: dict[str, list[float]] = {name: [] for name in NAMES}

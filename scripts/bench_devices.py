@@ -35,8 +35,8 @@ from broker_node.evaluate.validation import ValidationSet
 from broker_node.merge import lerp, unit_alpha
 from broker_node.verify.checks import verify
 from broker_node.verify.stages import Received, Verified
+from node.data.clean import clean_split
 from node.data.datasets import load_digits
-from node.data.split import split_test
 from node.params.architecture import Architecture, apply, random_init
 from node.params.encoding import weights_root
 from node.params.families.base import TokenModel
@@ -171,7 +171,7 @@ def in_sixteen_bits(buyer: Verified, seller: Verified) -> Aligned:
 
 
 def recipes(pairs: int = PAIRS) -> Iterator[dict[str, Any]]:
-    validation = ValidationSet.of(split_test(load_digits(Path("/nowhere"))).validation)
+    validation = ValidationSet.of(clean_split(load_digits(Path("/nowhere"))).validation)
     apart = []
     for seed in range(pairs):
         pair = learned(2 * seed, [0, 1, 2, 3, 4]), learned(2 * seed + 1, [5, 6, 7, 8, 9])

@@ -28,10 +28,10 @@ from broker_node.merge.reset import reset, reset_merge
 from broker_node.merge.stages import Rows
 from broker_node.trying.reading import admitted
 from broker_node.verify.stages import Verified
+from node.data.clean import clean_split
 from node.data.datasets import load
 from node.data.files import DataError
 from node.data.rows import Dataset
-from node.data.split import split_test
 from node.params.architecture import Architecture, apply
 from node.params.families.factories import Entry, allow
 from node.params.families.own import OwnModule
@@ -106,6 +106,7 @@ def accuracy(architecture: Architecture, tensors: Tensors, rows: Rows) -> float:
 
 def measured(dataset: Dataset, case: str, seed: int) -> Found:
     """Return what a pair and its merges score on the report's rows."""
+    halves = clean_split(dataset)
     allow(Entry(FACTORY, (1, 28, 28)))
     architecture = Architecture("module", {"factory": FACTORY, "input": [1, 28, 28]})
     generator = torch.Generator().manual_seed(seed)
@@ -115,7 +116,6 @@ def measured(dataset: Dataset, case: str, seed: int) -> Found:
     for agent in (0, 1):
         own_R = of_agent(labels_R, agent, case, generator)
         sides.append(trained(architecture, inputs_RF[own_R], labels_R[own_R], 2 * seed + agent))
-    halves = split_test(dataset)
     choice = Rows(*_tensors(halves.validation.take(np.arange(CHOICE))))
     report = Rows(*_tensors(halves.report.take(np.arange(REPORT))))
     buyer, seller = sides

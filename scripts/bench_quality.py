@@ -39,10 +39,10 @@ from broker_node.merge import lerp
 from broker_node.merge.registry import TRADED
 from broker_node.merge.stages import Rows as ChoiceRows
 from broker_node.verify.stages import Verified
+from node.data.clean import clean_split
 from node.data.datasets import load
 from node.data.files import DataError
 from node.data.rows import Dataset, Rows
-from node.data.split import split_test
 from node.params.architecture import apply
 from node.params.permutation import Tensors
 from node.params.recipe import interpolate
@@ -117,7 +117,7 @@ def merged(
 
 def accuracies(dataset: Dataset, percent: int, seed: int) -> dict[str, float]:
     """Return the accuracy on the report's rows, in percent, of each of the `CASES`."""
-    halves = split_test(dataset)
+    halves = clean_split(dataset)
     half = len(halves.validation) // 2
     drawn = draw_rows(
         Digest(hashlib.sha256(b"quality" + bytes([seed])).digest()),

@@ -30,9 +30,10 @@ from torch.nn import functional
 
 from broker_node.align.weight_matching import weight_matching
 from broker_node.verify.replicas import Likeness, likeness
+from node.data.clean import clean_split
 from node.data.datasets import Rows, load
 from node.data.files import DataError
-from node.data.split import ScarceClasses, endowment, split_test
+from node.data.split import ScarceClasses, endowment
 from node.data.streams import stream
 from node.params.architecture import Architecture, random_init
 from node.params.recipe import interpolate
@@ -96,7 +97,7 @@ class _Data:
             held = endowment(data, agent, 2, seed=seed, rule=ScarceClasses(percent=5))
             mixed = stream(seed, 101, agent).permutation(len(held)).astype(np.int64)
             self.parts.append(held.take(mixed[:rows]))
-        self.probes_RF = torch.from_numpy(split_test(data).validation.inputs_RF[:PROBES].copy())
+        self.probes_RF = torch.from_numpy(clean_split(data).validation.inputs_RF[:PROBES].copy())
         widths = [int(data.train.inputs_RF.shape[1]), *settings.hidden, data.classes]
         self.architecture = Architecture("mlp", {"widths": widths})
 

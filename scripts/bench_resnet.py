@@ -24,10 +24,10 @@ from broker_node.align.registry import ALIGNERS
 from broker_node.evaluate.curve import LossCurve
 from broker_node.evaluate.search import halving_brent
 from broker_node.evaluate.validation import draw_rows
+from node.data.clean import clean_split
 from node.data.datasets import load
 from node.data.files import DataError
 from node.data.rows import Dataset, Rows
-from node.data.split import split_test
 from node.params.architecture import Architecture, apply
 from node.params.permutation import Tensors
 from node.params.recipe import interpolate
@@ -77,7 +77,7 @@ def _accuracy(tensors: Tensors, rows: Rows) -> float:
 
 def accuracies(dataset: Dataset, seed: int) -> tuple[dict[str, float], dict[str, Millionths]]:
     """Return the accuracy on the report's rows, in percent, by case; and α by method."""
-    halves = split_test(dataset)
+    halves = clean_split(dataset)
     drawn = draw_rows(
         Digest(hashlib.sha256(b"resnet" + bytes([seed])).digest()),
         len(halves.validation),

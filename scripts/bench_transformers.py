@@ -46,9 +46,10 @@ from node.params.recipe import interpolate
 from node.protocol.types import ONE, Millionths
 from scripts.text_models import (
     ARCHITECTURE,
+    held_out,
     kept_model,
     parts,
-    rows_of,
+    repeated,
     text,
     tuned,
     unigram_entropy,
@@ -174,15 +175,21 @@ def rows() -> list[dict[str, Any]]:
     except DataError as error:
         return [{"case": f"skipped: {error}", "value": None, "unit": ""}]
     pieces = parts(data)
-    choice, report = (rows_of(pieces[name]) for name in ("choice", "report"))
-    report = thinned(report, REPORT_ROWS)
+    held = held_out(pieces)
+    choice, report = held["choice"], thinned(held["report"], REPORT_ROWS)
     buyer, seller = (kept_model(ARCHITECTURE, pieces["train"], seed, KEPT) for seed in SEEDS)
     found: list[dict[str, Any]] = [
         {
             "case": "the text's single bytes: entropy",
             "value": round(unigram_entropy(data), 4),
             "unit": "nats a byte",
-        }
+        },
+        {
+            "case": "rows of the report that stand word for word in what is trained on",
+            "value": repeated(report, pieces["train"]),
+            "unit": f"of {len(report)} rows; of all {len(held['report']):,}: "
+            f"{repeated(held['report'], pieces['train'])}",
+        },
     ]
     sides = tuple(torch.from_numpy(side.copy()) for side in (report.inputs_RF, report.targets_R))
     for seed, model in zip(SEEDS, (buyer, seller), strict=True):

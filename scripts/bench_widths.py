@@ -28,10 +28,10 @@ from broker_node.merge.lerp import lerp
 from broker_node.merge.repair import repair
 from broker_node.merge.stages import Merger
 from broker_node.merge.stages import Rows as Choice
+from node.data.clean import clean_split
 from node.data.datasets import load
 from node.data.files import DataError
 from node.data.rows import Dataset, Rows
-from node.data.split import split_test
 from node.params.architecture import Architecture, apply
 from node.params.permutation import Tensors
 from node.protocol.types import ONE
@@ -71,7 +71,7 @@ def _accuracy(architecture: Architecture, tensors: Tensors, rows: Rows) -> float
 
 def measured(dataset: Dataset, seed: int) -> Figures:
     """Return what a pair of each width scores on the report's rows."""
-    halves = split_test(dataset)
+    halves = clean_split(dataset)
     half = halves.validation.take(np.arange(len(halves.validation) // 2))
     choice = Choice(torch.from_numpy(half.inputs_RF.copy()), torch.from_numpy(half.labels_R.copy()))
     fit, own = FITS[dataset.name], perceptron(dataset, BUYER)

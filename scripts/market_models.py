@@ -25,8 +25,9 @@ from broker_node.evaluate.curve import row_losses
 from broker_node.evaluate.gain import paired_gain
 from broker_node.evaluate.validation import ValidationSet, draw_rows
 from broker_node.verify.stages import Verified
+from node.data.clean import clean_split
 from node.data.rows import Dataset
-from node.data.split import Dirichlet, Division, split_test
+from node.data.split import Dirichlet, Division
 from node.data.streams import stream
 from node.params.architecture import Architecture, layout, permutation_spec, random_init
 from node.params.encoding import decode_file, encode_tensors
@@ -88,7 +89,7 @@ class Agents:
 
     def market(self) -> Market:
         """Return the models with the rows of the data set's clean split."""
-        halves = split_test(self.dataset)
+        halves = clean_split(self.dataset)
         report = halves.report
         return Market(
             self.architecture,

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from broker_node.verify.replicas import Likeness, likeness
+from node.data.clean import clean_split
 from node.data.datasets import load
 from node.data.files import DataError
-from node.data.split import split_test
 from node.data.streams import stream
 from node.params.architecture import Architecture, random_init
 from scripts import disguises, text_models
@@ -85,7 +85,7 @@ def residual_networks(folder: Path, seed: int) -> Trained:
         (start, part): fitted(NETWORK, model, halves[1 - part], TUNING, seed=seed + 1)
         for (start, part), model in models.items()
     }
-    probes_RF = torch.from_numpy(split_test(data).validation.inputs_RF[:PROBES].copy())
+    probes_RF = torch.from_numpy(clean_split(data).validation.inputs_RF[:PROBES].copy())
     return Trained(architecture=NETWORK, models=models, tuned=tuned, probes_RF=probes_RF)
 
 
@@ -109,7 +109,7 @@ def language_models(_folder: Path, seed: int) -> Trained:
         )
         for (start, part), model in models.items()
     }
-    probes = text_models.rows_of(pieces["choice"], context).inputs_RF[:PROBES]
+    probes = text_models.held_out(pieces, context)["choice"].inputs_RF[:PROBES]
     return Trained(
         architecture=TEXT_MODEL,
         models=models,

@@ -9,6 +9,7 @@ rows that are only reported on. No two rows of the last three have a byte in com
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import re
 import shutil
@@ -24,6 +25,7 @@ from torch.nn import functional
 from broker_node.evaluate.curve import row_losses
 from broker_node.verify.checks import verify
 from broker_node.verify.stages import Received, Verified
+from node.data.clean import OverlapError, require_apart
 from node.data.files import DataError
 from node.data.rows import Rows
 from node.params.architecture import Architecture, apply, layout, random_init
@@ -55,6 +57,9 @@ TIMEOUT: Final = 60
 STRETCHES: Final = 20
 SHARES: Final = {"train": 0.88, "choice": 0.04, "score": 0.04, "report": 0.04}
 """Of each stretch, in this order."""
+REPEATED: Final = 0.05
+"""The largest share of a part's rows that may stand word for word in what is trained on: a book
+repeats itself, in one such row of a hundred here; a copy of a stretch does in all."""
 STEPS: Final = 700
 WARM: Final = 50
 BATCH: Final = 16
@@ -117,6 +122,44 @@ def rows_of(pieces: list[NDArray[np.uint8]], context: int = CONTEXT) -> Rows:
     return Rows(
         inputs_RF=windows[:, :-1].astype(np.float32), targets_R=windows[:, -1].astype(np.int64)
     )
+
+
+def held_out(pieces: dict[str, list[NDArray[np.uint8]]], context: int = CONTEXT) -> dict[str, Rows]:
+    """Return the rows of each part but the one that is trained on, of stretches that are apart.
+
+    Raises `OverlapError` for a byte of the text in two parts, for a row in two, and for a part of
+    which more than `REPEATED` stands word for word in what is trained on.
+    """
+    for one, other in itertools.combinations(pieces, 2):
+        if any(np.shares_memory(a, b) for a in pieces[one] for b in pieces[other]):
+            raise OverlapError(
+                f"{OverlapError.reason}: the parts {one} and {other} have bytes of the text in "
+                "common: every window over these is in both; cut them apart"
+            )
+    rows = {name: rows_of(of, context) for name, of in pieces.items() if name != "train"}
+    require_apart(rows)
+    for name, of in rows.items():
+        count = repeated(of, pieces["train"])
+        if count > REPEATED * len(of):
+            raise OverlapError(
+                f"{OverlapError.reason}: {count:,} of {len(of):,} rows of the part {name} stand "
+                "word for word in what is trained on: the stretches are copies of one another"
+            )
+    return rows
+
+
+def repeated(rows: Rows, trained: list[NDArray[np.uint8]]) -> int:
+    """Return how many of the rows stand word for word, at any place, in what is trained on."""
+    inputs_RF, targets_R = rows.inputs_RF, rows.targets_R
+    windows_RF = np.concatenate([inputs_RF, targets_R[:, None]], axis=1).astype(np.uint8)
+    wanted = [window.tobytes() for window in windows_RF]
+    looked_for, found, size = set(wanted), set[bytes](), windows_RF.shape[1]
+    for piece in trained:
+        data = piece.tobytes()
+        for at in range(len(data) - size + 1):
+            if (window := data[at : at + size]) in looked_for:
+                found.add(window)
+    return sum(window in found for window in wanted)
 
 
 def _batch(

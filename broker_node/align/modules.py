@@ -8,7 +8,8 @@ they are refused by name, and `symmetric_matching` matches them by weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from broker_node.align.assignments import assign_all
 from broker_node.align.probing import MAX_ROWS
 from broker_node.align.stages import AlignmentError
+from node.params.families.own_facts import told
 from node.params.permutation import Tensors
 from node.params.symmetry import SymmetrySpec, Units
 from node.params.unit_values import catching, standardised, thinned
@@ -32,8 +34,8 @@ def captured(
 ) -> Captured:
     """Return what the units of each group answer to `inputs` with these tensors, in eval mode.
 
-    Raises `AlignmentError` for a movable group that no layer's outputs are, and for values that
-    are not finite.
+    Raises `AlignmentError` for a movable group that no layer's outputs are, for values that are not
+    finite, and for whatever the module itself raises.
     """
     found: Captured = {}
 
@@ -51,7 +53,7 @@ def captured(
     was = module.training
     try:
         module.eval()
-        with catching(module, group_of, keep):
+        with _named("it is matched on"), catching(module, group_of, keep):
             torch.func.functional_call(module, dict(tensors), inputs)
     finally:
         module.train(was)
@@ -70,9 +72,16 @@ def match_modules(
 ) -> dict[str, torch.Tensor]:
     """Return `perm_U` by group: unit u of ours meets unit ``perm_U[u]`` of theirs.
 
-    Raises as `captured`.
+    Raises as `captured`, and `AlignmentError` for a module whose way through its layers is another
+    with the other tensors.
     """
     sides = [captured(module, spec, tensors, inputs) for tensors in (ours, theirs)]
+    ways = [
+        {group: [values_RU.shape for values_RU in of_group] for group, of_group in side.items()}
+        for side in sides
+    ]
+    if ways[0] != ways[1]:
+        raise AlignmentError("the module takes another way through its layers with other tensors")
     similarities = {
         group: torch.stack([a.T @ b for a, b in zip(of_group, sides[1][group], strict=True)]).sum(0)
         for group, of_group in sides[0].items()
@@ -107,19 +116,23 @@ def reset_normalisation(
     counted = 0
     with torch.no_grad():
         for inputs in batches:
-            try:
+            with _named("it is reset on"):
                 module(*inputs)
-            except torch.OutOfMemoryError:
-                raise  # of a device: a smaller batch may do
-            except Exception as error:  # an operator's own module may raise anything
-                told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-                raise AlignmentError(
-                    f"the module fails on the rows it is reset on: {told}"
-                ) from error
             counted += 1
     if counted == 0:
         raise AlignmentError("normalisation is reset on rows, and there are none")
     return _detached(module.state_dict())
+
+
+@contextmanager
+def _named(which: str) -> Iterator[None]:
+    """Raise what an operator's own module does, which may be anything, as `AlignmentError`."""
+    try:
+        yield
+    except (AlignmentError, torch.OutOfMemoryError):
+        raise  # what `catching` hands on; of a device: a smaller batch may do
+    except Exception as error:
+        raise AlignmentError(f"the module fails on the rows {which}: {told(error)}") from error
 
 
 def _detached(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ is its owner's to guard.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import secrets
@@ -19,6 +20,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 from broker_node.engine.engine import EngineError
@@ -26,6 +28,7 @@ from broker_node.engine.engine import EngineError
 LOOPBACK: Final = "127.0.0.1"
 ERROR: Final = 40
 """The least severe lines that Ray writes to our standard error."""
+QUIET: Final[dict[str, Any]] = {"log_to_driver": False, "logging_level": ERROR}
 CONNECT_SECONDS: Final = 5.0
 OURS: Final = {
     "RAY_AUTH_MODE": "token",
@@ -33,6 +36,14 @@ OURS: Final = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
 }
 NO_REPORTS: Final = {"RAY_USAGE_STATS_ENABLED": "0"}
+STARTS: Final = 3
+"""How often a cluster of our own is started before it is given up.
+
+On a busy machine Ray's processes miss the thirty seconds that they allow one another; a fresh start
+in a new folder often succeeds. A fault that stays costs as many failures, and has an end.
+"""
+KILLED_SECONDS: Final = 5.0
+"""How long processes that were killed are waited for."""
 LOST: Final = (
     "WorkerCrashedError",
     "NodeDiedError",
@@ -48,12 +59,13 @@ class Cluster:
     """A running Ray cluster, and how tasks are run on it; made once for a process."""
 
     def __init__(self, address: str | None) -> None:
-        """Join the cluster at `address`, or start one.
+        """Join the cluster at `address`, or start one, which stays until `close`.
 
-        Raises `EngineError` ``ray-missing`` or ``ray-away``.
+        Raises `EngineError` ``ray-missing`` or ``ray-away``, for whatever reason Ray did not
+        start; nothing of a failed start is left running, and no folder.
         """
         os.environ.update(NO_REPORTS)
-        self._folder: str | None = None
+        self._own: _OwnCluster | None = None
         if address is None:
             os.environ.update(OURS)
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -65,35 +77,40 @@ class Cluster:
             ) from error
         self._options: dict[str, object] = {}
         self._joined = bool(self._ray.is_initialized())
-        if not self._joined:
-            self._join(address)
-        resources = self._ray.cluster_resources()
+        try:
+            if not self._joined:
+                self._start() if address is None else self._join(address)
+            resources = self._ray.cluster_resources()
+        except Exception as error:
+            self.close()
+            take_signals_back()
+            if isinstance(error, EngineError):
+                raise
+            raise EngineError("ray-away", f"{address or 'our own'}: {_line(error)}") from error
         self.cpus = int(resources.get("CPU", 0))
         self.gpus = int(resources.get("GPU", 0))
 
-    def _join(self, address: str | None) -> None:
-        where: dict[str, object] = {"address": address}
-        if address is None:
-            # short, for the paths of sockets in it
-            self._folder = tempfile.mkdtemp(prefix="pm-ray-")
-            where = {
-                "address": "local",
-                "include_dashboard": False,
-                "_node_ip_address": LOOPBACK,
-                "_temp_dir": self._folder,
-            }
-        else:
-            _require_open(address)
+    def _join(self, address: str) -> None:
+        _require_open(address)
         try:
-            self._ray.init(**where, log_to_driver=False, logging_level=ERROR)
+            self._ray.init(address=address, **QUIET)
         except SystemExit as error:  # what Ray does where the other side is not Ray
-            self.close()
             raise EngineError("ray-away", f"{address}: no Ray cluster answers there") from error
-        except (OSError, RuntimeError, ValueError, self._ray.exceptions.RayError) as error:
+
+    def _start(self) -> None:
+        """Start a cluster of our own, afresh where a start fails, up to `STARTS` times."""
+        for _ in range(STARTS):
+            self._own = _OwnCluster(self._ray)
+            failure = self._own.start()
+            if failure is None:
+                return
             self.close()
-            raise EngineError(
-                "ray-away", f"{address or 'a cluster of our own'}: {error}"
-            ) from error
+        raise EngineError(
+            "ray-away",
+            f"Ray did not start here in {STARTS} tries, the last of which said {_line(failure)}; "
+            "start again when the machine is less busy, join a cluster that runs by "
+            "`--ray-address`, or compute in this process by `--engine local`",
+        ) from failure
 
     def needs(self, *, cpus: int, gpus: int, retries: int) -> None:
         """Say what every task takes up, and how often it is tried again when its worker is lost."""
@@ -138,16 +155,85 @@ class Cluster:
         except errors.RayError as error:
             kinds = {kind.__name__ for kind in type(error).__mro__}
             reason = "worker-lost" if kinds & set(LOST) else "ray-away"
-            detail = f"{type(error).__name__}: {error}".partition("\n")[0]
-            raise EngineError(reason, detail[:400]) from error
+            raise EngineError(reason, _line(error)) from error
 
     def close(self) -> None:
         """Leave the cluster; one that we started ends, and its folder goes."""
-        if not self._joined:
+        if self._own is not None:
+            self._own.end()
+            self._own = None
+        elif not self._joined:
             self._ray.shutdown()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+
+
+class _OwnCluster:
+    """A cluster of our own: its folder, and the thread that starts it and stays.
+
+    The kernel kills what Ray has started when the *thread* that started it ends, whether or not
+    the process goes on; a thread lent by a pool ends when it is idle. So this one waits until the
+    cluster is to end. With it goes what a failed start has left, of which Ray itself knows no more.
+    """
+
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+        self._psutil: Any = importlib.import_module("psutil")  # which comes with Ray
+        # short, for the paths of sockets in it
+        self._folder = Path(tempfile.mkdtemp(prefix="pm-ray-"))
+        self._failure: BaseException | None = None
+        self._started, self._ended = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._stay, name="ray", daemon=True)
+
+    def start(self) -> BaseException | None:
+        """Return once it runs, or what Ray raised instead; either way `end` is for the caller."""
+        self._thread.start()
+        self._started.wait()
+        return self._failure
+
+    def _stay(self) -> None:
+        try:
+            self._ray.init(
+                address="local",
+                include_dashboard=False,
+                _node_ip_address=LOOPBACK,
+                _temp_dir=str(self._folder),
+                **QUIET,
+            )
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (Ray raises `Exception` itself)
+            self._failure = error
+        self._started.set()
+        self._ended.wait()
+
+    def end(self) -> None:
+        """Have Ray end its processes, then end what is left of them; the folder goes."""
+        theirs = self._processes()
+        with contextlib.suppress(Exception):  # of half a cluster, which is ended here as well
+            self._ray.shutdown()
+        self._ended.set()
+        self._thread.join()
+        for process in theirs:
+            with contextlib.suppress(self._psutil.Error):
+                process.kill()
+        self._psutil.wait_procs(theirs, timeout=KILLED_SECONDS)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _processes(self) -> list[Any]:
+        """Return what runs in our folder: Ray's processes, and those that these have started.
+
+        These are not ours to the kernel, and one that has just been started outlives its raylet by
+        long enough to make a folder again that was removed.
+        """
+        found = []
+        for child in self._psutil.Process().children():
+            with contextlib.suppress(self._psutil.Error):
+                if any(str(self._folder) in word for word in child.cmdline()):
+                    found += [child, *child.children(recursive=True)]
+        return found
+
+
+def _line(error: BaseException | None) -> str:
+    """Return the kind of a foreign error, and the first line of what it says."""
+    said = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {said}"[:400]
 
 
 def _require_open(address: str) -> None:

@@ -13,45 +13,20 @@ import click
 
 from node.cli.exits import DONE
 from node.cli.invocation import Invocation
-from node.cli.try_ import DEVICES, rows_options
+from node.cli.trial_options import read_validation, run_options, seed_of, trial_options
 
 
 @click.command("survey")
 @click.argument("files", metavar="FILE...", nargs=-1, type=click.Path(path_type=Path))
-@rows_options
-@click.option(
-    "--data-folder", type=click.Path(file_okay=False, path_type=Path), default=None,
-    help="where the files of a built-in data set are  [default: .data]",
-)  # fmt: skip
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=None,
-    help="folder to write survey.json to, and NAME.merged.safetensors for each model that gains "
-    "for sure",
-)  # fmt: skip
-@click.option("--force", is_flag=True, help="replace those files where --out has them already")
-@click.option(
-    "--architecture",
-    default=None,
-    help="mlp:784-256-10, linear:64-10, or a JSON file of {name, config}  [default: by the files' "
-    "metadata, names and shapes]",
+@trial_options(
+    out="folder to write survey.json to, and NAME.merged.safetensors for each model that gains for "
+    "sure"
 )
-@click.option(
-    "--order", default=None, metavar="NAME,NAME,...",
-    help="layers as data flows through them, where names and shapes leave that open",
-)  # fmt: skip
 @click.option(
     "--sort", type=click.Choice(["gain", "name"]), default="gain", show_default=True,
     help="the order of the table",
 )  # fmt: skip
-@click.option(
-    "--seed", default=None, type=click.IntRange(0, 2**63 - 1), metavar="N",
-    help="draws the two halves of the rows  [default: 0]",
-)  # fmt: skip
-@click.option(
-    "--device", type=click.Choice(DEVICES), default="cpu", show_default=True,
-    help="what runs the models; they are lined up, and merged for good, on the CPU",
-)  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="one JSON document on standard output")
+@run_options(device="what runs the models; they are lined up, and merged for good, on the CPU")
 @click.pass_obj
 def survey(node: Invocation | None, /, **options: Any) -> int:
     """Find for each of many checkpoints the best other to merge with, offline.
@@ -80,14 +55,12 @@ def survey(node: Invocation | None, /, **options: Any) -> int:
     line says which, and what to do.
     """  # noqa: D301 (click keeps the lines of a paragraph that begins so)
     invocation = node or Invocation(config=None, flags={}, json_output=False)
-    seed = options["seed"]
-    if seed is None:
-        seed = int(str(invocation.flags.get("seed") or 0))
     if not options["files"]:
         raise click.UsageError("name two safetensors files at least, or a folder of them")
     if not options["data"]:
         raise click.UsageError("say with --data on which rows; see --help")
-    return _run(options, seed=seed, as_json=options["as_json"] or invocation.json_output)
+    as_json = options["as_json"] or invocation.json_output
+    return _run(options, seed=seed_of(options, invocation), as_json=as_json)
 
 
 def _run(options: dict[str, Any], *, seed: int, as_json: bool) -> int:
@@ -101,7 +74,6 @@ def _run(options: dict[str, Any], *, seed: int, as_json: bool) -> int:
     from node.cli.survey_document import document_of, sorted_by
     from node.cli.survey_files import require_survey_room, write_survey
     from node.cli.survey_table import print_survey
-    from node.cli.try_ import read_validation
 
     files, out = files_of(options["files"]), options["out"]
     if out is not None:

@@ -11,8 +11,7 @@ from broker_node.evaluate.crowd import Verdict
 from broker_node.trying.gathering import Gathered
 from broker_node.trying.reading import shown
 from broker_node.trying.survey import Found, Survey
-from broker_node.trying.trial import FEW_ROWS
-from node.cli.try_document import CHANCE, shared_rows
+from node.cli import cautions
 from node.protocol.types import ONE
 
 if TYPE_CHECKING:
@@ -153,36 +152,11 @@ def _warnings(survey: Survey, gathered: Gathered, names: Sequence[str]) -> list[
     if notes:
         more = f"; and {len(notes) - NAMED} more files" if len(notes) > NAMED else ""
         found.append(("converted", "; ".join(notes[:NAMED]) + more))
-    if any(model.inferred for model in models):
-        text = (
-            "ReLU is taken for granted between the layers: names and shapes do not tell it; "
-            "--architecture says that it is so"
-        )
-        found.append(("inferred", text))
-    rows = len(survey.choice.targets_R) + len(survey.confirming.targets_R)
-    if rows < FEW_ROWS:
-        found.append(("few-rows", f"{rows} rows are few: take {FEW_ROWS} or more"))
-    found.extend(_of_rows(survey))
-    return found
-
-
-def _of_rows(survey: Survey) -> list[tuple[str, str]]:
-    found = []
-    targets_R = survey.confirming.targets_R
+    found += cautions.of_inferred([model.inferred for model in models])
+    choice, confirming = survey.choice, survey.confirming
+    found += cautions.of_count(len(choice.targets_R) + len(confirming.targets_R))
     right = [each.own.accuracy for each in survey.found if each.own.accuracy is not None]
-    classes = len(set(targets_R.tolist()))
-    if right and max(right) < CHANCE / classes:
-        text = (
-            f"no model is right in more than {100 * max(right):.1f} % of {classes} classes, hardly "
-            "more than chance: are the rows normalised as in training (--normalise), are they "
-            "ReLU networks?"
-        )
-        found.append(("chance", text))
-    shared = shared_rows(survey.choice.inputs_RF, survey.confirming.inputs_RF)
-    if shared:
-        text = (
-            f"{shared:,} of the {len(targets_R):,} rows that confirm are among those that choose, "
-            "to the byte: gains are flattered by as many; bring each row once"
-        )
-        found.append(("rows-overlap", text))
+    best = max(right, default=None)
+    found += cautions.of_chance(best, confirming.targets_R, "no model is right in more than")
+    found += cautions.of_overlap(choice.inputs_RF, confirming.inputs_RF, "confirm")
     return found

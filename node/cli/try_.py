@@ -17,76 +17,29 @@ from node.cli.own_modules import (
     named_architecture,
     shape_options,
 )
+from node.cli.trial_options import read_validation, run_options, seed_of, trial_options
 
 if TYPE_CHECKING:
     from broker_node.evaluate.metrics import Metric
-    from broker_node.evaluate.validation import ValidationSet
     from broker_node.trying.reading import Checkpoint
-    from broker_node.trying.receipt import Described
-    from node.data.own_rows import OwnRows
     from node.params.architecture import Architecture
 
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
-DEVICES: Final = ("cpu", "cuda", "mps", "auto")
 MAX_MODELS: Final = 65
 """The buyer's, and as many sold ones as a receipt names."""
 
 
-def rows_options(command: Any) -> Any:
-    """Add the options that say which rows are measured on; `verify` takes them too."""
-    for option in (
-        click.option(
-            "--normalise",
-            default=None,
-            help="as in training: auto (bytes over 255, other numbers as they are), none, mnist, "
-            "fashion, or MEAN,STD after the division  [default: auto]",
-        ),
-        click.option(
-            "--label",
-            default=None,
-            help="column of a CSV file that holds the label: first, last, or its heading  "
-            "[default: last]",
-        ),
-        click.option(
-            "--data",
-            default=None,
-            metavar="ROWS",
-            help="labelled rows that no model was trained on: a CSV file, an .npz file of x and "
-            "y, a folder of IDX files, or digits, mnist, fashion, linear",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
 @click.command("try")
 @click.argument("models", metavar="A B [C ...]", nargs=-1, type=click.Path(path_type=Path))
-@rows_options
-@click.option(
-    "--data-folder", type=click.Path(file_okay=False, path_type=Path), default=None,
-    help="where the files of a built-in data set are  [default: .data]",
-)  # fmt: skip
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=None,
-    help="folder to write merged.safetensors, card.md, receipt.json, curves.csv and plot.svg to",
-)  # fmt: skip
-@click.option("--force", is_flag=True, help="replace those files where --out has them already")
+@trial_options(
+    out="folder to write merged.safetensors, card.md, receipt.json, curves.csv and plot.svg to"
+)
 @click.option(
     "--base", type=click.Path(path_type=Path), default=None,
     help="where A, B, C are adapters, folders of PEFT: the weights that they are of",
 )  # fmt: skip
-@click.option(
-    "--architecture",
-    default=None,
-    help="mlp:784-256-10, linear:64-10, or a JSON file of {name, config}  [default: by the file's "
-    "metadata, names and shapes]",
-)
 @module_option
 @shape_options
-@click.option(
-    "--order", default=None, metavar="NAME,NAME,...",
-    help="layers as data flows through them, where names and shapes leave that open",
-)  # fmt: skip
 @click.option(
     "--align",
     multiple=True,
@@ -110,19 +63,13 @@ def rows_options(command: Any) -> Any:
     "model answers features with outputs, batch is (features, targets), the answer one number. "
     "This runs that code of yours, unconfined",
 )  # fmt: skip
-@click.option(
-    "--seed", default=None, type=click.IntRange(0, 2**63 - 1), metavar="N",
-    help="draws the two halves of the rows  [default: 0]",
-)  # fmt: skip
-@click.option(
-    "--device", type=click.Choice(DEVICES), default="cpu", show_default=True,
-    help="what runs the models, and computes joint-matching's similarities in bfloat16; other "
-    "alignments, merges and the bytes that are written are the CPU's",
-)  # fmt: skip
 @click.option("--sign", is_flag=True, help="sign the receipt with the account of --data-dir")
 @click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="for --sign")
 @click.option("--password-file", type=FILE, default=None, help="for --sign  [default: asked for]")
-@click.option("--json", "as_json", is_flag=True, help="one JSON document on standard output")
+@run_options(
+    device="what runs the models, and computes joint-matching's similarities in bfloat16; other "
+    "alignments, merges and the bytes that are written are the CPU's"
+)
 @click.pass_obj
 def try_(node: Invocation | None, /, **options: Any) -> int:
     """Try which checkpoints merge well, offline: no network, no chain, no account.
@@ -169,9 +116,6 @@ def try_(node: Invocation | None, /, **options: Any) -> int:
     an option cannot be used; the line says which, and what to do.
     """  # noqa: D301 (click keeps the lines of a paragraph that begins so)
     invocation = node or Invocation(config=None, flags={}, json_output=False)
-    seed = options["seed"]
-    if seed is None:
-        seed = int(str(invocation.flags.get("seed") or 0))
     paths: Sequence[Path] = options["models"]
     if len(paths) < 2:
         raise click.UsageError("name two models at least: yours first, then what may improve it")
@@ -187,7 +131,7 @@ def try_(node: Invocation | None, /, **options: Any) -> int:
     if options["sign"] and options["out"] is None:
         raise click.UsageError("--sign signs a receipt: say with --out where it goes")
     as_json = options["as_json"] or invocation.json_output
-    return _run(invocation, options, seed=seed, as_json=as_json)
+    return _run(invocation, options, seed=seed_of(options, invocation), as_json=as_json)
 
 
 def _run(node: Invocation, options: dict[str, Any], *, seed: int, as_json: bool) -> int:
@@ -311,40 +255,6 @@ def read_models(
             require_alike(models[0], model)
         models.append(model)
     return models
-
-
-def read_validation(
-    buyer: Checkpoint, options: dict[str, Any]
-) -> tuple[OwnRows, ValidationSet, Described]:
-    """Return the rows that the options name, fit for the buyer's model. Raises `DataError`."""
-    from broker_node.evaluate.validation import ValidationSet
-    from broker_node.trying.receipt import Described
-    from node.data.folder import default_data_folder
-    from node.data.own_rows import AUTO, read_rows
-
-    own = read_rows(
-        options["data"],
-        label=options["label"] or "last",
-        normalise=options["normalise"] or AUTO,
-        data_folder=options["data_folder"] or default_data_folder(),
-    )
-    model = buyer.model.architecture.model
-    rows = own.for_model(model.input_width(), outputs_of(buyer))
-    described = Described(
-        name=Path(own.name).name or own.name, label=own.label, normalise=own.normalise
-    )
-    return own, ValidationSet.of(rows), described
-
-
-def outputs_of(checkpoint: Checkpoint) -> int:
-    """Return how many numbers a model answers with."""
-    import torch
-
-    from node.params.architecture import apply
-
-    model = checkpoint.model
-    width = model.architecture.model.input_width()
-    return int(apply(model.architecture, model.tensors, torch.zeros(1, width)).shape[-1])
 
 
 def load_metric(name: str) -> Metric:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import torch
-
 from broker_node.evaluate.doubts import answers_alike, valleys
 from broker_node.trying.controls import Control
 from broker_node.trying.making import Candidate, is_usual
@@ -17,8 +15,8 @@ from broker_node.trying.reading import Checkpoint, shown
 from broker_node.trying.receipt import TrialReceipt
 from broker_node.trying.scales import STRANGE, scale_spread
 from broker_node.trying.scoring import Score
-from broker_node.trying.trial import FEW_ROWS, Trial
-from node.data.clean import row_digests
+from broker_node.trying.trial import Trial
+from node.cli import cautions
 from node.devnet.report.words import legible
 from node.protocol.types import ONE
 
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
     from node.data.own_rows import OwnRows
 
 FORMAT: Final = "pm-node try 1"
-CHANCE: Final = 1.5
-"""An accuracy under so many times 1 / classes looks like no model of these rows."""
 
 
 def labels_of(models: Sequence[Checkpoint]) -> list[str]:
@@ -238,43 +234,17 @@ def _warnings(
     )
     found.extend(("converted", note) for model in models for note in model.notes)
     found.extend(("computed-otherwise", said) for said in trial.fallbacks)
-    if any(model.inferred for model in models):
-        text = (
-            "ReLU is taken for granted between the layers: names and shapes do not tell it; "
-            "--architecture says that it is so"
-        )
-        found.append(("inferred", text))
-    rows = len(trial.choice.targets_R) + len(trial.scored.targets_R)
-    if rows < FEW_ROWS:
-        found.append(("few-rows", f"{rows} rows are few: take {FEW_ROWS} or more"))
-    found.extend(_of_classes(trial))
+    found += cautions.of_inferred([model.inferred for model in models])
+    choice, scored = trial.choice, trial.scored
+    found += cautions.of_count(len(choice.targets_R) + len(scored.targets_R))
+    found += cautions.of_chance(trial.buyer.accuracy, scored.targets_R, "A is right in")
     found.extend(_of_answers(trial, models, labels))
     found.extend(_of_curves(trial, labels))
     found.extend(_of_scales(trial, models, labels))
-    shared = shared_rows(trial.choice.inputs_RF, trial.scored.inputs_RF)
-    if shared:
-        text = (
-            f"{shared:,} of the {len(trial.scored.targets_R):,} rows that score are among those "
-            "that choose, to the byte: the gain is flattered by as many; bring each row once"
-        )
-        found.append(("rows-overlap", text))
+    found += cautions.of_overlap(choice.inputs_RF, scored.inputs_RF, "score")
     if chosen is not None and chosen.gain is not None and chosen.gain.bound <= 0:
         found.append(("unsure", "the gain is not sure: its 95% bound is not above 0"))
     return [{"name": name, "text": text} for name, text in found]
-
-
-def _of_classes(trial: Trial) -> list[tuple[str, str]]:
-    targets_R = trial.scored.targets_R
-    if targets_R.is_floating_point() or trial.buyer.accuracy is None:
-        return []
-    classes = len(set(targets_R.tolist()))
-    if trial.buyer.accuracy >= CHANCE / max(classes, 1):
-        return []
-    text = (
-        f"A is right in {100 * trial.buyer.accuracy:.1f} % of {classes} classes, hardly more than "
-        "chance: are the rows normalised as in training (--normalise), is it a ReLU network?"
-    )
-    return [("chance", text)]
 
 
 def _of_answers(
@@ -303,7 +273,7 @@ def _of_scales(
         theirs = scale_spread(model.model)
         if theirs is not None and theirs > own + STRANGE:
             text = (
-                f"{label} ({legible(model.path.name, 60)}) has ReLU units in strange scales: nine "
+                f"{label} ({legible(model.path.name, 60)}) has units in strange scales: nine "
                 f"in ten within a factor of {2**theirs:.0f} of balanced, A's within {2**own:.1f}. "
                 "What it computes is the same, and matching undoes them; `identity` merges them as "
                 "they are, and says little of the model"
@@ -324,12 +294,6 @@ def _of_curves(trial: Trial, labels: list[str]) -> list[tuple[str, str]]:
             )
             found.append(("several-minima", text))
     return found
-
-
-def shared_rows(one_RF: torch.Tensor, other_RF: torch.Tensor) -> int:
-    """Return how many of the other rows are among the first ones, features alone."""
-    known = set(row_digests(one_RF.numpy()))
-    return sum(row in known for row in row_digests(other_RF.numpy()))
 
 
 def file_name(path: str) -> str:

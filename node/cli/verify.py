@@ -10,7 +10,7 @@ import click
 
 from node.cli.invocation import Invocation, on_node
 from node.cli.own_modules import allow_as_said, module_option
-from node.cli.try_ import rows_options
+from node.cli.trial_options import rows_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -28,7 +28,7 @@ def verify_trial(
     """Check a receipt against files. Raises `MarketError` naming the field that does not hold."""
     from broker_node.trying.reading import read_adapters, read_beside, read_checkpoint
     from broker_node.trying.receipt import check_receipt
-    from node.cli.try_ import read_validation
+    from node.cli.trial_options import read_validation
     from node.cli.try_receipt_file import read
     from node.params.architecture import parse_architecture
     from node.params.merges import is_adapter

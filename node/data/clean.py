@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from node.data.files import DataError
 from node.data.rows import Dataset, Rows
-from node.data.split import SplitProtocol, split_test
+from node.data.split import HeldOut, SplitProtocol, split_test
 
 DIGEST_BYTES: Final = 16
 AT_ONCE: Final = 4_096
@@ -109,3 +109,13 @@ def require_clean(dataset: Dataset, protocol: SplitProtocol = "clean") -> Parts:
             "reported on": held_out.report,
         }
     )
+
+
+def clean_split(dataset: Dataset, *, protocol: SplitProtocol = "clean") -> HeldOut:
+    """Return what `split_test` does, of rows that are apart as `require_clean` wants them.
+
+    The way in for whatever trains and evaluates on the rows of one data set. Raises
+    `OverlapError`.
+    """
+    require_clean(dataset, protocol)
+    return split_test(dataset, protocol=protocol)

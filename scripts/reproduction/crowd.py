@@ -29,9 +29,10 @@ from broker_node.mechanisms.ask import market_ask
 from broker_node.mechanisms.bayesian_ask import learned_ask
 from broker_node.mechanisms.nash_many import nash_many
 from broker_node.mechanisms.price import bargain
+from node.data.clean import clean_split
 from node.data.datasets import load
 from node.data.rows import Rows
-from node.data.split import Dirichlet, Division, split_test
+from node.data.split import Dirichlet, Division
 from node.params.recipe import interpolate
 from node.protocol.fees import BASIS_POINTS
 from node.protocol.types import ONE, Digest, Millionths, Wei
@@ -290,7 +291,7 @@ class Crowd:
         spec = self.setting.spec(self.size.dataset)
         dataset = load(self.size.dataset, spec.data, seed=self.seed)
         self.classes = dataset.classes
-        held_out = split_test(dataset, protocol=protocol_of(spec.config(self.seed)))
+        held_out = clean_split(dataset, protocol=protocol_of(spec.config(self.seed)))
         self.validation = held_out.validation
         division = Division(
             dataset=dataset,

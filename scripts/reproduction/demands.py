@@ -23,9 +23,9 @@ import torch
 
 from broker_node.mechanisms.fusion import Weights, fuse_layers
 from broker_node.mechanisms.reading import Floats
+from node.data.clean import clean_split
 from node.data.datasets import load
 from node.data.rows import Rows
-from node.data.split import split_test
 from node.data.streams import stream
 from node.training.mlp import MlpTrainer, Settings
 
@@ -93,7 +93,7 @@ def measured(seed: int, data_folder: Path, sellers: int = SELLERS) -> Floats:
     """
     torch.set_num_threads(1)
     dataset = load("digits", data_folder)
-    judged = split_test(dataset).validation
+    judged = clean_split(dataset).validation
     sizes = [*BUYER_ROWS, *stream(seed, 61).integers(*SELLER_ROWS, size=sellers, endpoint=True)]
     held: list[Rows] = []
     for party, rows in enumerate(sizes):

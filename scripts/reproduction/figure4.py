@@ -22,9 +22,9 @@ from rich.table import Table
 from broker_node.evaluate.evaluation import Evaluated
 from broker_node.evaluate.validation import ValidationSet
 from broker_node.verify.stages import Verified
+from node.data.clean import clean_split
 from node.data.linear import HOLDINGS, NOISE_VARIANCES, draw_linear, true_parameters
 from node.data.rows import Dataset
-from node.data.split import split_test
 from node.devnet.arms import ARMS, OUT_OF_MARKET
 from node.devnet.report.differences import better_by
 from node.devnet.report.style import ARM_COLOURS, as_png
@@ -80,14 +80,14 @@ class RelatedTasks(LinearMarket):
     def _trainer(self, number: int) -> Trainer:
         rows = self.rows_of(number)
         protocol = protocol_of(self.spec.config(self.seed))
-        trainer = LinearTrainer(rows=rows.train, report=split_test(rows, protocol=protocol).report)
+        trainer = LinearTrainer(rows=rows.train, report=clean_split(rows, protocol=protocol).report)
         self._trainers.append(trainer)
         return trainer
 
     def _validation(self) -> ValidationSet:
         protocol = protocol_of(self.spec.config(self.seed))
         self._validations = [
-            ValidationSet.of(split_test(self.rows_of(number), protocol=protocol).validation)
+            ValidationSet.of(clean_split(self.rows_of(number), protocol=protocol).validation)
             for number in range(len(AGENTS))
         ]
         return self._validations[0]

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from broker_node.mechanisms.fusion import fuse_layers
+from node.data.clean import clean_split
 from node.data.datasets import load
 from node.data.rows import Dataset, Rows
-from node.data.split import split_test
 from node.data.streams import stream
 from node.training.mlp import MlpTrainer, Settings
 from scripts.reproduction.engine import Json
@@ -102,7 +102,7 @@ def dealt(split: Sequence[int], rows: int) -> list[int]:
 def _trainers(
     dataset: Dataset, split: Sequence[int], seed: int, *, apart: bool
 ) -> list[MlpTrainer]:
-    report = split_test(dataset).report
+    report = clean_split(dataset).report
     report = report.take(np.arange(min(len(report), REPORT_ROWS), dtype=np.int64))
     order = stream(seed, 81).permutation(len(dataset.train)).astype(np.int64)
     edges = np.cumsum([0, *dealt(split, ROWS)])

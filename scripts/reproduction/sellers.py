@@ -23,6 +23,7 @@ from sklearn.tree import DecisionTreeClassifier
 from broker_node.mechanisms.gain_cache import GainCache, OnceGain
 from broker_node.mechanisms.reading import Floats
 from broker_node.mechanisms.shapley_values import shapley_values
+from node.data.clean import clean_split
 from node.data.datasets import load
 from node.data.rows import Dataset, Rows
 from node.data.split import Dirichlet, Division
@@ -128,6 +129,7 @@ def trained(division: str, data_folder: Path, cache_folder: Path) -> dict[str, A
     """Return each model's accuracy on all rows and its sellers' Shapley values, as JSON."""
     torch.set_num_threads(1)
     dataset = load("digits", data_folder)
+    judged = clean_split(dataset, protocol="paper").report
     parts = parts_of(dataset, division)
     cache_folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"rows": [len(part) for part in parts], "models": {}}
@@ -136,7 +138,7 @@ def trained(division: str, data_folder: Path, cache_folder: Path) -> dict[str, A
         recipe = f"digits {cached} {DIVISION_SEED} {model} {PERCEPTRON} {EPOCHS}"
         market = Digest(hashlib.sha256(recipe.encode()).digest())
         with GainCache(cache_folder / f"triplewin-{cached}.gains", market, SELLERS) as cache:
-            game = performances(model, parts, dataset.test, cache)
+            game = performances(model, parts, judged, cache)
         exact = shapley_values(game)
         values = sampled(game, SELLERS, number) if division == SAMPLED else exact
         found["models"][model] = {

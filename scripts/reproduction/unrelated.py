@@ -29,9 +29,9 @@ from broker_node.evaluate.validation import ValidationSet
 from broker_node.verify.checks import verify
 from broker_node.verify.stages import Received, Verified
 from node.agent.strategies.lemon import spoilt
+from node.data.clean import clean_split
 from node.data.datasets import load
 from node.data.rows import CLASSES, Dataset, Rows
-from node.data.split import split_test
 from node.data.streams import stream
 from node.devnet.floor import run_seed
 from node.params.encoding import weights_root
@@ -164,7 +164,7 @@ class Agent:
             agents=AGENTS,
             seed=seed,
         )
-        held_out = split_test(dataset)
+        held_out = clean_split(dataset)
         self.trainer = MlpTrainer(
             rows=moved(division_of(task, dataset).rows_of(number), move, seed),
             report=moved(held_out.report, move, seed),

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from broker_node.evaluate.doubts import valleys
-from node.cli.try_document import shared_rows
+from node.cli.cautions import shared_rows
 from node.data.own_rows import read_rows
 from node.params.architecture import Architecture, permutation_spec, random_init
 from node.params.permutation import Tensors, rescale

@@ -6,7 +6,6 @@ import dataclasses
 import importlib.util
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -248,30 +247,6 @@ def test_trials_on_the_cluster_are_those_of_the_process_bit_for_bit(
             for engine in (cluster, appraiser)
         ]
         assert figures[0] == figures[1]
-
-
-@needs_ray
-def test_a_signal_is_ours_again_once_the_cluster_runs() -> None:
-    program = """
-import signal, sys, threading, time
-from broker_node.engine.cluster import Cluster, take_signals_back
-heard = []
-signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
-starting = threading.Thread(target=lambda: made.append(Cluster(None)))
-made = []
-starting.start()
-starting.join()
-take_signals_back()
-signal.raise_signal(signal.SIGTERM)
-time.sleep(4)
-made[0].close()
-print(heard)
-"""
-    ran = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=200
-    )
-    assert (ran.returncode, ran.stdout.split()) == (0, ["[1]"])
-    assert "SIGTERM" not in ran.stderr
 
 
 @needs_ray

@@ -255,6 +255,39 @@ def test_values_of_a_module_that_overflow_are_refused_by_name() -> None:
     assert not module[0]._forward_hooks
 
 
+class Moody(torch.nn.Module):
+    """Fails on negative biases, and goes through its layer twice on large ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 3)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        mood = float(self.layer.bias[0])
+        if mood < 0:
+            raise IndexError("in no mood\nfor that")
+        answers: torch.Tensor = self.layer(self.layer(rows) if mood > 5 else rows)
+        return answers
+
+
+def test_what_a_module_raises_as_it_is_matched_is_named_and_leaves_it_as_it_was() -> None:
+    module = Moody()
+    axes = {"layer.weight": (Units("h"), Fixed(3)), "layer.bias": (Units("h"),)}
+    spec = SymmetrySpec(groups={"h": UnitGroup(3)}, axes=axes)
+    good, bad, twice = (
+        {**module.state_dict(), "layer.bias": torch.full((3,), mood)} for mood in (0.0, -1.0, 9.0)
+    )
+    rows = (torch.randn(4, 3),)
+    with pytest.raises(AlignmentError, match="it is matched on: IndexError: in no mood for that"):
+        match_modules(module, spec, good, bad, rows)
+    assert module.training
+    assert not module.layer._forward_hooks
+    with pytest.raises(AlignmentError, match="another way through its layers"):
+        match_modules(module, spec, good, twice, rows)
+    with pytest.raises(AlignmentError, match="it is matched on: RuntimeError"):
+        match_modules(module, spec, good, good, (torch.randn(4, 5),))
+
+
 def test_a_merge_is_normalised_by_what_it_answers_itself() -> None:
     torch.manual_seed(3)
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))

@@ -246,15 +246,23 @@ class Party:
         assert offer is not None
         return name, offer
 
-    async def submit(self, offer: Offer, blob: bytes) -> None:
-        """Sign an offer, serve `blob` for it, and submit it. Raises what the broker answers."""
+    def serves(self, blob: bytes) -> Digest:
+        """Hold a blob, and give it to whoever asks. Returns its root."""
+        root = self.station.blobs.put_bytes(blob).root
+        self.station.served.add(root)
+        return root
+
+    async def submits(self, statement: bytes) -> None:
+        """Submit an offer as it was signed. Raises what the broker answers."""
         from node.protocol.messages import Submit, Submitted
 
-        held = self.station.blobs.put_bytes(blob)
-        self.station.served.add(held.root)
-        _, data = self.station.sign(offer)
         broker = self.market.broker.peer_id
-        await self.station.ask(broker, Submit(statement=data), Submitted, seconds=10)
+        await self.station.ask(broker, Submit(statement=statement), Submitted, seconds=10)
+
+    async def submit(self, offer: Offer, blob: bytes) -> None:
+        """Sign an offer, serve `blob` for it, and submit it. Raises what the broker answers."""
+        self.serves(blob)
+        await self.submits(self.station.sign(offer)[1])
 
     async def buy(self, seller: Party, base: tuple[Digest, Offer] | None = None) -> Trade:
         """Try the seller's newest offer on ours and buy it, as the learner does."""

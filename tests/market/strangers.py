@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -14,7 +15,7 @@ from node.params.encoding import encode_tensors
 from node.protocol import merkle
 from node.protocol.offer import Offer
 from node.protocol.types import Digest, UnixTime, Wei
-from tests.market.market import TASK, Market, Party, architecture, weights
+from tests.market.market import TASK, Market, Party, architecture, open_market, weights
 
 MESHSUB = "/meshsub/1.1.0"
 
@@ -42,6 +43,15 @@ async def a_trade_goes_on(market: Market) -> AsyncIterator[None]:
         nursery.start_soon(trade)
         yield
     assert ends == ["paid"]
+
+
+@asynccontextmanager
+async def market_with_a_thief(folder: Path) -> AsyncIterator[tuple[Market, Party, Party, Party]]:
+    """A market that refuses replicas: a seller, a buyer, and who would sell the seller's model."""
+    async with open_market(folder, replicas="refuse") as market:
+        seller = await market.join("seller", Agent)
+        buyer = await market.join("buyer", Agent)
+        yield market, seller, buyer, await market.join("thief", Agent)
 
 
 def root_of(blob: bytes) -> Digest:

@@ -76,9 +76,7 @@ async def test_a_round_with_nobody_but_a_seller_that_is_gone_ends_with_a_reason(
             await buyer.offer()
             await gone.start()
             await eventually(lambda: market.hears(gone), "the seller again")
-            gone.station.served.add(
-                gone.station.blobs.put_bytes(encode_tensors(weights("gone"))).root
-            )
+            gone.serves(encode_tensors(weights("gone")))
             step = await buyer.shell.session.step()
         assert step.bought
 

@@ -14,9 +14,8 @@ from node.observe import Record
 from node.params.encoding import encode_tensors
 from node.protocol import merkle
 from node.protocol.errors import RemoteProtocolError
-from node.protocol.messages import Submit, Submitted
-from tests.market.market import Market, Party, eventually, open_market, weights
-from tests.market.strangers import offer_of, root_of
+from tests.market.market import Party, eventually, open_market, weights
+from tests.market.strangers import market_with_a_thief, offer_of, root_of
 
 WEIGHTS = weights("seller")
 
@@ -30,22 +29,15 @@ async def claims(thief: Party, *, nonce: int = 7) -> bytes:
     return data
 
 
-async def submits(party: Party, market: Market, data: bytes) -> None:
-    await party.station.ask(market.broker.peer_id, Submit(statement=data), Submitted, seconds=10)
-
-
 async def test_a_root_that_a_thief_named_first_is_sold_by_who_has_its_bytes(
     tmp_path: Path,
 ) -> None:
-    async with open_market(tmp_path, replicas="refuse") as market:
-        seller = await market.join("seller", Agent)
-        buyer = await market.join("buyer", Agent)
-        thief = await market.join("thief", Agent)
+    async with market_with_a_thief(tmp_path) as (market, seller, buyer, thief):
         claim = await claims(thief)
         await seller.offer(WEIGHTS)
         assert seller.blamed("submit") == []
         with pytest.raises(RemoteProtocolError, match="unknown-weights"):
-            await submits(thief, market, claim)  # it has no bytes to show
+            await thief.submits(claim)  # it has no bytes to show
         assert market.broker.heard(ReplicaFound) == []
         await market.see_paid(await buyer.buy(seller), buyer, seller)
 
@@ -59,33 +51,28 @@ async def test_who_was_heard_first_shows_its_bytes_though_another_brought_them(
         thief = await market.join("thief", Agent)
         await claims(seller)
         stolen = await claims(thief, nonce=8)
-        held = thief.station.blobs.put_bytes(encode_tensors(WEIGHTS))
-        thief.station.served.add(held.root)
-        await submits(thief, market, stolen)
+        thief.serves(encode_tensors(WEIGHTS))
+        await thief.submits(stolen)
         await seller.offer(WEIGHTS)
         assert seller.blamed("submit") == []
         assert {found.seller for found in market.broker.heard(ReplicaFound)} == {thief.account}
         with pytest.raises(RemoteProtocolError, match="replica"):
-            await submits(thief, market, stolen)
+            await thief.submits(stolen)
 
 
 async def test_a_thief_that_has_only_the_hashes_of_the_leaves_has_shown_nothing(
     tmp_path: Path,
 ) -> None:
     """They are given to whoever names a trade, paid or not: anybody can pass them on."""
-    async with open_market(tmp_path, replicas="refuse") as market:
-        seller = await market.join("seller", Agent)
-        buyer = await market.join("buyer", Agent)
-        thief = await market.join("thief", Agent)
+    async with market_with_a_thief(tmp_path) as (market, seller, buyer, thief):
         claim = await claims(thief)
         await seller.offer(WEIGHTS)
         blobs, blob = thief.station.blobs, encode_tensors(WEIGHTS)
-        held = blobs.put_bytes(blob)
-        thief.station.served.add(held.root)
+        root = thief.serves(blob)
         # a perfect list of hashes, and all of the bytes but one
-        blobs.path(held.root).write_bytes(blob[:-1] + bytes([blob[-1] ^ 1]))
+        blobs.path(root).write_bytes(blob[:-1] + bytes([blob[-1] ^ 1]))
         with pytest.raises(RemoteProtocolError, match="wrong-chunk"):
-            await submits(thief, market, claim)
+            await thief.submits(claim)
         assert market.broker.heard(ReplicaFound) == []
         await market.see_paid(await buyer.buy(seller), buyer, seller)
 
@@ -103,11 +90,10 @@ async def test_the_rest_of_anothers_download_shows_no_bytes_of_a_whole_model(
         sink.close()
         claim = await claims(thief)
         await claims(seller)
-        held = thief.station.blobs.put_bytes(blob)
-        thief.station.served.add(held.root)
+        thief.serves(blob)
         thief.station.blobs.path(root).write_bytes(bytes(len(blob)))
         with pytest.raises(RemoteProtocolError, match="wrong-chunk"):
-            await submits(thief, market, claim)
+            await thief.submits(claim)
         await seller.offer(WEIGHTS)
         assert seller.blamed("submit") == []
         assert market.broker.heard(ReplicaFound) == []

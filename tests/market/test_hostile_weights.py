@@ -12,13 +12,11 @@ import torch
 
 from node.agent.agent import Agent
 from node.params.encoding import encode_tensors
-from node.protocol import cbor, messages
+from node.protocol import cbor
 from node.protocol.errors import RemoteProtocolError
-from node.protocol.offer import Offer
 from node.protocol.parameters import TensorSpec, encode_header
 from node.protocol.types import Digest
 from tests.market.market import (
-    Party,
     open_market,
 )
 from tests.market.strangers import GOOD_BLOB, a_trade_goes_on, offer_of, pair, root_of
@@ -112,27 +110,17 @@ async def test_other_bytes_than_were_promised_are_refused_by_the_broker(tmp_path
             hostile.station.served.add(root)
             for _ in range(2):
                 with pytest.raises(RemoteProtocolError) as caught:
-                    await submit_only(hostile, promised)
+                    await hostile.submits(hostile.station.sign(promised)[1])
                 assert caught.value.reason == "wrong-chunk"
             # weights that are not there at all
             path.unlink()
             with pytest.raises(RemoteProtocolError) as caught:
-                await submit_only(hostile, promised)
+                await hostile.submits(hostile.station.sign(promised)[1])
             assert caught.value.reason == "unknown-weights"
             # and more than anybody takes
             huge = dataclasses.replace(
                 promised, byte_length=2**60, leaf_count=2**50, nonce=promised.nonce + 1_000
             )
             with pytest.raises(RemoteProtocolError) as caught:
-                await submit_only(hostile, huge)
+                await hostile.submits(hostile.station.sign(huge)[1])
             assert caught.value.reason == "too-large"
-
-
-async def submit_only(party: Party, offer: Offer) -> None:
-    _, data = party.station.sign(offer)
-    await party.station.ask(
-        party.market.broker.peer_id,
-        messages.Submit(statement=data),
-        messages.Submitted,
-        seconds=10,
-    )

@@ -12,11 +12,11 @@ from broker_node.provenance import Found
 from node.agent.agent import Agent
 from node.params.encoding import encode_tensors
 from node.protocol.errors import RemoteProtocolError
-from node.protocol.messages import Submit, Submitted, TrialRequest, TrialResult
+from node.protocol.messages import TrialRequest, TrialResult
 from node.protocol.offer import Offer
 from node.protocol.types import ONE, Millionths, UnixTime
 from tests.market.market import ETHER, Market, Party, open_market, weights
-from tests.market.strangers import offer_of
+from tests.market.strangers import market_with_a_thief, offer_of
 
 
 def blames(market: Market, seller: Party, offer: Offer, of: Party) -> None:
@@ -34,18 +34,13 @@ def blames(market: Market, seller: Party, offer: Offer, of: Party) -> None:
 async def test_a_root_copied_from_gossip_and_backdated_takes_no_sale_from_its_seller(
     tmp_path: Path,
 ) -> None:
-    async with open_market(tmp_path, replicas="refuse") as market:
-        seller = await market.join("seller", Agent)
-        buyer = await market.join("buyer", Agent)
-        thief = await market.join("thief", Agent)
+    async with market_with_a_thief(tmp_path) as (market, seller, buyer, thief):
         _, honest = await seller.offer()
         blob = encode_tensors(weights("seller"))
         claimed = offer_of(thief, blob, issued_at=UnixTime(honest.issued_at - 60))
         _, data = thief.station.sign(claimed)  # it serves nothing
         with pytest.raises(RemoteProtocolError, match="replica"):
-            await thief.station.ask(
-                market.broker.peer_id, Submit(statement=data), Submitted, seconds=10
-            )
+            await thief.submits(data)
         assert {f.seller for f in market.broker.heard(ReplicaFound)} == {thief.account}
         await seller.offer()
         assert seller.blamed("submit") == []
@@ -61,8 +56,7 @@ async def test_a_base_that_was_fetched_for_a_trial_is_its_owners_from_then_on(
         intake = market.broker.shell.intake
         blob = encode_tensors(weights("owner"))
         base = offer_of(owner, blob)
-        held = owner.station.blobs.put_bytes(blob)
-        owner.station.served.add(held.root)
+        owner.serves(blob)
         await intake.verified(base)  # as a quorum's member does, of what was submitted to another
         assert intake.provenance.committed(owner.account, base.weights_root)
         claimed = offer_of(thief, blob, nonce=7, issued_at=UnixTime(base.issued_at - 60))

@@ -52,7 +52,7 @@ async def test_goods_that_are_not_as_long_as_their_layers_are_never_paid_for(
         base = await buyer.offer()
         for blob in (GOOD_BLOB[:-1_024], GOOD_BLOB + bytes(4)):
             offer = offer_of(seller, blob)
-            seller.station.served.add(seller.station.blobs.put_bytes(blob).root)
+            seller.serves(blob)
             name, data = seller.station.sign(offer)
             await seller.station.publish(data)
             await eventually(functools.partial(buyer.station.book.data_of, name), "the offer")

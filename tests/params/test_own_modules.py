@@ -174,6 +174,24 @@ def test_an_operator_is_told_what_is_wrong_with_a_name(said: str, told: str) -> 
         allow_said([said])
 
 
+def test_one_function_named_under_two_shapes_is_two_architectures() -> None:
+    small, large = own(mine.residual, 1, 8, 8), own(mine.residual, 1, 12, 12)
+    prepare()
+    for architecture, side in ((small, 8), (large, 12)):
+        assert parse_architecture(architecture.text) == architecture
+        rows_RF = torch.zeros(2, side * side)
+        assert apply(architecture, random_init(architecture, 0), rows_RF).shape == (2, 10)
+        assert permutation_spec(architecture).groups
+    assert small.text != large.text
+    assert layout(small) == layout(large)  # the same weights fit both, and neither is the other
+    other = small.text.replace("[1,8,8]", "[1,9,9]")
+    with pytest.raises(
+        ArchitectureError, match=r"known is `.*:residual 1,12,12`, `.* 1,8,8`"
+    ) as no:
+        parse_architecture(other)
+    assert no.value.reason == "unknown-architecture"
+
+
 def test_what_one_process_was_told_another_of_the_same_operator_can_be_told() -> None:
     name = mine.name_of(mine.residual)
     said = [f'{name} 1,8,8 {{"width":6}}', f"{name} 1,8,8", f"{name} 128 tokens=9"]
