@@ -40,7 +40,7 @@ TUNING: Final = Fit(epochs=3, batch=32, learning_rate=1e-3)
 TEXT_MODEL: Final = Architecture(
     "gpt",
     {
-        "context": 32,
+        "context": text_models.CONTEXT,
         "depth": 2,
         "heads": 4,
         "hidden": 256,
