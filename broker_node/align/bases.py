@@ -30,10 +30,16 @@ from typing import Final
 import torch
 from torch.nn import functional
 
+from broker_node.align.gauge import balanced_scales
 from node.params import blocks
-from node.params.permutation import Tensors
+from node.params.permutation import PermutationSpec, Tensors, rescale
 from node.params.symmetry import Gauge, GaugeKind, Place, SymmetrySpec, Units
 
+MAX_UNITS: Final = 256
+"""In a head: singular vectors take of the order of the cube of it, in a thread that nothing can
+stop. Wider ones stay in the basis in which they came."""
+ROUNDS: Final = 4
+"""Of scales and bases in turn: what one of them undoes, the next makes good."""
 FLAT: Final = 1e-7
 """Of the largest singular value: below it a basis is not told from rounding."""
 
@@ -68,23 +74,48 @@ def _lines(spec: SymmetrySpec, places: Iterable[Place], tensors: Tensors) -> tor
 
 
 def with_bases(spec: SymmetrySpec) -> list[Gauge]:
-    """Return the gauges that any matrix is of."""
-    return [gauge for gauge in spec.gauges if gauge.kind is GaugeKind.LINEAR]
+    """Return the gauges that any matrix is of, and that are small enough to be settled."""
+    return [
+        gauge
+        for gauge in spec.gauges
+        if gauge.kind is GaugeKind.LINEAR and spec.groups[gauge.group].size <= MAX_UNITS
+    ]
 
 
 def _signs(cubed_U: torch.Tensor) -> torch.Tensor:
     return torch.where(cubed_U < 0, -1.0, 1.0).to(cubed_U)
 
 
-def settled(spec: SymmetrySpec, tensors: Tensors) -> dict[str, torch.Tensor]:
+def balanced(
+    plain: PermutationSpec, spec: SymmetrySpec, tensors: Tensors, *, signs: bool
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return the same function in canonical scales and bases, and the scales by rescaling of it.
+
+    What is balanced depends on the bases of heads, and their singular vectors on what is balanced:
+    both are had in turn. `signs`: whether these are settled, too.
+    """
+    scales = {
+        name: torch.ones(plain.groups[own.group].size, dtype=torch.float64)
+        for name, own in plain.rescalings.items()
+    }
+    found = dict(tensors)
+    for _ in range(ROUNDS if with_bases(spec) else 1):
+        found = settled(spec, found, signs=signs)
+        step = balanced_scales(plain, found)
+        found = rescale(plain, found, step)
+        scales = {name: scales[name] * step[name] for name in scales}
+    return settled(spec, found, signs=signs), scales
+
+
+def settled(spec: SymmetrySpec, tensors: Tensors, *, signs: bool = True) -> dict[str, torch.Tensor]:
     """Return the same function with signs and bases as above; `tensors` are left as they are."""
     found = {name: tensor.clone(memory_format=torch.contiguous_format)
              for name, tensor in tensors.items()}  # fmt: skip
     for gauge in spec.gauges:
-        if gauge.kind in {GaugeKind.SCALE, GaugeKind.SIGN}:
+        if signs and gauge.kind in {GaugeKind.SCALE, GaugeKind.SIGN}:
             _settle_signs(spec, gauge, found)
-        elif gauge.kind is GaugeKind.LINEAR:
-            _settle_basis(spec, gauge, found)
+    for gauge in with_bases(spec):
+        _settle_basis(spec, gauge, found)
     return found
 
 
@@ -187,9 +218,10 @@ def likeness_of_weights(
             for one, other in ((ours, theirs), (ours, ours), (theirs, theirs))
         )
         if min(norms) > 0:
+            ours_norm, theirs_norm = (norm**0.5 for norm in norms)
             # of two tensors, in the unit of a product of weights
-            weight = 2 * math.prod(norms) ** 0.25
-            total += weight * product / math.prod(norms) ** 0.5
+            weight = 2 * ours_norm**0.5 * theirs_norm**0.5
+            total += weight * (product / ours_norm / theirs_norm)
             most += weight
     for name in spec.axes:
         if name in skip:

@@ -39,6 +39,9 @@ layers would have every sweep that there is, in a thread that nothing can stop. 
 is taken has 3 s (784, 255 times 1, 10)."""
 OVERHEAD: Final = 1e4
 """Squares that could be read in the time that it takes to read none."""
+LEAST: Final = 2.0**-31
+"""The smallest scale of gains and heads, whose inverse is the largest: quotients of two models'
+stay within what recipes carry."""
 TOLERANCE: Final = 1e-7
 """Largest relative step of a sweep that ends the balancing: float32's own precision."""
 
@@ -125,6 +128,9 @@ def balanced_scales(spec: PermutationSpec, tensors: Tensors) -> dict[str, torch.
             largest = max(largest, float(np.abs(step_U - 1).max()))
         if largest < TOLERANCE:
             break
+    for name in factors.keys() - spec.groups.keys():
+        # a gain may decay to next to nothing: any scale is exact, and this one still fits a recipe
+        np.clip(factors[name], LEAST**2, LEAST**-2, out=factors[name])
     return {name: torch.from_numpy(np.sqrt(factor)) for name, factor in factors.items()}
 
 

@@ -16,8 +16,8 @@ from typing import Final
 
 import torch
 
-from broker_node.align.bases import settled, turned, with_bases
-from broker_node.align.carrying import canonical
+from broker_node.align.bases import balanced, turned, with_bases
+from broker_node.align.gauge import without_dead_units
 from broker_node.align.matching import match_units
 from broker_node.align.preservation import require_same_architecture, require_same_function
 from broker_node.align.stages import Aligned, AlignmentError
@@ -81,18 +81,24 @@ def joint_matching(
     if seller.layers:
         raise AlignmentError(f"`{NAME}` is for whole models, and layers {seller.layers} are sold")
     plain = architecture.model.permutation_spec()
-    ours, theirs = (canonical(plain, model.tensors) for model in (buyer, seller))
+    ours, theirs = (
+        without_dead_units(plain, {n: t.cpu().double() for n, t in model.tensors.items()})
+        for model in (buyer, seller)
+    )
+    # no signs: what is made below carries none
+    (ours_there, ours_scales), (theirs_there, theirs_scales) = (
+        balanced(plain, spec, side, signs=False) for side in (ours, theirs)
+    )
     learnt = {name: axes for name, axes in spec.axes.items() if name not in plain.statistics}
     compared = dataclasses.replace(spec, axes=learnt)
-    sides = settled(spec, ours.tensors), settled(spec, theirs.tensors)
-    permutations = _matched(compared, plain, sides, seed, device)
+    permutations = _matched(compared, plain, (ours_there, theirs_there), seed, device)
     # a numbering of settled bases says nothing of those in which the models came
     turning = {gauge.group for gauge in with_bases(spec)}
     kept = {group: units for group, units in permutations.items() if group not in turning}
     exact = {name: tensor.cpu().double() for name, tensor in seller.tensors.items()}
-    moved = blocks.permute(spec, rescale(plain, exact, theirs.scales), kept)
-    moved = turned(spec, ours.tensors, moved)
-    back = {group: 1 / scales_U for group, scales_U in ours.scales.items()}
+    moved = blocks.permute(spec, rescale(plain, exact, theirs_scales), kept)
+    moved = turned(spec, rescale(plain, ours, ours_scales), moved)
+    back = {name: 1 / scales_U for name, scales_U in ours_scales.items()}
     transformed = {
         name: tensor.float().contiguous() for name, tensor in rescale(plain, moved, back).items()
     }

@@ -92,21 +92,23 @@ def match_symmetries(
     *,
     seed: int,
     device: torch.device | None = None,
+    sweeps: int = MAX_SWEEPS,
 ) -> SymmetricMatching:
     """Return the joint permutation of `theirs` that best lines up with `ours`.
 
     `device`: where similarities are computed, of weights in bfloat16; assignments are the CPU's,
     and the objective is in the end that of the weights as they are. `history` is that of the
-    weights in bfloat16.
+    weights in bfloat16. `sweeps` bounds the ascent; one that it cuts short is as good as it got.
 
     Raises `LocalProtocolError` for tensors that are not of `spec`, or not finite.
     """
     size = sum(ours[name].numel() for name in spec.axes if name in ours)
     dtype = torch.float64 if size <= SINGLE else torch.float32
     if device is None:
-        return _ascend(spec, pairs_of(spec, ours, theirs, dtype, None), seed=seed)
+        return _ascend(spec, pairs_of(spec, ours, theirs, dtype, None), seed=seed, sweeps=sweeps)
     ours, theirs = (sent(spec, side, device) for side in (ours, theirs))
-    found = _ascend(spec, pairs_of(spec, ours, theirs, torch.bfloat16, device), seed=seed)
+    rounded = pairs_of(spec, ours, theirs, torch.bfloat16, device)
+    found = _ascend(spec, rounded, seed=seed, sweeps=sweeps)
     exact = pairs_of(spec, ours, theirs, torch.float32, device)
     return replace(found, objective=objective(spec, exact, found.permutations))
 
@@ -126,7 +128,9 @@ def sent(spec: SymmetrySpec, tensors: Tensors, device: torch.device) -> dict[str
     }
 
 
-def _ascend(spec: SymmetrySpec, pairs: list[Pair], *, seed: int) -> SymmetricMatching:
+def _ascend(
+    spec: SymmetrySpec, pairs: list[Pair], *, seed: int, sweeps: int = MAX_SWEEPS
+) -> SymmetricMatching:
     families = [family for family in families_of(spec, pairs) if family.meetings]
     permutations = blocks.identity(spec)
     dirty = _first_pass(spec, families, permutations)
@@ -137,7 +141,7 @@ def _ascend(spec: SymmetrySpec, pairs: list[Pair], *, seed: int) -> SymmetricMat
     def rematch(family: Family) -> dict[str, torch.Tensor] | None:
         return matched(spec, family, family.meetings, permutations, inner=_inner)
 
-    for _ in range(MAX_SWEEPS):
+    for _ in range(sweeps):
         if not dirty:
             break
         changed = False

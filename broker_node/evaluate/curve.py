@@ -9,7 +9,7 @@ from typing import Final, Protocol, TypeAlias, TypeVar
 import torch
 from torch.nn import functional
 
-from broker_node.evaluate.residents import Place
+from broker_node.evaluate.residents import Residence
 from node.params.architecture import Architecture, apply
 from node.params.families.base import TokenModel
 from node.params.families.linear import Linear
@@ -160,7 +160,7 @@ class Runner(Protocol):
     ) -> torch.Tensor | None:
         """Return losses_AR at several places between two models, or None: one at a time, then."""
 
-    def elsewhere(self, what: str, compute: Callable[[Place], T], here: Callable[[], T]) -> T:
+    def elsewhere(self, what: str, compute: Callable[[Residence], T], here: Callable[[], T]) -> T:
         """Return what `compute` finds on the device, if there is one; else what `here` finds.
 
         Without the memory it is `here` too, and `fallbacks` tells of `what`.
@@ -199,7 +199,7 @@ class OnCpu:
     ) -> torch.Tensor | None:
         return None
 
-    def elsewhere(self, what: str, compute: Callable[[Place], T], here: Callable[[], T]) -> T:
+    def elsewhere(self, what: str, compute: Callable[[Residence], T], here: Callable[[], T]) -> T:
         return here()
 
     def fallbacks(self) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from broker_node.evaluate.curve import (
     losses_of,
     wanted_of,
 )
-from broker_node.evaluate.residents import Place, sent
+from broker_node.evaluate.residents import Residence, sent
 from node.params.architecture import Architecture, apply
 from node.params.device_memory import is_out_of_memory
 from node.params.families.base import ArchitectureError
@@ -85,7 +85,7 @@ class OnDevice:
         rows_at_once: int = ROWS_AT_ONCE,
         models_at_once: int = MODELS_AT_ONCE,
     ) -> None:
-        self._place: Place | None = Place(device)
+        self._place: Residence | None = Residence(device)
         self._name = str(device)
         self._rows = rows_at_once
         self._models = models_at_once
@@ -103,7 +103,7 @@ class OnDevice:
     def outputs(
         self, architecture: Architecture, model: Model, inputs_RF: torch.Tensor
     ) -> torch.Tensor:
-        def compute(place: Place) -> torch.Tensor:
+        def compute(place: Residence) -> torch.Tensor:
             weights = _made(place, model)
             parts = [
                 apply(architecture, weights, part_RF).cpu().double()
@@ -123,7 +123,7 @@ class OnDevice:
     ) -> torch.Tensor:
         wanted = self._wanted_of(architecture, inputs_RF, targets_R)
 
-        def compute(place: Place) -> torch.Tensor:
+        def compute(place: Residence) -> torch.Tensor:
             weights = _made(place, model)
             return torch.cat(
                 [
@@ -147,7 +147,7 @@ class OnDevice:
     ) -> torch.Tensor | None:
         wanted = self._wanted_of(architecture, inputs_RF, targets_R)
 
-        def compute(place: Place) -> torch.Tensor:
+        def compute(place: Residence) -> torch.Tensor:
             base, other = (place.weights(end) for end in ends)
             found = []
             for at in range(0, len(alphas), self._models):
@@ -166,7 +166,7 @@ class OnDevice:
 
         return self._tried(compute, one_by_one)
 
-    def elsewhere(self, what: str, compute: Callable[[Place], T], here: Callable[[], T]) -> T:
+    def elsewhere(self, what: str, compute: Callable[[Residence], T], here: Callable[[], T]) -> T:
         for _ in range(2):  # once more with nothing beside it on the device
             if self._place is None or self._place.device.type == "mps":
                 return here()
@@ -194,7 +194,7 @@ class OnDevice:
         return wanted
 
     def _parts(
-        self, place: Place, rows: slice, *sides: torch.Tensor
+        self, place: Residence, rows: slice, *sides: torch.Tensor
     ) -> Iterator[tuple[torch.Tensor, ...]]:
         """Yield the rows on the device, so many at a time, of inputs or of inputs and targets."""
         there = not self._narrow and place.holds(*sides)
@@ -233,7 +233,7 @@ class OnDevice:
         each_model = ({name: side[at] for name, side in stacked.items()} for at in range(count))
         return torch.stack([_losses(run(tensors), targets_R) for tensors in each_model])
 
-    def _tried(self, compute: Callable[[Place], T], on_cpu: Callable[[], T]) -> T:
+    def _tried(self, compute: Callable[[Residence], T], on_cpu: Callable[[], T]) -> T:
         while self._place is not None:
             try:
                 _be_exact(self._place.device)
@@ -246,7 +246,7 @@ class OnDevice:
             self._give_way(self._place)
         return on_cpu()
 
-    def _give_way(self, place: Place) -> None:
+    def _give_way(self, place: Residence) -> None:
         place.clear()
         if self._models > 1:
             self._models //= 2
@@ -270,7 +270,7 @@ def _here(model: Model) -> Model:
     return Between(base, other, model.alpha, model.shares)
 
 
-def _made(place: Place, model: Model) -> dict[str, torch.Tensor]:
+def _made(place: Residence, model: Model) -> dict[str, torch.Tensor]:
     """Return a model on the device; a merge is made there, of what lies there."""
     if not isinstance(model, Between):
         return place.weights(model)

@@ -19,7 +19,7 @@ from broker_node.evaluate.curve import ON_CPU, Between, LossCurve, Model, Runner
 from broker_node.evaluate.doubts import valleys
 from broker_node.evaluate.gain import Gain, paired_gain
 from broker_node.evaluate.methods import merging_for
-from broker_node.evaluate.residents import Place
+from broker_node.evaluate.residents import Residence
 from broker_node.evaluate.search import SEARCHES
 from broker_node.evaluate.validation import ValidationSet, draw_rows
 from broker_node.merge import lerp
@@ -226,7 +226,7 @@ def _fitted(
         return lerp.NAME, Fitted()
     fit = TRADED[merging]
 
-    def there(place: Place) -> Fitted:
+    def there(place: Residence) -> Fitted:
         buyer = replace(aligned.buyer, tensors=place.weights(aligned.buyer.tensors))
         sold = place.weights(aligned.transformed)
         return fit(buyer, sold, Rows(*place.rows(*chosen)), alpha)

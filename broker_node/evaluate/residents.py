@@ -57,7 +57,7 @@ class Held:
         self._bytes = 0
 
 
-class Place:
+class Residence:
     """A device, and what lies there during one trial."""
 
     def __init__(self, device: torch.device) -> None:

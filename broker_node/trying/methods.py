@@ -21,7 +21,7 @@ from broker_node.align.stages import Aligned
 from broker_node.evaluate.curve import ON_CPU, LossCurve, Runner
 from broker_node.evaluate.evaluation import DEFAULT_SEARCH, QUADRATIC_SEARCH
 from broker_node.evaluate.methods import Method, usual
-from broker_node.evaluate.residents import Place
+from broker_node.evaluate.residents import Residence
 from broker_node.evaluate.search import SEARCHES
 from broker_node.trying.errors import TryError
 from broker_node.verify.stages import Verified
@@ -172,7 +172,7 @@ def align(
         found: Aligned = aligner(buyer, seller, seed=seed, **more)
         return found
 
-    def there(place: Place) -> Aligned:
+    def there(place: Residence) -> Aligned:
         found: Aligned = aligner(buyer, seller, seed=seed, device=place.device, **more)
         return found
 

@@ -29,9 +29,9 @@ from typing import Final, TypeAlias
 
 import torch
 
-from broker_node.align.bases import likeness_of_weights, settled
+from broker_node.align.bases import balanced, likeness_of_weights, with_bases
 from broker_node.align.gauge import balanced_scales, without_dead_units
-from broker_node.align.matching import match_units
+from broker_node.align.matching import match_units, sweeps_of
 from broker_node.align.symmetric_matching import match_symmetries
 from broker_node.evaluate.affine import outputs_of_layers
 from broker_node.verify.stages import Verified
@@ -133,7 +133,9 @@ def likeness(one: Verified, other: Verified, rows_RF: torch.Tensor) -> Likeness:
     if not hidden:
         raise ReplicaError("no-hidden-units", "models that learned the same are the same")
     whole = _all_symmetries(architecture, spec)
-    ours, theirs = (settled(whole, _canonical(spec, model)) for model in (one, other))
+    ours, theirs = (
+        balanced(spec, whole, _alive(spec, model), signs=True)[0] for model in (one, other)
+    )
     theirs = _matched(architecture, spec, whole, ours, theirs)
     missing = {
         name: tensor.double()
@@ -268,12 +270,19 @@ def _matched(
     ours: Tensors,
     theirs: Tensors,
 ) -> dict[str, torch.Tensor]:
-    """Return their tensors with units renumbered to ours: in blocks, too, of a whole model."""
-    if isinstance(architecture.model, GraphModel) and len(spec.axes) == len(layout(architecture)):
-        learnt = {name: axes for name, axes in whole.axes.items() if name not in spec.statistics}
-        joint = match_symmetries(replace(whole, axes=learnt), ours, theirs, seed=0).permutations
-        return blocks.permute(whole, theirs, joint)
-    return permute(spec, theirs, match_units(spec, ours, theirs, seed=0).permutations)
+    """Return their tensors with units renumbered to ours: in blocks, too, of a whole model.
+
+    What stands in a settled basis needs no numbering.
+    """
+    settled_ones = {gauge.group for gauge in with_bases(whole)}
+    plain = set(whole.groups) - settled_ones <= set(spec.groups)
+    if plain or len(spec.axes) < len(layout(architecture)):
+        return permute(spec, theirs, match_units(spec, ours, theirs, seed=0).permutations)
+    learnt = {name: axes for name, axes in whole.axes.items() if name not in spec.statistics}
+    found = match_symmetries(
+        replace(whole, axes=learnt), ours, theirs, seed=0, sweeps=sweeps_of(spec)
+    )
+    return blocks.permute(whole, theirs, found.permutations)
 
 
 def _require_rows(architecture: Architecture, rows_RF: torch.Tensor) -> None:
@@ -293,9 +302,14 @@ def _hidden_layers(spec: PermutationSpec) -> set[str]:
     }
 
 
+def _alive(spec: PermutationSpec, model: Verified) -> dict[str, torch.Tensor]:
+    return without_dead_units(
+        spec, {name: model.tensors[name].cpu().double() for name in spec.axes}
+    )
+
+
 def _canonical(spec: PermutationSpec, model: Verified) -> dict[str, torch.Tensor]:
-    part = {name: model.tensors[name].cpu().double() for name in spec.axes}
-    alive = without_dead_units(spec, part)
+    alive = _alive(spec, model)
     return rescale(spec, alive, balanced_scales(spec, alive))
 
 

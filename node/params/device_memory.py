@@ -1,14 +1,19 @@
-"""How a device says that it has no memory left: some in a type of error, some in words alone."""
+"""How a device says that it has no memory left: one in a type of error, others in words alone."""
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
+
+WORDS: Final = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+"""Of CUDA and of Apple's, of CUDA's libraries, of the CPU."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device ran out of memory; Apple's, and the libraries of CUDA, say so in words."""
+    """Whether a device, the CPU among them, ran out of memory."""
     if not isinstance(error, RuntimeError):
         return False
     said = str(error)
-    named = "out of memory" in said or "ALLOC_FAILED" in said
+    named = any(words in said for words in WORDS)
     return named or isinstance(error, torch.OutOfMemoryError)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TypeAlias
 
@@ -144,6 +144,21 @@ class SymmetrySpec:
     def shape(self, tensor: str) -> tuple[int, ...]:
         """Return the shape that a tensor of this name must have."""
         return tuple(self.size(layout) for layout in self.axes[tensor])
+
+
+def within(spec: SymmetrySpec, around: Mapping[str, str]) -> SymmetrySpec:
+    """Return `spec` with some groups, each within another: for each unit of it an order, a basis.
+
+    Of a group with others within it these have all the gauges that there are.
+    """
+    return replace(
+        spec,
+        groups={
+            name: replace(group, within=(around[name],)) if name in around else group
+            for name, group in spec.groups.items()
+        },
+        gauges=tuple(gauge for gauge in spec.gauges if gauge.group not in around.values()),
+    )
 
 
 def leaves(layout: Layout) -> Iterator[Units]:

@@ -25,6 +25,7 @@ from broker_node.trying.survey import run_survey
 from broker_node.trying.trial import run_trial
 from broker_node.verify.stages import Verified
 from node.params.architecture import Architecture, apply, random_init
+from node.params.device_memory import is_out_of_memory
 from node.params.families import factories
 from node.params.permutation import Tensors
 from tests.compute.test_aligners import SMALL, rows_for
@@ -247,3 +248,11 @@ def test_a_module_of_ones_own_that_runs_out_of_memory_is_asked_for_less(
     runner = OnDevice(CPU, rows_at_once=32)
     torch.testing.assert_close(runner.losses(architecture, tensors, *rows), here_R)
     assert runner.fallbacks() == ("out-of-memory: at most 1 models and 16 rows at once on cpu",)
+
+
+def test_a_cpu_without_memory_is_known_by_its_words() -> None:
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(10**15)
+    assert is_out_of_memory(refused.value)
+    assert not is_out_of_memory(RuntimeError("shapes differ"))
+    assert not is_out_of_memory(MemoryError())

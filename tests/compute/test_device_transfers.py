@@ -21,7 +21,7 @@ from broker_node.evaluate.device import OnDevice, _made
 from broker_node.evaluate.evaluation import evaluate
 from broker_node.evaluate.merges import MergeStack
 from broker_node.evaluate.methods import MARKET, PAPER, Method
-from broker_node.evaluate.residents import MODELS_HELD, Place
+from broker_node.evaluate.residents import MODELS_HELD, Residence
 from broker_node.evaluate.search import SEARCHES
 from broker_node.evaluate.validation import ValidationSet
 from broker_node.verify.stages import Verified
@@ -172,7 +172,7 @@ def test_a_merge_made_on_a_device_has_the_bytes_of_the_recipe(
     ours, theirs = (model.tensors for model in pair)
     heights = len(ours[WEIGHT])
     shares = {WEIGHT: tuple(Millionths(k * ONE // heights) for k in range(heights))}
-    place = Place(torch.device(name))
+    place = Residence(torch.device(name))
     for by_row in ({}, shares if alpha else {}):
         merge = Between(ours, theirs, Millionths(alpha), by_row)
         expected = interpolate(ours, theirs, Millionths(alpha), shares=by_row)
@@ -201,7 +201,7 @@ def test_shares_are_fitted_where_the_weights_lie(
 
 def test_what_was_not_used_for_long_is_let_go_of_and_sent_again() -> None:
     models = [{"w": torch.full((3, 2), float(k))} for k in range(MODELS_HELD + 1)]
-    place = Place(CPU)
+    place = Residence(CPU)
 
     def sent(model: Tensors) -> int:
         with Sent() as counted:
@@ -248,7 +248,7 @@ def test_memory_that_a_gpu_fetches_from_holds_the_same_bytes(pair: Pair, tmp_pat
 def test_a_gpu_fetches_what_was_read_for_it(name: str, pair: Pair) -> None:
     tensors = decode_tensors(encode_tensors(dict(pair[0].tensors)), locked=True)
     assert all(tensor.is_pinned() for tensor in tensors.values())
-    there = Place(torch.device(name)).weights(tensors)
+    there = Residence(torch.device(name)).weights(tensors)
     for key, tensor in there.items():
         assert torch.equal(tensor.cpu(), tensors[key])
 

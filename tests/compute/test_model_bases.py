@@ -9,8 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker_node.align import bases
 from broker_node.align.bases import likeness_of_weights, settled, turned
 from broker_node.align.joint import joint_matching
+from broker_node.align.weight_matching import weight_matching
 from broker_node.verify.checks import verify
 from broker_node.verify.replicas import THRESHOLD, likeness
 from broker_node.verify.stages import Received, Verified
@@ -102,6 +104,7 @@ KINDS = {
     "gpt, layer": built("layer"),
     "resnet": NETWORK,
     "a module of heads": own(mine.transformer, *IMAGE),
+    "a module with an axis of heads": own(mine.heads, *IMAGE),
     "a module of convolutions": own(mine.residual, *IMAGE),
 }
 
@@ -133,7 +136,9 @@ def test_a_layer_before_a_norm_may_have_any_size() -> None:
     assert likeness(model(NETWORK, tensors), model(NETWORK, louder), rows).weights > 0.9999
 
 
-@pytest.mark.parametrize("kind", ["gpt, rms", "gpt, layer", "a module of heads"])
+@pytest.mark.parametrize(
+    "kind", ["gpt, rms", "gpt, layer", "a module of heads", "a module with an axis of heads"]
+)
 def test_a_copy_with_heads_in_other_bases_comes_back_as_a_product(kind: str) -> None:
     architecture = KINDS[kind]
     generator = torch.Generator().manual_seed(4)
@@ -160,3 +165,43 @@ def test_heads_of_low_rank_stay_in_their_basis() -> None:
     torch.testing.assert_close(apply(architecture, found, rows), apply(architecture, exact, rows))
     aligned = joint_matching(model(architecture, other), model(architecture, low), seed=0)
     assert aligned.recipe is None
+
+
+def test_heads_that_have_an_axis_of_their_own_have_a_basis_each() -> None:
+    spec = symmetries(KINDS["a module with an axis of heads"])
+    inside = {gauge.group for gauge in spec.gauges if gauge.kind is GaugeKind.LINEAR}
+    assert {spec.groups[name].within for name in inside} == {("query/0",)}
+    assert not [gauge for gauge in spec.gauges if gauge.group == "query/0"]
+
+
+@pytest.mark.parametrize("share", [1e-45, 1e-30, 1e-15])
+def test_models_of_next_to_nothing_are_compared_all_the_same(share: float) -> None:
+    architecture = built("rms")
+    tensors = learnt(architecture, 1)
+    tensors["blocks.0.norm1.weight"] = torch.full_like(tensors["blocks.0.norm1.weight"], share)
+    copy = disguises.moved(architecture, tensors, torch.Generator().manual_seed(0))
+    copy["blocks.0.norm1.weight"] = tensors["blocks.0.norm1.weight"]
+    pair = model(architecture, tensors), model(architecture, copy)
+    assert likeness(*pair, rows_of(architecture)).weights <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-22, 1e-40])
+@pytest.mark.parametrize("side", ["buyer", "seller"])
+def test_a_gain_that_decayed_to_nothing_stops_no_trade(side: str, share: float) -> None:
+    ours, theirs = learnt(NETWORK, 1), learnt(NETWORK, 2)
+    decayed = ours if side == "buyer" else theirs
+    for part in ("weight", "bias"):
+        decayed[f"blocks.1.norm1.{part}"][3] = share if part == "weight" else 0
+    aligned = weight_matching(model(NETWORK, ours), model(NETWORK, theirs), seed=0)
+    assert "blocks.1.norm1.bias#0" in aligned.exact_recipe.scales
+
+
+def test_heads_too_wide_to_be_settled_stay_in_their_bases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bases, "MAX_UNITS", 3)
+    architecture = built("rms")
+    tensors = learnt(architecture, 1)
+    found = settled(symmetries(architecture), tensors)
+    assert torch.equal(found["blocks.0.attention.query"], tensors["blocks.0.attention.query"])
+    copy = disguises.moved(architecture, tensors, torch.Generator().manual_seed(0))
+    pair = model(architecture, tensors), model(architecture, copy)
+    assert likeness(*pair, rows_of(architecture)).score > 0.998

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.params import sharded
-from node.params.architecture import Architecture, permutation_spec, random_init
+from node.params.architecture import Architecture, part_of, permutation_spec, random_init
 from node.params.disk import Draft
 from node.params.encoding import load_safetensors, weights_root
 from node.params.errors import ProfileError
-from node.params.permutation import Axis, Group, PermutationSpec, Rescaling, Role
+from node.params.permutation import Axis, Group, PermutationSpec, Rescaling, Role, restrict
 from node.params.recipe import Recipe, apply_recipe, pack_scales
 from node.params.sharded import ShardedSet, merge_shards, open_set, root_of
 from node.protocol.errors import RemoteProtocolError
@@ -113,6 +113,57 @@ def test_a_subset_of_the_layers_changes_them_alone(tmp_path: Path) -> None:
     )
     root = merged(written(tmp_path / "a", ours), written(tmp_path / "b", part), recipe, tmp_path)
     assert root == weights_root(apply_recipe(MLP, ours, part, recipe))
+
+
+GPT = {"context": 6, "depth": 2, "heads": 3, "hidden": 20, "tied": False, "vocabulary": 11}
+DEEP = [
+    Architecture("gpt", {**GPT, "norm": "rms", "width": 12}),
+    Architecture("gpt", {**GPT, "norm": "layer", "width": 12, "tied": True}),
+    Architecture("resnet", {"classes": 3, "depth": 10, "image": [1, 4, 4], "widen": 1}),
+]
+
+
+@pytest.mark.parametrize("architecture", DEEP, ids=["rms", "layer, tied", "resnet"])
+@pytest.mark.parametrize("layers", [(), (0,), (1,)])
+def test_scales_of_gains_and_of_heads_are_merged_as_in_memory(
+    architecture: Architecture,
+    layers: tuple[int, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sharded, "PIECE_BYTES", 2_000)
+    ours, theirs = random_init(architecture, 1), random_init(architecture, 2)
+    sold = part_of(architecture, theirs, layers)
+    whole = permutation_spec(architecture)
+    spec = restrict(whole, sold)
+    generator = torch.Generator().manual_seed(3)
+    recipe = Recipe(
+        permutations={
+            name: tuple(torch.randperm(group.size, generator=generator).tolist())
+            for name, group in spec.groups.items()
+        },
+        scales={
+            name: pack_scales(
+                torch.exp(torch.randn(spec.groups[own.group].size, generator=generator))
+            )
+            for name, own in spec.rescalings.items()
+        },
+        alpha=Millionths(371_234),
+    )
+    assert recipe.scales
+    base, other = written(tmp_path / "a", ours, 2), written(tmp_path / "b", sold, 2)
+    root = merged(base, other, recipe, tmp_path / "m", spec=whole)
+    assert root == weights_root(apply_recipe(architecture, ours, sold, recipe))
+
+
+@pytest.mark.parametrize("name", ["nope#0", "blocks.0.norm1.weight#1", "blocks.0.norm1.weight"])
+def test_a_recipe_that_rescales_other_places_is_refused(name: str) -> None:
+    tensors = random_init(DEEP[0], 1)
+    recipe = Recipe(
+        permutations={}, scales={name: pack_scales(torch.ones(12))}, alpha=Millionths(1)
+    )
+    with pytest.raises(RemoteProtocolError, match=r"bad-recipe.*not exact"):
+        apply_recipe(DEEP[0], tensors, tensors, recipe)
 
 
 def test_half_precision_is_merged_in_float32_and_rounded_once(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ stream is rotated, once each norm's gain is folded into what reads it
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from node.params.families.base import ArchitectureError, read_fields, read_width
 from node.params.families.modules import ModuleModel, check_size
 from node.params.families.tokens import TokenRows
 from node.params.permutation import PermutationSpec, Tensors
-from node.params.symmetry import GaugeKind, SymmetrySpec, Units, plain_part
+from node.params.symmetry import GaugeKind, SymmetrySpec, Units, plain_part, within
 
 MAX_CONTEXT: Final = 1024
 MAX_DEPTH: Final = 16
@@ -269,15 +268,7 @@ def derived_symmetries(model: Gpt) -> SymmetrySpec:
             heads, inside = derived.axes[f"blocks.{at}.attention.{part}"][:2]
             if isinstance(heads, Units) and isinstance(inside, Units):
                 around[inside.group] = heads.group
-    return dataclasses.replace(
-        derived,
-        groups={
-            name: dataclasses.replace(group, within=(around[name],)) if name in around else group
-            for name, group in derived.groups.items()
-        },
-        # of heads with units inside, these have all that there is
-        gauges=tuple(g for g in derived.gauges if g.group not in around.values()),
-    )
+    return within(derived, around)
 
 
 @functools.lru_cache(maxsize=16)
