@@ -146,10 +146,14 @@ class _Basis:
     """To this basis, likewise, from that in which what reads came; its inverse transposed."""
 
 
-def _basis(spec: SymmetrySpec, gauge: Gauge, tensors: Tensors) -> _Basis:
+def _basis(spec: SymmetrySpec, gauge: Gauge, tensors: Tensors) -> _Basis | None:
+    """Return the basis, or None of numbers so far apart that no singular vectors are found."""
     written, read = (_lines(spec, places, tensors) for places in (gauge.writes, gauge.reads))
     (q_OFU, r_OUU), (p_OFU, s_OUU) = (torch.linalg.qr(each.mT) for each in (written, read))
-    left, values_OU, right = torch.linalg.svd(r_OUU @ s_OUU.mT, full_matrices=False)
+    try:
+        left, values_OU, right = torch.linalg.svd(r_OUU @ s_OUU.mT, full_matrices=False)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return None
     roots = values_OU.sqrt()[:, :, None]
     turned = roots * (q_OFU @ left).mT
     signs = _signs(turned.pow(3).sum(2))[:, :, None]
@@ -162,8 +166,11 @@ def _basis(spec: SymmetrySpec, gauge: Gauge, tensors: Tensors) -> _Basis:
 
 
 def _settle_basis(spec: SymmetrySpec, gauge: Gauge, tensors: dict[str, torch.Tensor]) -> None:
+    basis = _basis(spec, gauge, tensors)
+    if basis is None:
+        return
     both = [list(_sides(spec, places, tensors)) for places in (gauge.writes, gauge.reads)]
-    for sides, lines_OUF in zip(both, _basis(spec, gauge, tensors).lines, strict=True):
+    for sides, lines_OUF in zip(both, basis.lines, strict=True):
         lacking = spec.groups[gauge.group].size - lines_OUF.shape[1]
         whole = functional.pad(lines_OUF, (0, 0, 0, lacking))
         widths = [side.lines_OUF().shape[2] for side in sides]
@@ -174,14 +181,13 @@ def _settle_basis(spec: SymmetrySpec, gauge: Gauge, tensors: dict[str, torch.Ten
 def turned(spec: SymmetrySpec, ours: Tensors, theirs: Tensors) -> dict[str, torch.Tensor]:
     """Return the same function as theirs, whose units are matched, in bases nearest to ours.
 
-    A head that has a lower rank than units, to rounding, stays in its basis, with all that its
-    gauge is about.
+    A gauge with a head of a lower rank than units, to rounding, stays in its bases.
     """
     found = dict(theirs)
     for gauge in with_bases(spec):
         one, other = _basis(spec, gauge, ours), _basis(spec, gauge, found)
         shape = blocks.shape_of(spec, gauge.group)
-        if any(_flat(side, shape[-1]) for side in (one, other)):
+        if one is None or other is None or any(_flat(s, shape[-1]) for s in (one, other)):
             continue
         writes_OUU, reads_OUU = (a @ b.mT for a, b in zip(one.lines, other.lines, strict=True))
         rotation_OUU = nearest_rotation(writes_OUU + reads_OUU)

@@ -205,3 +205,18 @@ def test_heads_too_wide_to_be_settled_stay_in_their_bases(monkeypatch: pytest.Mo
     copy = disguises.moved(architecture, tensors, torch.Generator().manual_seed(0))
     pair = model(architecture, tensors), model(architecture, copy)
     assert likeness(*pair, rows_of(architecture)).score > 0.998
+
+
+def test_heads_without_singular_vectors_stay_in_their_bases(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise torch.linalg.LinAlgError("did not converge")  # type: ignore[attr-defined]
+
+    architecture = built("rms")
+    tensors = learnt(architecture, 1)
+    copy = disguises.moved(architecture, tensors, torch.Generator().manual_seed(0))
+    pair = model(architecture, tensors), model(architecture, copy)
+    monkeypatch.setattr(torch.linalg, "svd", fails)
+    assert likeness(*pair, rows_of(architecture)).score > 0.998
+    assert joint_matching(*pair, seed=0).recipe is None
