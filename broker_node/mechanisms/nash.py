@@ -315,7 +315,9 @@ class _Book:
             return float(self._legs != self.good)
         others = [_Book(self._bargain, legs) for legs in self.sets() if legs != self._legs]
         best = max((other.highest() for other in others), default=0.0)
-        return max(0.0, best - _power(gains, self._bargain.tau)) / float(scale)
+        # a gain that is lost to rounding is not forgone, though 0 to however small a power is 0
+        near = (gains[0] + scale * Fraction(ROUNDING), gains[1] + scale * Fraction(ROUNDING))
+        return max(0.0, best - _power(near, self._bargain.tau)) / float(scale)
 
     def highest(self) -> float:
         """Return the largest product by search, 0 where there is no zone."""

@@ -71,6 +71,15 @@ def numbers(inputs: dict[str, Json], key: str, default: float) -> list[float]:
     return [float(v) if isinstance(v, float | int) else default for v in given_values]
 
 
+@pytest.mark.parametrize("tau", [0.0, 5e-324, 2.2250738585072014e-308, 1e-20, 1e-16, 1e-9, 1.0])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_share_too_small_to_be_paid_is_not_forgone(tau: float, mirrored: bool) -> None:
+    own, other = ("v_b_own", "v_a_own") if mirrored else ("v_a_own", "v_b_own")
+    inputs: dict[str, Json] = {own: -1.0, other: 0.0, "v_a_other": 0.0, "v_b_other": 0.0}
+    inputs |= {"tau": 1 - tau if mirrored else tau, "fee": 0.02}
+    assert NASH.verify(inputs, clear(inputs)).valid
+
+
 @given(inputs=market)
 def test_nobody_loses_and_the_certificate_holds(inputs: dict[str, Json]) -> None:
     outcome = clear(inputs)
